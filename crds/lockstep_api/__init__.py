@@ -1,0 +1,1 @@
+"""The TrainingJob resource and the messages between the parts."""

@@ -1,0 +1,1 @@
+"""Decides who is a member of a training job, and makes it so."""

@@ -1,0 +1,1 @@
+"""Agent, leader and workers: what runs in each pod."""
