@@ -1,0 +1,63 @@
+"""Names that more than one part must spell the same way: labels, conditions, reasons, ports, paths.
+
+Every name is defined once, here, with a sentence that says what it means.
+"""
+
+from __future__ import annotations
+
+GROUP = "lockstep.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "TrainingJob"
+PLURAL = "trainingjobs"
+
+# --- labels and annotations on pods and the job's other objects -------------------------------------------------
+LABEL_JOB_NAME = f"{GROUP}/job-name"
+"""Name of the TrainingJob that owns the object; the operator's cache selects on its presence."""
+LABEL_JOB_UID = f"{GROUP}/job-uid"
+"""Uid of the TrainingJob: a job that is deleted and created again is another job."""
+LABEL_ORDINAL = f"{GROUP}/ordinal"
+"""Place of the pod among ``nodes + spares``; kept by its replacements."""
+LABEL_INCARNATION = f"{GROUP}/incarnation"
+"""Counts the replacements of one ordinal, from 0."""
+LABEL_SLOT = f"{GROUP}/slot"
+"""Logical node that the pod holds (its torch node rank). Absent on a spare."""
+LABEL_EPOCH = f"{GROUP}/epoch"
+"""Epoch in which the slot was given."""
+LABEL_ROLE = f"{GROUP}/role"
+"""``member``, ``spare`` or ``starting``."""
+ANNOTATION_AGENT_PORT = f"{GROUP}/agent-port"
+"""Port of the agent, where it is not the default."""
+
+MANAGED_BY = f"{GROUP}/operator"
+"""Value of ``spec.managedBy`` that this operator serves."""
+
+# --- condition types (metav1.Condition) ------------------------------------------------------------------------
+CONDITION_READY = "Ready"
+"""All members hold a slot and training steps advance."""
+CONDITION_SUSPENDED = "Suspended"
+"""The job has no pods because ``spec.suspend`` is true."""
+CONDITION_CHECKPOINT_DEGRADED = "CheckpointDegraded"
+"""Checkpoints can't be made durable at the moment; training goes on."""
+CONDITION_SUCCEEDED = "Succeeded"
+"""The job reached its last step and its final checkpoint is durable."""
+CONDITION_FAILED = "Failed"
+"""The job ended without success and won't be tried again."""
+
+# --- the agent's contract with its pod -------------------------------------------------------------------------
+AGENT_PORT = 29400
+"""Default port of the agent: streams, inventory, health and /metrics."""
+AGENT_PORT_NAME = "metrics"
+"""Name of that container port; Prometheus discovers it by this name."""
+STORE_PORT = 29500
+"""Default port of the rendezvous store, a child of the leader's agent; MASTER_PORT of a user's script."""
+CONTAINER_NAME = "trainer"
+"""The container of the pod template that Lockstep runs in; others are side-cars and left alone."""
+VOLUME_MOUNT = "/lockstep/run"
+"""Memory-backed volume that outlives the container: agent state, worker folders, step records."""
+CONFIG_MOUNT = "/lockstep/config"
+"""ConfigMap with ``job.json``: the job's name, namespace, uid and its whole spec with all defaults."""
+TOKEN_MOUNT = "/lockstep/token"
+"""Secret with ``token``: the bearer token that every call between this job's parts carries."""
+PROTOCOL_VERSION = 1
+"""Version of the messages; N talks to N-1."""

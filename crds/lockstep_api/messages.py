@@ -1,0 +1,377 @@
+"""Messages between operator, leader and members.
+
+Frozen dataclasses, so that protocol cores can use them without I/O libraries; ``lockstep_api.wire`` turns them into
+JSON and back and refuses what does not fit. Each message names the job, epoch and generation it belongs to:
+receivers compare (epoch, generation) first and drop what is older (PROTOCOLS: invariant a).
+
+Directions::
+
+    operator ── Membership, Stop, FaultAck ──────────► leader
+    operator ◄─ Inventory, Progress, FaultReport, Recovered, ReplaceRequest, EpochRequest, Finished ── leader
+    leader   ── Invite, Start, Abandon, Committed, Release ─► member
+    leader   ◄─ Join, Quiesced, Steps, WorkerExited, Saved, Beat ── member
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Term:
+    """(epoch, generation), ordered. Generation 0 means that no process group was started in the epoch yet."""
+
+    epoch: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateId:
+    """Names a training state: the step, and the term whose workers made it. A step number alone names nothing."""
+
+    step: int
+    epoch: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotInfo:
+    """Who holds a slot."""
+
+    slot: int
+    pod: str
+    pod_uid: str
+    boot_id: str
+    address: str  # host:port of the agent
+    domain: str = ""  # failure domain: the node's name
+    ordinal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePoint:
+    """A durable checkpoint to start from: a manifest, and the checksum it must have."""
+
+    state: StateId
+    manifest: str  # key of manifest.json below the job's prefix, or a full URI for resumeFrom
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where the workers of one generation meet."""
+
+    host: str
+    port: int
+    prefix: str  # "e/g": a worker joins only the prefix it was given
+
+
+@dataclass(frozen=True, slots=True)
+class StepSummary:
+    """One optimizer step of one generation, folded over the ranks of a node, or of the job."""
+
+    step: int  # 1 for the first optimizer step: the number of steps done after it
+    at: float  # Unix seconds at its end
+    seconds: float  # wall time of the step
+    loss: float  # mean over all tokens, nats
+    tokens: int  # over all ranks
+    grad_norm: float
+    lr: float
+    sections: dict[str, float] = field(default_factory=dict)  # section → seconds, mean over ranks
+
+
+# ------------------------------------------------------------------------------------ operator ↔ leader
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Operator → agent of slot 0: these are the members of epoch ``epoch``, and you lead them."""
+
+    job_uid: str
+    epoch: int
+    slots: tuple[SlotInfo, ...]
+    spares: tuple[SlotInfo, ...] = ()
+    cause: str = ""  # why the epoch was raised
+    kind: Literal["Membership"] = "Membership"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Operator → leader: end the job's workers; pods will be deleted when ``Finished`` or a deadline comes."""
+
+    job_uid: str
+    epoch: int
+    reason: str
+    kind: Literal["Stop"] = "Stop"
+
+
+@dataclass(frozen=True, slots=True)
+class FaultAck:
+    """Operator → leader: faults up to this term are written in the job's status."""
+
+    job_uid: str
+    term: Term
+    kind: Literal["FaultAck"] = "FaultAck"
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Any agent → operator or leader: who I am and what I last heard. First message on each operator stream, and
+    the answer to GET /v1/inventory."""
+
+    job_uid: str
+    pod: str
+    pod_uid: str
+    boot_id: str
+    term: Term  # highest ever seen
+    leading: int | None  # epoch that this agent leads, if any
+    slot: int | None
+    running: Term | None  # generation whose workers run now
+    step: int  # newest step seen
+    leader_silent: float | None  # seconds since the leader was last heard; None: never had one
+    container_starts: int  # starts of the container in this boot
+    agent_starts: int
+    protocol: int = 1
+    kind: Literal["Inventory"] = "Inventory"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Leader → operator, at a bounded rate. Ledger totals are cumulative within the epoch."""
+
+    job_uid: str
+    term: Term
+    sequence: int
+    state: Literal["forming", "starting", "running", "recovering", "finishing"]
+    connected: int  # members with a stream
+    steps: int | None  # steps in all
+    newest: StepSummary | None
+    tokens_per_second: float | None
+    tokens: int  # trained on up to `newest`, on the lineage
+    eval_loss: float | None
+    durable: RestorePoint | None
+    durable_at: float | None  # Unix seconds
+    durable_uri: str | None  # the manifest's full URI
+    checkpoint_problem: str | None  # why checkpoints can't be made durable at the moment
+    ledger: dict[str, float]  # class → GPU-seconds, members only
+    kind: Literal["Progress"] = "Progress"
+
+
+@dataclass(frozen=True, slots=True)
+class FaultReport:
+    """Leader → operator: a fault handled inside the epoch. Sent again until acknowledged; ``term`` is the abandoned
+    one, so faults are ordered and counted once."""
+
+    job_uid: str
+    term: Term
+    at: float
+    cause: str  # WorkerExited, AgentLost, StoreLost, Hang, ContainerRestarted, MemberLost
+    rung: Literal["process", "container", "pod"]
+    witness: str  # exit, stream, heartbeat, progress
+    slot: int | None = None
+    rank: int | None = None
+    exit_code: int | None = None  # minus the signal
+    detect_seconds: float = 0.0
+    step: int = 0  # newest step when it happened
+    log_tail: tuple[str, ...] = ()
+    kind: Literal["FaultReport"] = "FaultReport"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Leader → operator: the first new step after a fault. ``since`` is the newest term before it."""
+
+    job_uid: str
+    term: Term
+    seconds: dict[str, float]  # decide, restart, restore, first_step, recompute
+    steps_lost: int
+    at: float
+    kind: Literal["Recovered"] = "Recovered"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceRequest:
+    """Leader → operator: these members do not come back; give their slots to other pods."""
+
+    job_uid: str
+    epoch: int
+    slots: tuple[int, ...]
+    cause: str
+    witness: str
+    kind: Literal["ReplaceRequest"] = "ReplaceRequest"
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRequest:
+    """Agent → operator: raise the epoch (the leader's volume was empty: its generation numbers are lost)."""
+
+    job_uid: str
+    epoch: int
+    cause: str
+    kind: Literal["EpochRequest"] = "EpochRequest"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Leader → operator: the job has ended. Repeated until the stream is closed."""
+
+    job_uid: str
+    term: Term
+    outcome: Literal["succeeded", "failed", "stopped"]
+    reason: str  # CamelCase
+    message: str
+    kind: Literal["Finished"] = "Finished"
+
+
+# -------------------------------------------------------------------------------------- leader ↔ member
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """Leader → member, by POST /v1/invite: open a stream to me and leave any older one."""
+
+    job_uid: str
+    epoch: int
+    slot: int
+    pod_uid: str  # of the invited pod: an address may have a new owner
+    boot_id: str
+    leader: str  # host:port
+    spare: bool = False
+    kind: Literal["Invite"] = "Invite"
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Member → leader, first message on its stream."""
+
+    job_uid: str
+    epoch: int
+    slot: int
+    inventory: Inventory
+    cut: Cut | None = None
+    kind: Literal["Join"] = "Join"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """States that must not be used any more: all of ``excluded`` terms beyond ``keep``. Stored before it is
+    answered; the highest (epoch, generation) wins."""
+
+    term: Term  # the term that decided it
+    keep: StateId
+    excluded: tuple[tuple[Term, Term], ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Leader → member: start your workers of this generation."""
+
+    job_uid: str
+    term: Term
+    nodes: int
+    gpus_per_node: int
+    rendezvous: Rendezvous
+    restore: RestorePoint | None  # None: fresh weights
+    cut: Cut | None = None
+    kind: Literal["Start"] = "Start"
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Leader → member: end the workers of this and every older generation, then say Quiesced."""
+
+    job_uid: str
+    term: Term
+    cause: str
+    kind: Literal["Abandon"] = "Abandon"
+
+
+@dataclass(frozen=True, slots=True)
+class Quiesced:
+    """Member → leader: no worker of ``term`` or older is left, all are reaped."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    kind: Literal["Quiesced"] = "Quiesced"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Member → leader: steps that all its workers have finished since the last message, and where they are now."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    done: tuple[StepSummary, ...]
+    section: str  # of the slowest local worker: load, forward, backward, …
+    kind: Literal["Steps"] = "Steps"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """Member → leader: a worker process has ended."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    rank: int  # global
+    exit_code: int  # minus the signal
+    error: str | None = None  # a sentence for people, where the worker left one
+    user_error: bool = False  # bad configuration or data: a restart can't help
+    log_tail: tuple[str, ...] = ()
+    at: float = 0.0
+    kind: Literal["WorkerExited"] = "WorkerExited"
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Member → leader: every file of a step folder is written; ``listing`` is a local path or inline JSON that the
+    commit turns into a manifest."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    state: StateId
+    listing: str
+    kind: Literal["Saved"] = "Saved"
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Leader → member: this state is durable."""
+
+    job_uid: str
+    term: Term
+    restore: RestorePoint
+    kind: Literal["Committed"] = "Committed"
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Either way, when there was nothing else to say for a while."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    kind: Literal["Beat"] = "Beat"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Leader → member: the job is over or you are no member; end your workers and wait to be deleted."""
+
+    job_uid: str
+    term: Term
+    reason: str
+    kind: Literal["Release"] = "Release"
+
+
+ToLeader = Join | Quiesced | Steps | WorkerExited | Saved | Beat
+ToMember = Start | Abandon | Committed | Beat | Release
+FromOperator = Membership | Stop | FaultAck
+ToOperator = Inventory | Progress | FaultReport | Recovered | ReplaceRequest | EpochRequest | Finished
+Message = ToLeader | ToMember | FromOperator | ToOperator | Invite

@@ -1,0 +1,640 @@
+"""The TrainingJob resource, v1alpha1.
+
+This file is the one truth: the CRD, the chart's copy of it and the reference are generated from it, and operator,
+trainer and command-line tool read manifests through it. Field names are camelCase on the wire and snake_case in
+Python. A rule that joins several fields stands twice, beside each other: as CEL, for the API server, and as a
+validator, for ``lockstep run`` and ``lockstep validate``; a test holds the two together.
+
+A field appears here when something acts on it. Nothing is accepted and ignored: an unknown field is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+
+from lockstep_api import constants
+
+
+class Model(BaseModel):
+    """Base of every part of the resource: frozen, camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON form, camelCase, without fields that are null."""
+        wire: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True, exclude_none=True))
+        return wire
+
+
+def cel(*rules: tuple[str, str]) -> ConfigDict:
+    """CEL rules of a model as (rule, message); a message that starts with ``'`` is a CEL expression itself."""
+    return ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {"rule": rule, ("messageExpression" if message.startswith("'") else "message"): message}
+                for rule, message in rules
+            ]
+        }
+    )
+
+
+Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://.+", max_length=1024)]
+
+# ------------------------------------------------------------------------------------------------ trainer
+
+
+class ModelSpec(Model):
+    """Which model is trained."""
+
+    preset: str = Field(min_length=1, max_length=63)
+    """Name of a built-in architecture, for example llama-debug or llama3-1b."""
+    overrides: dict[str, int | float | bool | str] = Field(default_factory=dict)
+    """Fields of the preset to change, for example {layers: 6}. Names are checked when the trainer starts."""
+
+
+class TokenizerTraining(Model):
+    """A tokenizer trained on the job's own data, the same in every pod."""
+
+    kind: str = Field(default="bpe", pattern="^bpe$")
+    """Algorithm: bpe (byte-level byte-pair encoding)."""
+    vocab_size: int = Field(default=32768, ge=260, le=1_000_000)
+    """Number of tokens, the 256 bytes and the special tokens included."""
+
+
+class TokenizerSpec(Model):
+    """Where the tokenizer comes from: exactly one of uri, train."""
+
+    model_config = cel(("has(self.uri) != has(self.train)", "set exactly one of tokenizer.uri and tokenizer.train"))
+
+    uri: Uri | None = None
+    """A tokenizer.json in Hugging Face's format."""
+    train: TokenizerTraining | None = None
+    """Train one on the job's data."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.uri is None) == (self.train is None):
+            raise ValueError("set exactly one of tokenizer.uri and tokenizer.train")
+        return self
+
+
+class DataSource(Model):
+    """Text files."""
+
+    name: str = Field(default="data", min_length=1, max_length=63)
+    """Name in metrics and reports."""
+    uri: Uri
+    """Files to read; ** and * are wildcards, for example file:///data/**/*.txt. {stdlib} stands for the folder of
+    the Python standard library, a text that every machine has."""
+    exclude: list[Annotated[str, StringConstraints(max_length=256)]] = Field(default_factory=list, max_length=64)
+    """Patterns of paths to leave out."""
+    max_bytes: int | None = Field(default=None, ge=1)
+    """Stop after so many bytes of text (whole files, in sorted order)."""
+
+
+class DataSpec(Model):
+    """What the model is trained on."""
+
+    sources: list[DataSource] = Field(min_length=1, max_length=64)
+    """Sources, read in order."""
+    sequence_length: int = Field(default=2048, ge=8, le=1_048_576)
+    """Tokens per sample."""
+    holdout: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the files, chosen by a hash of their path, that are kept out of training and used to evaluate."""
+
+
+class OptimizerSpec(Model):
+    """AdamW."""
+
+    name: str = Field(default="adamw", pattern="^adamw$")
+    """Algorithm: adamw."""
+    lr: float = Field(default=3e-4, gt=0, le=10)
+    """Peak learning rate."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the gradient's running mean."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of its running square."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay, on matrices only: norms, biases and embeddings are left out."""
+
+
+class ScheduleSpec(Model):
+    """Learning rate over the steps: linear warm-up, then cosine."""
+
+    name: str = Field(default="cosine", pattern="^(cosine|constant)$")
+    """Shape after warm-up: cosine or constant."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+    final_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate at the last step as a share of the peak."""
+
+
+class RecipeSpec(Model):
+    """How it is trained."""
+
+    steps: int = Field(ge=1, le=100_000_000)
+    """Optimizer steps."""
+    global_batch_tokens: int = Field(default=524_288, ge=8)
+    """Tokens per step over all GPUs; a multiple of sequenceLength × data-parallel width."""
+    optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
+    """Optimizer."""
+    schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
+    """Learning-rate schedule."""
+    clip_grad_norm: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0 turns clipping off."""
+    precision: str = Field(default="bf16", pattern="^(bf16|fp32)$")
+    """Precision of parameters and activations in forward and backward; the optimizer works in fp32."""
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    """Seed of weights and of the order of samples."""
+
+
+class EvaluateSpec(Model):
+    """Loss on the held-out files."""
+
+    every: int = Field(default=1000, ge=1)
+    """Steps between evaluations; the last step is always evaluated."""
+    batches: int = Field(default=8, ge=1, le=10_000)
+    """Batches of the global size that one evaluation reads; at most all the held-out text."""
+
+
+class GenerateSpec(Model):
+    """Text written by the model at the end of the run, kept in the run's journal."""
+
+    prompt: str = Field(default="", max_length=4096)
+    """Text to go on from."""
+    tokens: int = Field(default=128, ge=1, le=4096)
+    """Tokens to generate."""
+    temperature: float = Field(default=0.8, ge=0, le=10)
+    """0 takes the likeliest token each time."""
+
+
+class TrainerSpec(Model):
+    """Lockstep's own trainer."""
+
+    model: ModelSpec
+    """Architecture."""
+    tokenizer: TokenizerSpec = Field(default_factory=lambda: TokenizerSpec(train=TokenizerTraining()))
+    """Tokenizer."""
+    data: DataSpec
+    """Data."""
+    recipe: RecipeSpec
+    """Recipe."""
+    evaluate: EvaluateSpec | None = None
+    """Evaluation on held-out files; needs data.holdout."""
+    generate: GenerateSpec | None = None
+    """Sample of text at the end."""
+
+
+# ------------------------------------------------------------------------------------------- parallelism
+
+
+class ParallelismSpec(Model):
+    """How the GPUs are used. What is left after the named degrees is sharded data parallelism (FSDP)."""
+
+    replicate: int = Field(default=1, ge=1, le=1_048_576)
+    """Copies of the sharded model (hybrid sharding); divides nodes × gpusPerNode."""
+
+
+# -------------------------------------------------------------------------------------------- checkpoint
+
+
+class SecretReference(Model):
+    """A Secret in the job's namespace."""
+
+    name: str = Field(min_length=1, max_length=253)
+    """Name of the Secret; keys accessKeyId and secretAccessKey."""
+
+
+class S3Spec(Model):
+    """How the object store is reached."""
+
+    endpoint: str | None = Field(default=None, max_length=1024)
+    """URL of an S3 server that is not AWS."""
+    region: str = Field(default="us-east-1", max_length=63)
+    """Region."""
+    path_style: bool = False
+    """Bucket in the path and not in the host name."""
+    secret_ref: SecretReference | None = None
+    """Credentials; without it the pod's own identity is used."""
+
+
+class KeepSpec(Model):
+    """Which checkpoints stay. The newest verified one always does."""
+
+    last: int = Field(default=3, ge=1, le=10_000)
+    """The newest so many."""
+
+
+class CheckpointSpec(Model):
+    """Durable checkpoints."""
+
+    uri: Uri
+    """Bucket and prefix (s3://…), or a folder that all pods share (file://…)."""
+    every: int = Field(default=1000, ge=1)
+    """Steps between checkpoints; the last step always gets one."""
+    keep: KeepSpec = Field(default_factory=KeepSpec)
+    """Retention."""
+    resume_from: Uri | None = None
+    """A manifest.json of another job to start from. Without it a new job starts fresh."""
+    s3: S3Spec = Field(default_factory=S3Spec)
+    """Object store."""
+
+
+# -------------------------------------------------------------------------------------------- resilience
+
+
+class BudgetsSpec(Model):
+    """How often each rung of the recovery ladder may be used before a fault goes a rung up, and at last fails the
+    job. A budget is full again once a checkpoint newer than the fault is durable."""
+
+    process: int = Field(default=10, ge=0)
+    """Restarts of worker processes."""
+    pod: int = Field(default=5, ge=0)
+    """Replacements of pods."""
+
+
+class HangSpec(Model):
+    """When missing progress counts as a hang."""
+
+    factor: float = Field(default=5.0, ge=1.5)
+    """Times the median step."""
+    minimum_seconds: float = Field(default=60, ge=1)
+    """Never sooner than this."""
+    first_step_seconds: float = Field(default=1800, ge=1)
+    """Bound for the time from start to the first step: compilation, restore, data."""
+
+
+class RetryAction(StrEnum):
+    """What an exit code means."""
+
+    RESTART = "Restart"
+    """Take the ladder, as for any fault."""
+    FAIL = "Fail"
+    """The user's error: the job fails at once."""
+
+
+class RetryRule(Model):
+    """What is done when a worker exits with one of these codes; the first rule that matches counts."""
+
+    exit_codes: list[Annotated[int, Field(ge=1, le=255)]] = Field(min_length=1, max_length=64)
+    """Exit codes."""
+    action: RetryAction
+    """Action."""
+
+
+class ResilienceSpec(Model):
+    """What is done when something breaks."""
+
+    budgets: BudgetsSpec = Field(default_factory=BudgetsSpec)
+    """Budgets per rung."""
+    retry: list[RetryRule] = Field(default_factory=list, max_length=32)
+    """Rules on exit codes."""
+    hang: HangSpec = Field(default_factory=HangSpec)
+    """Hang detection."""
+    rejoin_grace_seconds: float = Field(default=5, ge=0.1, le=3600)
+    """How long a member without a stream may take to come back once steps have stopped."""
+    leader_deadline_seconds: float = Field(default=60, ge=1, le=3600)
+    """How long the leader may be silent when only one witness says so; with two it is 5 s."""
+
+
+# -------------------------------------------------------------------------------------------------- spec
+
+
+class PodTemplate(Model):
+    """core/v1 PodTemplateSpec. The container named ``trainer`` runs the agent. The API server checks its fields
+    when the first pod is created, and what it refuses is said in the job's condition."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}, extra="allow", frozen=True
+    )
+
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Labels and annotations for the pods."""
+    spec: dict[str, Any] = Field(default_factory=dict)
+    """core/v1 PodSpec: image, resources, volumes, nodeSelector, tolerations, serviceAccountName and so on."""
+
+
+_IMMUTABLE = "is immutable: running pods and the checkpoint's state were made for it; create another job, with checkpoint.resumeFrom"
+
+
+class TrainingJobSpec(Model):
+    """What is to run."""
+
+    model_config = cel(
+        ("has(self.trainer) != has(self.command)", "set exactly one of trainer and command"),
+        (
+            "!has(self.parallelism) || (self.nodes * self.gpusPerNode) % self.parallelism.replicate == 0",
+            "'parallelism.replicate: %d does not divide the %d GPUs of this job (nodes × gpusPerNode); choose a divisor'"
+            ".format([self.parallelism.replicate, self.nodes * self.gpusPerNode])",
+        ),
+        (
+            "!has(self.trainer) || self.trainer.recipe.globalBatchTokens % "
+            "(self.trainer.data.sequenceLength * self.nodes * self.gpusPerNode) == 0",
+            "'trainer.recipe.globalBatchTokens: %d is not a multiple of sequenceLength × nodes × gpusPerNode = %d; "
+            "choose a multiple'.format([self.trainer.recipe.globalBatchTokens, "
+            "self.trainer.data.sequenceLength * self.nodes * self.gpusPerNode])",
+        ),
+        (
+            "!has(self.trainer) || !has(self.trainer.evaluate) || self.trainer.data.holdout > 0.0",
+            "trainer.evaluate needs held-out files; set trainer.data.holdout, for example to 0.05",
+        ),
+        ("!has(self.trainer) || has(self.checkpoint)", "checkpoint.uri is required with trainer: without it every "
+                                                       "fault would start from step 0"),
+        *(
+            (f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+             f"{field} {_IMMUTABLE}")
+            for field in ("trainer", "command", "parallelism", "checkpoint", "template", "managedBy")
+        ),
+        *((f"self.{field} == oldSelf.{field}", f"{field} {_IMMUTABLE}") for field in ("nodes", "gpusPerNode")),
+    )
+
+    nodes: int = Field(ge=1, le=16_384)
+    """Slots: pods that train."""
+    gpus_per_node: int = Field(ge=1, le=64)
+    """GPUs, and worker processes, of each pod."""
+    spares: int = Field(default=0, ge=0, le=1024)
+    """Warm pods beyond nodes that take a lost member's slot."""
+    parallelism: ParallelismSpec = Field(default_factory=ParallelismSpec)
+    """Layout of the GPUs."""
+    trainer: TrainerSpec | None = None
+    """Lockstep's own trainer. Exactly one of trainer and command."""
+    command: list[Annotated[str, StringConstraints(max_length=4096)]] | None = Field(
+        default=None, min_length=1, max_length=256
+    )
+    """Any script written for torchrun, one process per GPU, with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR,
+    MASTER_PORT and PET_*. Exactly one of trainer and command."""
+    checkpoint: CheckpointSpec | None = None
+    """Durable checkpoints; required with trainer."""
+    resilience: ResilienceSpec = Field(default_factory=ResilienceSpec)
+    """Faults."""
+    template: PodTemplate = Field(default_factory=PodTemplate)
+    """Pod template."""
+    suspend: bool = False
+    """True deletes the pods and keeps the checkpoints; false goes on from the newest."""
+    managed_by: str = Field(default=constants.MANAGED_BY, max_length=63)
+    """Which controller serves this job; another value makes this operator leave it alone."""
+    active_deadline_seconds: int | None = Field(default=None, ge=1)
+    """Fail the job when it has run this long, time in suspension left out."""
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
+    """Delete the job so long after its end. Without it the job stays."""
+
+    @model_validator(mode="after")
+    def _cross_field(self) -> Self:
+        gpus = self.nodes * self.gpus_per_node
+        if (self.trainer is None) == (self.command is None):
+            raise ValueError("set exactly one of trainer and command")
+        if gpus % self.parallelism.replicate:
+            raise ValueError(
+                f"parallelism.replicate: {self.parallelism.replicate} does not divide the {gpus} GPUs of this job "
+                "(nodes × gpusPerNode); choose a divisor"
+            )
+        if self.trainer is None:
+            return self
+        if self.checkpoint is None:
+            raise ValueError("checkpoint.uri is required with trainer: without it every fault would start from step 0")
+        unit = self.trainer.data.sequence_length * gpus
+        if self.trainer.recipe.global_batch_tokens % unit:
+            raise ValueError(
+                f"trainer.recipe.globalBatchTokens: {self.trainer.recipe.global_batch_tokens} is not a multiple of "
+                f"sequenceLength × nodes × gpusPerNode = {unit}; choose a multiple"
+            )
+        if self.trainer.evaluate and not self.trainer.data.holdout:
+            raise ValueError("trainer.evaluate needs held-out files; set trainer.data.holdout, for example to 0.05")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------ status
+
+
+class Phase(StrEnum):
+    """One word for where the job stands."""
+
+    PENDING = "Pending"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    RECOVERING = "Recovering"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job has ended for good."""
+        return self in (Phase.SUCCEEDED, Phase.FAILED)
+
+
+class StatusModel(Model):
+    """Base of the status: like Model, but fields of a newer operator are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Condition(StatusModel):
+    """metav1.Condition."""
+
+    type: str
+    """Type in CamelCase."""
+    status: str = Field(pattern="^(True|False|Unknown)$")
+    """True, False or Unknown."""
+    reason: str = ""
+    """Reason in CamelCase."""
+    message: str = ""
+    """A sentence."""
+    last_transition_time: str
+    """RFC 3339 time at which status changed."""
+    observed_generation: int | None = None
+    """metadata.generation that it speaks of."""
+
+
+class Members(StatusModel):
+    """Pods by role."""
+
+    ready: int = 0
+    """Members that hold a slot in the current epoch and are connected."""
+    spares: int = 0
+    """Warm spares."""
+    starting: int = 0
+    """Pods that are not up yet."""
+
+
+class Progress(StatusModel):
+    """How far training is."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    steps: int | None = None
+    """Steps in all."""
+    tokens: int = 0
+    """Tokens trained on, recomputed ones left out."""
+    loss: float | None = None
+    """Mean training loss of the last step, in nats per token."""
+    eval_loss: float | None = None
+    """Loss on held-out files, in nats per token."""
+    tokens_per_second: float | None = None
+    """Over the last steps."""
+    at: str | None = None
+    """When this was seen, RFC 3339."""
+
+
+class DurableCheckpoint(StatusModel):
+    """The newest checkpoint that a fault can't take away."""
+
+    step: int
+    """Step."""
+    uri: str
+    """Its manifest."""
+    at: str
+    """When it was committed, RFC 3339."""
+
+
+class CheckpointStatus(StatusModel):
+    """Checkpoints."""
+
+    durable: DurableCheckpoint | None = None
+    """Newest durable one."""
+
+
+class Restarts(StatusModel):
+    """Restarts by rung, over the life of the job."""
+
+    process: int = 0
+    """Worker processes started again in their pod."""
+    container: int = 0
+    """Containers started again in place by the kubelet."""
+    spare: int = 0
+    """Slots taken by a spare."""
+    pod: int = 0
+    """Pods replaced."""
+    total: int = 0
+    """All of them."""
+
+
+class BudgetsUsed(StatusModel):
+    """Uses of each budget since the last durable checkpoint beyond a fault."""
+
+    process: int = 0
+    pod: int = 0
+
+
+class Fault(StatusModel):
+    """One fault and what it cost."""
+
+    at: str
+    """When it was noticed, RFC 3339."""
+    epoch: int = 0
+    """Epoch in which it happened."""
+    generation: int = 0
+    """Generation that it ended."""
+    cause: str
+    """WorkerExited, AgentLost, PodLost, NodeLost, Hang, StoreLost, LeaderLost …"""
+    rung: str
+    """process, container, spare or pod."""
+    node: str | None = None
+    """Kubernetes node."""
+    pod: str | None = None
+    """Pod."""
+    rank: int | None = None
+    """Global rank of the worker that failed first."""
+    exit_code: int | None = None
+    """Exit code, or minus the signal."""
+    witness: str = ""
+    """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, progress."""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Seconds per part of the recovery: detect, decide, restart, restore, recompute."""
+    steps_lost: int | None = None
+    """Steps that had to be computed again."""
+    log_tail: list[str] = Field(default_factory=list)
+    """Last lines of the worker's output."""
+
+
+class TrainingJobStatus(StatusModel):
+    """What is."""
+
+    observed_generation: int | None = None
+    """metadata.generation that this status speaks of."""
+    phase: Phase | None = None
+    """One word."""
+    conditions: list[Condition] = Field(default_factory=list)
+    """metav1 conditions: Ready, Suspended, CheckpointDegraded, Succeeded, Failed."""
+    epoch: int = 0
+    """Number of the current membership; raised at each change."""
+    slot_map_hash: str | None = None
+    """Hash of the current membership: which pod holds which slot."""
+    slots: dict[str, str] = Field(default_factory=dict)
+    """Slot → name of the pod that holds it in this epoch."""
+    ready: str | None = None
+    """Members ready, as ready/nodes, for kubectl."""
+    step: str | None = None
+    """Step, as step/steps, for kubectl."""
+    members: Members = Field(default_factory=Members)
+    """Pods by role."""
+    progress: Progress = Field(default_factory=Progress)
+    """Progress."""
+    checkpoint: CheckpointStatus = Field(default_factory=CheckpointStatus)
+    """Checkpoints."""
+    goodput: float | None = None
+    """Share of GPU time that was productive, queued and suspended time left out."""
+    goodput_percent: str | None = None
+    """The same for kubectl."""
+    ledger: dict[str, float] = Field(default_factory=dict)
+    """GPU-seconds by class."""
+    restarts: Restarts = Field(default_factory=Restarts)
+    """Restarts by rung."""
+    budgets_used: BudgetsUsed = Field(default_factory=BudgetsUsed)
+    """Budget in use."""
+    incarnations: dict[str, int] = Field(default_factory=dict)
+    """Ordinal → incarnation of its newest pod, where that is not 0: names are never used twice."""
+    faults: list[Fault] = Field(default_factory=list)
+    """The last ten."""
+    fault_cursor: str = "0/0"
+    """epoch/generation of the newest fault that was counted: none is counted twice."""
+    start_time: str | None = None
+    """When the operator first acted on the job, RFC 3339."""
+    completion_time: str | None = None
+    """When it ended, RFC 3339."""
+    active_since: str | None = None
+    """Start of the current stretch outside suspension, RFC 3339."""
+    active_seconds: float = 0
+    """Active time of earlier stretches."""
+
+
+class TrainingJob(Model):
+    """A distributed training run."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    api_version: str = constants.API_VERSION
+    kind: str = constants.KIND
+    metadata: dict[str, Any]
+    spec: TrainingJobSpec
+    status: TrainingJobStatus = Field(default_factory=TrainingJobStatus)
+
+    @property
+    def name(self) -> str:
+        """metadata.name."""
+        return str(self.metadata["name"])
+
+    @property
+    def namespace(self) -> str:
+        """metadata.namespace, ``default`` where there is none."""
+        return str(self.metadata.get("namespace") or "default")
+
+    @property
+    def uid(self) -> str:
+        """metadata.uid."""
+        return str(self.metadata["uid"])
+
+    @property
+    def generation(self) -> int:
+        """metadata.generation."""
+        return int(self.metadata.get("generation", 1))
