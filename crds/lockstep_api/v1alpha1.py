@@ -11,6 +11,7 @@ A field appears here when something acts on it. Nothing is accepted and ignored:
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
@@ -55,7 +56,7 @@ class ModelSpec(Model):
 
     preset: str = Field(min_length=1, max_length=63)
     """Name of a built-in architecture, for example llama-debug or llama3-1b."""
-    overrides: dict[str, int | float | bool | str] = Field(default_factory=dict)
+    overrides: dict[str, int | float | bool | str] = Field(default_factory=dict, max_length=64)
     """Fields of the preset to change, for example {layers: 6}. Names are checked when the trainer starts."""
 
 
@@ -323,7 +324,10 @@ class PodTemplate(Model):
     """core/v1 PodSpec: image, resources, volumes, nodeSelector, tolerations, serviceAccountName and so on."""
 
 
-_IMMUTABLE = "is immutable: running pods and the checkpoint's state were made for it; create another job, with checkpoint.resumeFrom"
+_IMMUTABLE = (
+    "is immutable: running pods and the checkpoint's state were made for it; "
+    "create another job, with checkpoint.resumeFrom"
+)
 
 
 class TrainingJobSpec(Model):
@@ -347,12 +351,16 @@ class TrainingJobSpec(Model):
             "!has(self.trainer) || !has(self.trainer.evaluate) || self.trainer.data.holdout > 0.0",
             "trainer.evaluate needs held-out files; set trainer.data.holdout, for example to 0.05",
         ),
-        ("!has(self.trainer) || has(self.checkpoint)", "checkpoint.uri is required with trainer: without it every "
-                                                       "fault would start from step 0"),
+        (
+            "!has(self.trainer) || has(self.checkpoint)",
+            "checkpoint.uri is required with trainer: without it every fault would start from step 0",
+        ),
         *(
-            (f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
-             f"{field} {_IMMUTABLE}")
-            for field in ("trainer", "command", "parallelism", "checkpoint", "template", "managedBy")
+            (
+                f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+                f"{field} {_IMMUTABLE}",
+            )
+            for field in ("trainer", "command", "parallelism", "checkpoint", "resilience", "template", "managedBy")
         ),
         *((f"self.{field} == oldSelf.{field}", f"{field} {_IMMUTABLE}") for field in ("nodes", "gpusPerNode")),
     )
@@ -557,6 +565,19 @@ class Fault(StatusModel):
     """Last lines of the worker's output."""
 
 
+class LedgerState(StatusModel):
+    """What the operator must remember to go on with the ledger; the ledger itself is in status.ledger."""
+
+    at: float = 0
+    """Unix seconds up to which pods' time is accounted for; 0: nothing yet."""
+    base: dict[str, float] = Field(default_factory=dict)
+    """GPU-seconds by class: closed epochs, and time outside membership."""
+    member_seconds: float = 0
+    """GPU-seconds that this epoch's members held."""
+    leader: dict[str, float] = Field(default_factory=dict)
+    """This epoch's newest totals from the leader, GPU-seconds by class."""
+
+
 class TrainingJobStatus(StatusModel):
     """What is."""
 
@@ -564,7 +585,10 @@ class TrainingJobStatus(StatusModel):
     """metadata.generation that this status speaks of."""
     phase: Phase | None = None
     """One word."""
-    conditions: list[Condition] = Field(default_factory=list)
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
     """metav1 conditions: Ready, Suspended, CheckpointDegraded, Succeeded, Failed."""
     epoch: int = 0
     """Number of the current membership; raised at each change."""
@@ -576,6 +600,8 @@ class TrainingJobStatus(StatusModel):
     """Members ready, as ready/nodes, for kubectl."""
     step: str | None = None
     """Step, as step/steps, for kubectl."""
+    loss: str | None = None
+    """Training loss of the last step, in nats per token, for kubectl."""
     members: Members = Field(default_factory=Members)
     """Pods by role."""
     progress: Progress = Field(default_factory=Progress)
@@ -588,6 +614,8 @@ class TrainingJobStatus(StatusModel):
     """The same for kubectl."""
     ledger: dict[str, float] = Field(default_factory=dict)
     """GPU-seconds by class."""
+    ledger_state: LedgerState = Field(default_factory=LedgerState)
+    """For the operator's own use."""
     restarts: Restarts = Field(default_factory=Restarts)
     """Restarts by rung."""
     budgets_used: BudgetsUsed = Field(default_factory=BudgetsUsed)
@@ -608,10 +636,28 @@ class TrainingJobStatus(StatusModel):
     """Active time of earlier stretches."""
 
 
-class TrainingJob(Model):
-    """A distributed training run."""
+_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+_NAME_LIMIT = 48
+"""Pods are <name>-<ordinal>-<incarnation> and their names are DNS labels of at most 63 characters."""
 
-    model_config = ConfigDict(extra="ignore")
+
+class TrainingJob(Model):
+    """A distributed training run: pods that train one model together, kept running through faults."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        **cel(
+            (
+                f"self.metadata.name.size() <= {_NAME_LIMIT}",
+                f"metadata.name may have at most {_NAME_LIMIT} characters: pods are named after it; choose a shorter one",
+            ),
+            (
+                f"self.metadata.name.matches('{_NAME_PATTERN}')",
+                "metadata.name must be lower-case letters, digits and hyphens, and start with a letter: "
+                "a Service is named after it",
+            ),
+        ),
+    )
 
     api_version: str = constants.API_VERSION
     kind: str = constants.KIND
@@ -638,3 +684,17 @@ class TrainingJob(Model):
     def generation(self) -> int:
         """metadata.generation."""
         return int(self.metadata.get("generation", 1))
+
+    @model_validator(mode="after")
+    def _name_fits(self) -> Self:
+        name = str(self.metadata.get("name", ""))
+        if len(name) > _NAME_LIMIT:
+            raise ValueError(
+                f"metadata.name may have at most {_NAME_LIMIT} characters: pods are named after it; choose a shorter one"
+            )
+        if not re.fullmatch(_NAME_PATTERN, name):
+            raise ValueError(
+                "metadata.name must be lower-case letters, digits and hyphens, and start with a letter: "
+                "a Service is named after it"
+            )
+        return self
