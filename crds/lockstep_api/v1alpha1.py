@@ -337,8 +337,8 @@ class TrainingJobSpec(Model):
         ("has(self.trainer) != has(self.command)", "set exactly one of trainer and command"),
         (
             "!has(self.parallelism) || (self.nodes * self.gpusPerNode) % self.parallelism.replicate == 0",
-            "'parallelism.replicate: %d does not divide the %d GPUs of this job (nodes × gpusPerNode); choose a divisor'"
-            ".format([self.parallelism.replicate, self.nodes * self.gpusPerNode])",
+            "'parallelism.replicate: %d does not divide the %d GPUs of this job (nodes × gpusPerNode); "
+            "choose a divisor'.format([self.parallelism.replicate, self.nodes * self.gpusPerNode])",
         ),
         (
             "!has(self.trainer) || self.trainer.recipe.globalBatchTokens % "
@@ -639,6 +639,10 @@ class TrainingJobStatus(StatusModel):
 _NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 _NAME_LIMIT = 48
 """Pods are <name>-<ordinal>-<incarnation> and their names are DNS labels of at most 63 characters."""
+_NAME_TOO_LONG = f"metadata.name may have at most {_NAME_LIMIT} characters: pods are named after it; choose a shorter one"
+_NAME_WRONG = (
+    "metadata.name must be lower-case letters, digits and hyphens, and start with a letter: a Service is named after it"
+)
 
 
 class TrainingJob(Model):
@@ -649,12 +653,11 @@ class TrainingJob(Model):
         **cel(
             (
                 f"self.metadata.name.size() <= {_NAME_LIMIT}",
-                f"metadata.name may have at most {_NAME_LIMIT} characters: pods are named after it; choose a shorter one",
+                _NAME_TOO_LONG,
             ),
             (
                 f"self.metadata.name.matches('{_NAME_PATTERN}')",
-                "metadata.name must be lower-case letters, digits and hyphens, and start with a letter: "
-                "a Service is named after it",
+                _NAME_WRONG,
             ),
         ),
     )
@@ -689,12 +692,7 @@ class TrainingJob(Model):
     def _name_fits(self) -> Self:
         name = str(self.metadata.get("name", ""))
         if len(name) > _NAME_LIMIT:
-            raise ValueError(
-                f"metadata.name may have at most {_NAME_LIMIT} characters: pods are named after it; choose a shorter one"
-            )
+            raise ValueError(_NAME_TOO_LONG)
         if not re.fullmatch(_NAME_PATTERN, name):
-            raise ValueError(
-                "metadata.name must be lower-case letters, digits and hyphens, and start with a letter: "
-                "a Service is named after it"
-            )
+            raise ValueError(_NAME_WRONG)
         return self
