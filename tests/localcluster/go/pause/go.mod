@@ -1,0 +1,3 @@
+module lockstep.dev/localcluster/pause
+
+go 1.26.0
