@@ -98,8 +98,11 @@ def main() -> int:
     """Bring the environment up to date and say how long it took; 0 when it stands."""
     if sys.version_info < OLDEST_PYTHON:
         wanted = ".".join(map(str, OLDEST_PYTHON))
-        print(f"setup: Lockstep needs Python {wanted} or newer; {sys.executable} is {sys.version.split()[0]}. "
-              "Name another one with `make PYTHON=…`.", file=sys.stderr)
+        print(
+            f"setup: Lockstep needs Python {wanted} or newer; {sys.executable} is {sys.version.split()[0]}. "
+            "Name another one with `make PYTHON=…`.",
+            file=sys.stderr,
+        )
         return 1
     wanted_stamp = fingerprint()
     if STAMP.exists() and STAMP.read_text() == wanted_stamp:
