@@ -21,7 +21,8 @@ class Api:
         decode = {k: base64.b64decode(v).decode() for k, v in (cluster | user).items() if k.endswith("-data")}
         self.host = urlsplit(cluster["server"]).netloc
         self.context = ssl.create_default_context(cadata=decode["certificate-authority-data"])
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as pem:  # Python loads a client certificate from files only
+        # Python loads a client certificate from files only.
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as pem:
             pem.write(decode["client-certificate-data"] + decode["client-key-data"])
             pem.flush()
             self.context.load_cert_chain(pem.name)

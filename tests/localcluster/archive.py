@@ -8,12 +8,13 @@ import gzip
 import hashlib
 import io
 import json
+import platform
 import tarfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from localcluster.processes import ClusterError
 
@@ -66,12 +67,14 @@ def _encode(content: object) -> bytes:
 
 
 def _manifest(config: bytes, layers: Collection[Layer]) -> bytes:
-    return _encode({
-        "schemaVersion": 2,
-        "mediaType": _MANIFEST,
-        "config": {"mediaType": _CONFIG, "digest": digest_of(config), "size": len(config)},
-        "layers": [{"mediaType": _LAYER, "digest": layer.digest, "size": layer.size} for layer in layers],
-    })
+    return _encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "config": {"mediaType": _CONFIG, "digest": digest_of(config), "size": len(config)},
+            "layers": [{"mediaType": _LAYER, "digest": layer.digest, "size": layer.size} for layer in layers],
+        }
+    )
 
 
 @contextmanager
@@ -111,7 +114,7 @@ def _from_docker_archive(tar: tarfile.TarFile, path: Path) -> list[Image]:
 
 def _unpacked(compressed: Callable[[], IO[bytes]], digest: str) -> Layer:
     def read() -> IO[bytes]:
-        return gzip.GzipFile(fileobj=compressed())
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=compressed()))
 
     with read() as file:
         size = sum(len(chunk) for chunk in iter(lambda: file.read(1 << 20), b""))
@@ -144,12 +147,14 @@ def write_layout(image: Image, present: Collection[str], out: IO[bytes]) -> int:
     """Write an image as a tar of an OCI layout without the layers that are present; the bytes of layers written."""
     index = {
         "schemaVersion": 2,
-        "manifests": [{
-            "mediaType": json.loads(image.manifest).get("mediaType", _MANIFEST),
-            "digest": image.digest,
-            "size": len(image.manifest),
-            "annotations": {"io.containerd.image.name": image.name},
-        }],
+        "manifests": [
+            {
+                "mediaType": json.loads(image.manifest).get("mediaType", _MANIFEST),
+                "digest": image.digest,
+                "size": len(image.manifest),
+                "annotations": {"io.containerd.image.name": image.name},
+            }
+        ],
     }
     written = 0
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT) as tar:
@@ -162,15 +167,14 @@ def write_layout(image: Image, present: Collection[str], out: IO[bytes]) -> int:
         def blob(data: bytes) -> None:
             add(f"blobs/{digest_of(data).replace(':', '/')}", len(data), io.BytesIO(data))
 
-        for name, content in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
-            data = _encode(content)
+        for name, data in (("oci-layout", _encode({"imageLayoutVersion": "1.0.0"})), ("index.json", _encode(index))):
             add(name, len(data), io.BytesIO(data))
         blob(image.manifest)
         blob(image.config)
         for layer in {layer.digest: layer for layer in image.layers}.values():
             if layer.digest not in present:
-                with layer.open() as content:
-                    add(f"blobs/{layer.digest.replace(':', '/')}", layer.size, content)
+                with layer.open() as file:
+                    add(f"blobs/{layer.digest.replace(':', '/')}", layer.size, file)
                 written += layer.size
     return written
 
@@ -183,12 +187,14 @@ def write_docker_archive(path: Path, name: str, files: dict[str, bytes], command
             member = tarfile.TarInfo(file)
             member.size, member.mode = len(content), 0o755
             tar.addfile(member, io.BytesIO(content))
-    config = _encode({
-        "architecture": _architecture(),
-        "os": "linux",
-        "config": {"Entrypoint": command, "User": "65535:65535"},
-        "rootfs": {"type": "layers", "diff_ids": [digest_of(layer.getvalue())]},
-    })
+    config = _encode(
+        {
+            "architecture": _architecture(),
+            "os": "linux",
+            "config": {"Entrypoint": command, "User": "65535:65535"},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(layer.getvalue())]},
+        }
+    )
     names = f"{hashlib.sha256(config).hexdigest()}.json", f"{hashlib.sha256(layer.getvalue()).hexdigest()}.tar"
     manifest = _encode([{"Config": names[0], "RepoTags": [name], "Layers": [names[1]]}])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +207,4 @@ def write_docker_archive(path: Path, name: str, files: dict[str, bytes], command
 
 
 def _architecture() -> str:
-    import platform
-
     return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())

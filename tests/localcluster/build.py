@@ -219,7 +219,16 @@ def _build_one(module: Module, go: Path) -> None:
         "CGO_ENABLED": "1" if module.cgo else "0",
     }
     for program, package in module.packages.items():
-        argv = [go, "build", "-mod=readonly", "-trimpath", "-ldflags", module.ldflags, "-tags", module.tags]
+        argv: list[str | Path] = [
+            go,
+            "build",
+            "-mod=readonly",
+            "-trimpath",
+            "-ldflags",
+            module.ldflags,
+            "-tags",
+            module.tags,
+        ]
         result = subprocess.run(
             [*argv, "-o", temporary / program, package],
             cwd=module.folder,

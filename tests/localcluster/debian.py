@@ -44,7 +44,6 @@ def install(*packages: str) -> None:
     _retry_updated(lambda: run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *absent, env=env))
 
 
-
 def prometheus() -> Path:
     """Prometheus, from PATH or unpacked from Debian's package; installing that would start a service."""
     on_path = shutil.which("prometheus")

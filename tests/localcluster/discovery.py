@@ -45,7 +45,7 @@ def main(kubeconfig: str, port: str) -> None:
     api = Api(Path(kubeconfig))
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 — the library's name
+        def do_GET(self) -> None:
             body = json.dumps(list(targets(api.get("/api/v1/pods?resourceVersion=0")["items"]))).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

@@ -49,9 +49,7 @@ class Network:
         joint = f"ip link add v{node} netns {control_plane} type veth peer name eth0 netns {name}"
         run(*joint.split())
         here = f"via {layout.node_address(node)}"
-        self._in(
-            control_plane, f"ip link set v{node} master br0 up", f"ip route add {layout.node_pods(node)} {here}"
-        )
+        self._in(control_plane, f"ip link set v{node} master br0 up", f"ip route add {layout.node_pods(node)} {here}")
         self._in(
             name,
             "ip link set lo up",
@@ -81,7 +79,8 @@ class Network:
         """Which nodes' cables are plugged in."""
         if not self._exists(self.layout.control_plane):
             return {}
-        interfaces = json.loads(run(*in_network(self.layout.control_plane, "ip", "-json", "link", "show", "type", "veth")))
+        show = in_network(self.layout.control_plane, "ip", "-json", "link", "show", "type", "veth")
+        interfaces = json.loads(run(*show))
         return {int(i["ifname"][1:]): "UP" in i["flags"] for i in interfaces}
 
     def cut(self, node: int, other: int) -> None:

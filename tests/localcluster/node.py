@@ -193,9 +193,7 @@ wait
         Path("/var/lib/kubelet").mkdir(parents=True, exist_ok=True)  # where each node mounts a folder of its own
         cgroups.make(self.layout.cgroup, self.number)
         namespaces = ["--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
-        argv = in_network(
-            self.layout.namespace(self.number), "unshare", *namespaces, "bash", self.folder / "start.sh"
-        )
+        argv = in_network(self.layout.namespace(self.number), "unshare", *namespaces, "bash", self.folder / "start.sh")
         self.processes.start(self.name, argv)
 
     def stop(self) -> None:

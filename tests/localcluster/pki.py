@@ -35,13 +35,15 @@ class Pki:
         self.layout, self.folder, self.api_port = layout, layout.pki, api_port
 
     def _request(self, name: str, subject: str, *options: str) -> None:
+        config = ("-config", self.folder / "openssl.cnf", "-x509", "-days", DAYS, "-subj", subject)
         key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
-        files = ("-keyout", str(self.folder / f"{name}.key"), "-out", str(self.folder / f"{name}.crt"))
-        run("openssl", "req", "-config", self.folder / "openssl.cnf", "-x509", *key, "-days", DAYS, "-subj", subject, *files, *options)
+        files = ("-keyout", self.folder / f"{name}.key", "-out", self.folder / f"{name}.crt")
+        run("openssl", "req", *config, *key, *files, *options)
 
     def certificate(self, name: str, subject: str, names: str = "") -> None:
         """Make a key and a certificate of the cluster's authority, good for client and server."""
-        extensions = ["basicConstraints=CA:FALSE", "keyUsage=digitalSignature", "extendedKeyUsage=clientAuth,serverAuth"]
+        usage = ("keyUsage=digitalSignature", "extendedKeyUsage=clientAuth,serverAuth")
+        extensions = ["basicConstraints=CA:FALSE", *usage]
         extensions += [f"subjectAltName={names}"] if names else []
         authority = ("-CA", str(self.folder / "ca.crt"), "-CAkey", str(self.folder / "ca.key"))
         self._request(name, subject, *authority, *(word for e in extensions for word in ("-addext", e)))
@@ -50,11 +52,12 @@ class Pki:
         """Make the authority, the components' certificates and all kubeconfigs but the nodes'."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / "openssl.cnf").write_text(_CONFIG)
-        authority = ("basicConstraints=critical,CA:TRUE", "keyUsage=keyCertSign,digitalSignature", "subjectKeyIdentifier=hash")
+        usage = "keyUsage=keyCertSign,digitalSignature"
+        authority = ("basicConstraints=critical,CA:TRUE", usage, "subjectKeyIdentifier=hash")
         self._request("ca", "/CN=lockstep-local", *(word for e in authority for word in ("-addext", e)))
         # Service account tokens are signed with a key of their own.
-        run("openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", self.folder / "service-accounts.key")
         keys = self.folder / "service-accounts.key", self.folder / "service-accounts.pub"
+        run("openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", keys[0])
         run("openssl", "ec", "-in", keys[0], "-pubout", "-out", keys[1])
         addresses = self.layout.gateway, self.layout.kubernetes_service, "127.0.0.1"
         names = ["DNS:localhost", "DNS:kubernetes.default.svc", *(f"IP:{a}" for a in addresses)]

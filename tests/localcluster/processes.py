@@ -21,9 +21,8 @@ class ClusterError(RuntimeError):
 
 def run(*argv: str | Path, check: bool = True, stdin: str | None = None, env: Mapping[str, str] | None = None) -> str:
     """Run a program to its end and return what it printed; what it printed is in the error, too."""
-    result = subprocess.run(
-        [str(a) for a in argv], text=True, capture_output=True, check=False, input=stdin, env=None if env is None else {**env}
-    )
+    words = [str(a) for a in argv]
+    result = subprocess.run(words, text=True, capture_output=True, check=False, input=stdin, env=env)
     if check and result.returncode:
         raise ClusterError(f"{' '.join(map(str, argv))}\n{result.stdout}{result.stderr}".rstrip())
     return result.stdout
@@ -134,7 +133,7 @@ class Processes:
         return sorted(f.stem for f in self.records.glob("*.json"))
 
     def stop(self, name: str) -> None:
-        """End the process of this name, then forget it. Its first child goes with it where it is a namespace's first."""
+        """End the process of this name, then forget it; with it goes the namespace whose first process is its child."""
         process = self.get(name)
         if process is None:
             return
