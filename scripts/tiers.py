@@ -47,7 +47,12 @@ TIERS = (
             (PYTHON, "scripts/generate.py", "--check"),
         ),
     ),
-    Tier("unit", "units and simulation", tests=("tests/unit", "tests/simulation", "tests/checker")),
+    Tier(
+        "unit",
+        "units, simulation, chart",
+        commands=((PYTHON, "-m", "localcluster", "build", "helm"),),  # the chart is rendered with the real Helm
+        tests=("tests/unit", "tests/simulation", "tests/checker"),
+    ),
     Tier("api", "against a real API server", tests=("tests/integration/api",), root=True),
     Tier("run", "local runs through faults", tests=("tests/integration/agent", "tests/integration/run")),
     Tier("cluster", "on a real cluster, with images, chart and faults", tests=("tests/e2e",), root=True),

@@ -1,0 +1,218 @@
+"""What the chart installs, by values. Protects the operator's rights, its confinement, and the switches."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+Render = Callable[..., dict[tuple[str, str], dict[str, Any]]]
+
+
+def container(manifests: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    pod: dict[str, Any] = manifests["Deployment", "ls"]["spec"]["template"]["spec"]
+    (only,) = pod["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def test_helm_lint_finds_nothing(helm: Path) -> None:
+    result = subprocess.run(
+        [helm, "lint", "--strict", REPOSITORY / "charts/lockstep"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_what_the_defaults_install(render: Render) -> None:
+    assert set(render()) == {
+        ("CustomResourceDefinition", "trainingjobs.lockstep.dev"),
+        ("ServiceAccount", "ls"),
+        ("Secret", "ls-master-key"),
+        ("ClusterRole", "ls-jobs"),
+        ("ClusterRole", "ls-cluster"),
+        ("ClusterRole", "ls-view"),
+        ("ClusterRole", "ls-edit"),
+        ("ClusterRoleBinding", "ls-jobs"),
+        ("ClusterRoleBinding", "ls-cluster"),
+        ("Role", "ls-lease"),
+        ("RoleBinding", "ls-lease"),
+        ("Service", "ls-metrics"),
+        ("Deployment", "ls"),
+        ("ConfigMap", "ls-dashboard-job"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "added", "removed"),
+    [
+        ({"replicas": 2}, {("PodDisruptionBudget", "ls")}, set()),
+        ({"replicas": 2, "podDisruptionBudget": {"enabled": False}}, set(), set()),
+        ({"crds": {"enabled": False}}, set(), {("CustomResourceDefinition", "trainingjobs.lockstep.dev")}),
+        ({"masterKey": {"existingSecret": "mine"}}, set(), {("Secret", "ls-master-key")}),
+        ({"rbac": {"aggregate": False}}, set(), {("ClusterRole", "ls-view"), ("ClusterRole", "ls-edit")}),
+        ({"metrics": {"service": False}}, set(), {("Service", "ls-metrics")}),
+        ({"metrics": {"serviceMonitor": {"enabled": True}}}, {("ServiceMonitor", "ls")}, set()),
+        ({"metrics": {"podMonitor": {"enabled": True}}}, {("PodMonitor", "ls-agents")}, set()),
+        ({"prometheusRule": {"enabled": True}}, {("PrometheusRule", "ls")}, set()),
+        ({"networkPolicy": {"enabled": True}}, {("NetworkPolicy", "ls")}, set()),
+        ({"dashboards": {"enabled": False}}, set(), {("ConfigMap", "ls-dashboard-job")}),
+        ({"serviceAccount": {"create": False}}, set(), {("ServiceAccount", "ls")}),
+        (
+            {"watchNamespaces": ["team-a"]},
+            {("RoleBinding", "ls-jobs")},
+            {("ClusterRoleBinding", "ls-jobs")},
+        ),
+    ],
+    ids=lambda value: yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else "",
+)
+def test_what_a_value_adds_and_removes(
+    render: Render, values: dict[str, Any], added: set[tuple[str, str]], removed: set[tuple[str, str]]
+) -> None:
+    before, after = set(render()), set(render(values))
+    assert (after - before, before - after) == (added, removed)
+
+
+def test_objects_are_in_the_release_namespace_and_labelled(render: Render) -> None:
+    everything = {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}, "replicas": 2}
+    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    for (kind, name), manifest in render(everything).items():
+        metadata = manifest["metadata"]
+        assert metadata["labels"]["app.kubernetes.io/part-of"] == "lockstep", name
+        assert metadata.get("namespace") == (None if kind in cluster_wide else "lockstep-system"), (kind, name)
+
+
+def test_the_operator_meets_the_restricted_pod_security_standard(render: Render) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, and a read-only root on top."""
+    pod = render()["Deployment", "ls"]["spec"]["template"]["spec"]
+    operator = container(render())
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert operator["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert all(set(volume) - {"name"} <= {"secret", "emptyDir"} for volume in pod["volumes"])
+
+
+def test_the_operator_may_do_what_it_does_and_no_more(render: Render) -> None:
+    """The table is the review: who widens a role widens it here too."""
+    granted: dict[str, str] = {}
+    manifests = render()
+    for name in (("ClusterRole", "ls-jobs"), ("ClusterRole", "ls-cluster"), ("Role", "ls-lease")):
+        for rule in manifests[name]["rules"]:
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    granted[f"{resource}.{group}" if group else resource] = " ".join(rule["verbs"])
+    assert granted == {
+        "trainingjobs.lockstep.dev": "get list watch patch delete",
+        "trainingjobs/status.lockstep.dev": "get patch",
+        "trainingjobs/finalizers.lockstep.dev": "update",
+        "pods": "get list watch create patch delete",
+        "services": "get create patch delete",
+        "configmaps": "get create patch delete",
+        "secrets": "create",
+        "events": "create patch",
+        "nodes": "get list watch",
+        "leases.coordination.k8s.io": "get create update patch",
+    }
+
+
+def test_rights_are_bound_in_the_watched_namespaces_only(render: Render, template: Any) -> None:
+    result = template(values={"watchNamespaces": ["team-a", "team-b"]})
+    manifests = [manifest for manifest in yaml.safe_load_all(result.stdout) if manifest]
+    bound = {
+        manifest["metadata"].get("namespace")
+        for manifest in manifests
+        if manifest["kind"].endswith("RoleBinding") and manifest["roleRef"]["name"] == "ls-jobs"
+    }
+    assert bound == {"team-a", "team-b"}
+    only = render({"watchNamespaces": ["team-a"]})
+    assert "--namespace=team-a" in container(only)["args"]
+    assert not any(argument.startswith("--namespace") for argument in container(render())["args"])
+
+
+def test_users_of_a_namespace_get_rights_by_the_clusters_own_roles(render: Render) -> None:
+    manifests = render()
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+
+    def joined(name: str) -> set[str]:
+        labels = manifests["ClusterRole", name]["metadata"]["labels"]
+        return {key.removeprefix(prefix) for key, value in labels.items() if key.startswith(prefix) and value == "true"}
+
+    assert joined("ls-view") == {"view", "edit", "admin"}
+    assert joined("ls-edit") == {"edit", "admin"}
+    viewers = {verb for rule in manifests["ClusterRole", "ls-view"]["rules"] for verb in rule["verbs"]}
+    assert viewers == {"get", "list", "watch"}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_crd_is_the_generated_one_with_labels(render: Render, keep: bool) -> None:
+    expected = yaml.safe_load((REPOSITORY / "crds/lockstep.dev_trainingjobs.yaml").read_text())
+    rendered = render({"crds": {"keep": keep}})["CustomResourceDefinition", "trainingjobs.lockstep.dev"]
+    annotations = rendered["metadata"].pop("annotations", {})
+    rendered["metadata"].pop("labels")
+    assert rendered == expected
+    assert annotations.get("helm.sh/resource-policy") == ("keep" if keep else None)
+
+
+def test_the_master_key_is_random_or_given_and_survives_an_uninstall(render: Render) -> None:
+    def key(values: dict[str, Any] | None = None) -> bytes:
+        secret = render(values)["Secret", "ls-master-key"]
+        assert secret["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+        return base64.b64decode(secret["data"]["key"])
+
+    first, second = key(), key()
+    assert len(first) >= 32
+    assert first != second
+    assert key({"masterKey": {"value": "k" * 40}}) == b"k" * 40
+
+
+def test_an_existing_master_key_is_mounted(render: Render) -> None:
+    pod = render({"masterKey": {"existingSecret": "mine"}})["Deployment", "ls"]["spec"]["template"]["spec"]
+    assert [v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v] == ["mine"]
+
+
+def test_a_digest_wins_over_a_tag(render: Render) -> None:
+    digest = f"sha256:{'0' * 64}"
+    assert container(render())["image"] == "lockstep-operator:0.1.0"
+    assert container(render({"image": {"tag": "dev"}}))["image"] == "lockstep-operator:dev"
+    assert container(render({"image": {"tag": "dev", "digest": digest}}))["image"] == f"lockstep-operator@{digest}"
+
+
+def test_two_replicas_are_spread_over_nodes(render: Render) -> None:
+    assert "affinity" not in render()["Deployment", "ls"]["spec"]["template"]["spec"]
+    two = render({"replicas": 2})["Deployment", "ls"]["spec"]
+    selector = two["selector"]["matchLabels"]
+    (rule,) = two["template"]["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert rule["podAffinityTerm"]["labelSelector"]["matchLabels"] == selector
+    assert selector.items() <= two["template"]["metadata"]["labels"].items()
+
+
+def test_probes_services_and_policies_name_ports_that_exist(render: Render) -> None:
+    manifests = render({"networkPolicy": {"enabled": True}})
+    operator = container(manifests)
+    ports = {port["name"] for port in operator["ports"]}
+    named = {operator[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    named |= {port["targetPort"] for port in manifests["Service", "ls-metrics"]["spec"]["ports"]}
+    named |= {p["port"] for rule in manifests["NetworkPolicy", "ls"]["spec"]["ingress"] for p in rule["ports"]}
+    assert named == ports
+
+
+def test_the_notes_say_how_to_go_on(helm: Path) -> None:
+    result = subprocess.run(
+        [helm, "install", "ls", REPOSITORY / "charts/lockstep", "--dry-run=client", "--namespace", "lockstep-system"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    notes = result.stdout.partition("NOTES:")[2]
+    assert "kubectl explain trainingjob.spec" in notes
+    assert "kubectl delete crd trainingjobs.lockstep.dev" in notes
