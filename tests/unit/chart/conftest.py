@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from localcluster import build
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -26,9 +27,11 @@ Render = Callable[..., dict[tuple[str, str], Manifest]]
 def helm() -> Path:
     """The Helm of the local cluster, or the one on PATH. CI must have one; elsewhere its absence skips."""
     found = build.programs().get("helm") or shutil.which("helm")
-    if not found:
+    if found is None:
         reason = "no helm on PATH and none built; `python -m localcluster build helm` builds it"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     return Path(found)
 
 
@@ -37,7 +40,17 @@ def template(helm: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`helm template` of release ``ls`` in namespace ``lockstep-system``; values as keyword ``values``."""
 
     def run(*arguments: str, values: Values | None = None) -> subprocess.CompletedProcess[str]:
-        command = [helm, "template", "ls", CHART, "--namespace", "lockstep-system", "--values", "-", *arguments]
+        command = [
+            str(helm),
+            "template",
+            "ls",
+            str(CHART),
+            "--namespace",
+            "lockstep-system",
+            "--values",
+            "-",
+            *arguments,
+        ]
         return subprocess.run(command, input=json.dumps(values or {}), capture_output=True, text=True, check=False)
 
     return run

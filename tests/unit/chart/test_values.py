@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import jsonschema
 import pytest
 import yaml
 
+import reference
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 CHART = REPOSITORY / "charts/lockstep"
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-import reference  # noqa: E402
-
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 
