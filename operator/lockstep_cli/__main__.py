@@ -1,0 +1,56 @@
+"""The command line: ``lockstep``, and ``kubectl lockstep`` through the ``kubectl-lockstep`` entry.
+
+Exit status: 0 done, 1 an error (one sentence on standard error), 2 a wrong manifest or wrong usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from lockstep_cli.commands import logs, report, run, status, submit, validate, why
+from lockstep_cli.errors import CliError, ManifestError
+from lockstep_cli.output import Output
+
+_COMMANDS = (run, validate, submit, status, why, logs, report)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="lockstep", description="Distributed training that accounts for every GPU-second."
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in _COMMANDS:
+        command = module.register(commands)
+        command.add_argument("--output", choices=("text", "json"), default="text", help="form of the answer")
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    output = Output.open(arguments.output)
+    try:
+        return int(arguments.handler(arguments, output))
+    except CliError as error:
+        _complain(error, output)
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `lockstep logs … | head`
+        sys.stderr.close()
+        return 0
+
+
+def _complain(error: CliError, output: Output) -> None:
+    if output.as_json:
+        problems = error.problems if isinstance(error, ManifestError) else [str(error)]
+        sys.stdout.write(json.dumps({"error": str(error), "problems": problems}, indent=2) + "\n")
+    sys.stderr.write(f"lockstep: {error}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

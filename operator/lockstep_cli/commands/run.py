@@ -1,0 +1,166 @@
+"""``lockstep run FILE``: runs a manifest on this machine, with processes for pods."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+
+from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
+from lockstep_cli import journal, live, manifest, statustable, store, target
+from lockstep_cli.commands import report
+from lockstep_cli.errors import CliError, RunFailedError
+from lockstep_cli.output import Output
+
+
+def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentParser:
+    """Adds the command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "run", help="run a manifest on this machine, without a cluster"
+    )
+    parser.add_argument("file", metavar="FILE", help="TrainingJob manifest, - for standard input")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE",
+        help="override a field of spec, for example --set trainer.recipe.steps=50",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workdir", type=Path, help="folder of the run (default: a new one in ~/.local/state/lockstep)"
+    )
+    parser.add_argument("--report", type=Path, help="where the report goes (default: report.html in the run's folder)")
+    parser.set_defaults(handler=handle)
+    return parser
+
+
+def handle(arguments: argparse.Namespace, output: Output) -> int:
+    """Runs the job to its end."""
+    loaded = manifest.load(arguments.file, arguments.set)
+    folder: Path = arguments.workdir or _new_folder(loaded.name)
+    job = prepare(loaded, folder)
+    output.note(f"[dim]run folder[/] {folder}")
+    status = asyncio.run(_run(job, folder, output))
+    job = job.model_copy(update={"status": status})
+    written = _report(job, arguments.report or folder / "report.html", output)
+    output.result(_summary(job, folder, written), statustable.table(job, time.time()))
+    if written:
+        told, path = written
+        _say_result(told, path, output)
+    if status.phase != Phase.SUCCEEDED:
+        raise RunFailedError(_failure(job))
+    return 0
+
+
+def prepare(job: TrainingJob, folder: Path) -> TrainingJob:
+    """The job with an identity of its own, and its folder on disk. A folder that has run before goes on from its
+    newest checkpoint: the same uid names the same chain. Raises CliError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / target.JOB_FILE
+    uid = target.load_local(folder).uid if file.is_file() else str(uuid.uuid4())
+    job = job.model_copy(update={"metadata": {**job.metadata, "namespace": job.namespace, "uid": uid}})
+    wire = job.to_wire()
+    wire.pop("status", None)
+    file.write_text(json.dumps(wire, indent=2) + "\n")
+    checkpoint = job.spec.checkpoint
+    if checkpoint and checkpoint.uri.startswith("file://"):
+        Path(checkpoint.uri.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+    return job
+
+
+async def _run(job: TrainingJob, folder: Path, output: Output) -> TrainingJobStatus:
+    try:
+        from lockstep_operator import local_run
+    except ImportError as error:
+        raise CliError(f"run: {error}; install lockstep[operator,trainer]") from None
+
+    task = asyncio.current_task()
+    assert task is not None
+    # SIGINT cancels through asyncio.run; a supervisor's SIGTERM must clean up as well.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    started = time.time()
+    if not output.live:
+        lines = live.Lines(output.note, started)
+        return await local_run.run(job, state_dir=folder, on_status=lambda status: lines.show(status, time.time()))
+    history = live.History(started)
+    with Live(console=output.console, auto_refresh=False, transient=True) as screen:
+        show = _shower(job, history, screen)
+        ticker = asyncio.create_task(_tick(show))
+        try:
+            return await local_run.run(job, state_dir=folder, on_status=show)
+        finally:
+            ticker.cancel()
+
+
+def _shower(job: TrainingJob, history: live.History, screen: Live) -> Callable[[TrainingJobStatus | None], None]:
+    """A function that draws a new status, or (None) the last one with the clock moved on."""
+    newest = job.status
+
+    def show(status: TrainingJobStatus | None) -> None:
+        nonlocal newest
+        if status is not None:
+            newest = status
+            history.add(status)
+        screen.update(live.view(job.model_copy(update={"status": newest}), history, time.time()), refresh=True)
+
+    return show
+
+
+async def _tick(show: Callable[[None], None]) -> None:
+    while True:
+        show(None)
+        await asyncio.sleep(0.5)
+
+
+def _report(job: TrainingJob, path: Path, output: Output) -> tuple[journal.Journal, Path] | None:
+    if job.spec.checkpoint is None:
+        return None
+    try:
+        return report.write(path, store.run_uri(job), job.spec.checkpoint.s3, job), path
+    except CliError as error:
+        output.errors.print(f"no report: {error}", soft_wrap=True, markup=False)
+        return None
+
+
+def _say_result(told: journal.Journal, path: Path, output: Output) -> None:
+    last = told.evaluations[-1] if told.evaluations else None
+    if last and last.bigram_loss is not None:
+        gap = last.bigram_loss - last.loss
+        word = "below" if gap >= 0 else "above"
+        output.note(
+            f"held-out loss {last.loss:.3f}: {abs(gap):.2f} nats per token {word} a tuned bigram model "
+            f"({last.bigram_loss:.3f})"
+        )
+    if told.texts and not output.as_json:
+        text = told.texts[-1]
+        output.console.print("[dim]it writes:[/]")
+        output.console.print(text.prompt + text.text.removeprefix(text.prompt), markup=False, style="italic")
+    output.note(f"[dim]report[/] {path}")
+
+
+def _summary(job: TrainingJob, folder: Path, written: tuple[journal.Journal, Path] | None) -> dict[str, Any]:
+    return {
+        "job": job.name,
+        "uid": job.uid,
+        "phase": job.status.phase,
+        "folder": str(folder),
+        "checkpoints": store.run_uri(job) if job.spec.checkpoint else None,
+        "report": str(written[1]) if written else None,
+        "status": job.status.to_wire(),
+    }
+
+
+def _failure(job: TrainingJob) -> str:
+    failed = next((c for c in job.status.conditions if c.type == "Failed" and c.status == "True"), None)
+    return f"{job.name}: {failed.message}" if failed else f"{job.name}: ended as {job.status.phase} without a reason"
+
+
+def _new_folder(name: str) -> Path:
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "lockstep" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"

@@ -1,0 +1,134 @@
+"""``lockstep why``: what a job is doing and why, in sentences. A pure function of the job and the time."""
+
+from __future__ import annotations
+
+from lockstep_api import constants
+from lockstep_api.v1alpha1 import Condition, Fault, Phase, TrainingJob
+from lockstep_cli import times
+
+
+def why(job: TrainingJob, now: float) -> str:
+    """One line or more, the most important first."""
+    sentences = [_phase(job, now), *_conditions(job), *_last_fault(job, now), *_budgets(job)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _phase(job: TrainingJob, now: float) -> str:
+    status, spec = job.status, job.spec
+    progress = status.progress
+    seen = f"{times.ago(now - times.parse(progress.at))} ago: step {progress.step}." if progress.at else ""
+    members = f"{status.members.ready} of {spec.nodes} members are ready"
+    match status.phase:
+        case None:
+            return (
+                "No operator has seen this job yet; is one running, and does it watch this namespace? "
+                "(kubectl get deployments -A -l app.kubernetes.io/name=lockstep)"
+                if spec.managed_by == constants.MANAGED_BY
+                else f"Not started: spec.managedBy gives this job to {spec.managed_by}."
+            )
+        case Phase.PENDING:
+            return f"Pending: {members}, {status.members.starting} pods are not up yet."
+        case Phase.STARTING:
+            return f"Starting: {members}; the first step has not been done."
+        case Phase.RUNNING:
+            return f"Running. {seen}".strip()
+        case Phase.RECOVERING:
+            return f"Recovering: {members}. {seen}".strip()
+        case Phase.SUSPENDING:
+            return "Suspending: spec.suspend is true, the pods are being deleted."
+        case Phase.SUSPENDED:
+            return f"Suspended by spec.suspend. {_durable(job)}"
+        case Phase.SUCCEEDED:
+            return f"Succeeded after {_length(job)}: step {progress.step}{_loss(job)}."
+        case Phase.FAILED:
+            return f"Failed after {_length(job)}{_at_step(job)}."
+
+
+def _conditions(job: TrainingJob) -> list[str]:
+    conditions = {condition.type: condition for condition in job.status.conditions}
+    told: list[Condition] = []
+    ready = conditions.get(constants.CONDITION_READY)
+    if ready and ready.status != "True" and job.status.phase in (Phase.PENDING, Phase.STARTING, Phase.RECOVERING):
+        told.append(ready)
+    told += [
+        conditions[kind]
+        for kind in (constants.CONDITION_FAILED, constants.CONDITION_CHECKPOINT_DEGRADED)
+        if kind in conditions and conditions[kind].status == "True"
+    ]
+    return [_stop(condition.message) for condition in told if condition.message]
+
+
+def _last_fault(job: TrainingJob, now: float) -> list[str]:
+    if not job.status.faults:
+        return []
+    fault = job.status.faults[-1]
+    text = f"Last fault {times.ago(now - times.parse(fault.at))} ago: {describe(fault)}."
+    count = job.status.restarts.total
+    return [text, f"{count} restarts in all."] if count > 1 else [text]
+
+
+def describe(fault: Fault) -> str:
+    """What broke, what was done, what it cost: one clause without a full stop."""
+    what = {
+        "WorkerExited": "a worker died",
+        "AgentLost": "an agent died",
+        "StoreLost": "the rendezvous store died",
+        "PodLost": "a pod was lost",
+        "MemberLost": "a member was lost",
+        "NodeLost": "a node was lost",
+        "LeaderLost": "the leader was lost",
+        "ContainerRestarted": "a container was restarted",
+        "Hang": "no step was finished in time",
+    }.get(fault.cause, fault.cause)
+    where = [
+        f"rank {fault.rank}" if fault.rank is not None else "",
+        fault.pod or "",
+        f"node {fault.node}" if fault.node else "",
+    ]
+    named = ", ".join(part for part in where if part)
+    if fault.exit_code is not None:
+        what += f" by signal {-fault.exit_code}" if fault.exit_code < 0 else f" with exit code {fault.exit_code}"
+    done = {
+        "process": "its workers were started again in place",
+        "container": "its container was started again in place",
+        "spare": "a spare took the slot",
+        "pod": "a new pod took the slot",
+    }.get(fault.rung, fault.rung)
+    cost = f" in {sum(fault.seconds.values()):.1f} s" if fault.seconds else ""
+    steps = f", {fault.steps_lost} steps redone" if fault.steps_lost is not None else ""
+    return f"{what}{f' ({named})' if named else ''}; {done}{cost}{steps}"
+
+
+def _budgets(job: TrainingJob) -> list[str]:
+    used, allowed = job.status.budgets_used, job.spec.resilience.budgets
+    return [
+        f"Budget {name}: {taken} of {limit} used since the last durable checkpoint."
+        for name, taken, limit in (("process", used.process, allowed.process), ("pod", used.pod, allowed.pod))
+        if taken and taken * 2 >= limit and not (job.status.phase and job.status.phase.terminal)
+    ]
+
+
+def _durable(job: TrainingJob) -> str:
+    durable = job.status.checkpoint.durable
+    return f"It goes on from step {durable.step}." if durable else "It has no checkpoint yet and would start again."
+
+
+def _loss(job: TrainingJob) -> str:
+    progress = job.status.progress
+    training = f", loss {progress.loss:.3f}" if progress.loss is not None else ""
+    return training + (f", held-out loss {progress.eval_loss:.3f}" if progress.eval_loss is not None else "")
+
+
+def _at_step(job: TrainingJob) -> str:
+    return f" at step {job.status.progress.step}" if job.status.progress.step else ""
+
+
+def _length(job: TrainingJob) -> str:
+    status = job.status
+    if not status.start_time or not status.completion_time:
+        return "an unknown time"
+    return times.ago(times.parse(status.completion_time) - times.parse(status.start_time))
+
+
+def _stop(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."

@@ -1,0 +1,43 @@
+"""How commands speak: tables and colour for people, JSON for programs, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a command's results go. Results are on standard output; progress and errors on standard error."""
+
+    as_json: bool
+    console: Console
+    errors: Console
+
+    @classmethod
+    def open(cls, output: str) -> Output:
+        """``output`` is ``text`` or ``json``."""
+        return cls(output == "json", Console(highlight=False), Console(stderr=True, highlight=False))
+
+    @property
+    def live(self) -> bool:
+        """Whether a view may redraw itself."""
+        return not self.as_json and self.console.is_terminal
+
+    def result(self, value: dict[str, Any], text: str | Table) -> None:
+        """The command's answer, in one of its two forms."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(value, indent=2) + "\n")
+            sys.stdout.flush()
+        else:
+            self.console.print(text, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A line on the way; none in JSON mode."""
+        if not self.as_json:
+            self.console.print(text, soft_wrap=True)

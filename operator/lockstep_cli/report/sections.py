@@ -1,0 +1,242 @@
+"""The parts of a report that are words and tables: key figures, ledger, faults, checkpoints, text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from lockstep_cli.journal import Fault, Journal
+from lockstep_cli.report import charts, scale
+
+LEDGER_ORDER = (
+    "productive", "starting", "compiling", "data wait", "checkpoint stall", "evaluating", "straggling", "detecting",
+    "recovering", "recomputing", "idle spare", "unattributed", "queued", "suspended",
+)  # fmt: skip
+"""Classes in the order in which they are drawn: useful time first, then by how close to training they are."""
+
+PART_ORDER = ("detect", "decide", "restart", "restore", "first_step", "recompute")
+"""Parts of a recovery in the order in which they happen."""
+
+_MEANING = {
+    "productive": "steps that count",
+    "starting": "from pod to first step",
+    "data wait": "a step waited for its batch",
+    "checkpoint stall": "training waited for a checkpoint",
+    "evaluating": "loss on held-out text",
+    "detecting": "from a fault until it was noticed",
+    "recovering": "from notice to the first new step",
+    "recomputing": "steps done again after a fault",
+    "idle spare": "warm pods that waited for a fault",
+    "unattributed": "not accounted for",
+}
+
+
+def figures(journal: Journal, ledger: dict[str, float]) -> str:
+    """The row of numbers at the top."""
+    lineage = journal.lineage
+    tokens = sum(step.tokens for step in lineage)
+    cards = [
+        ("steps", f"{len(lineage):,}", f"{journal.recomputed} done again" if journal.recomputed else "none done again"),
+        ("tokens", scale.short(tokens), f"{scale.short(tokens / max(journal.end - journal.begin, 1e-9))}/s over all"),
+        (
+            "duration",
+            scale.duration(journal.end - journal.begin),
+            f"{scale.duration(sum(ledger.values()))} of GPU time",
+        ),
+    ]
+    if lineage:
+        cards.append(("training loss", f"{lineage[-1].loss:.3f}", f"from {lineage[0].loss:.3f}, nats per token"))
+    if journal.evaluations:
+        last = journal.evaluations[-1]
+        note = f"at step {last.step}, nats per token"
+        if last.bigram_loss is not None:
+            gap = last.bigram_loss - last.loss
+            note = f"{abs(gap):.2f} nats {'below' if gap >= 0 else 'above'} the bigram model"
+        cards.append(("held-out loss", f"{last.loss:.3f}", note))
+    goodput = goodput_of(ledger)
+    if goodput is not None:
+        cards.append(("goodput", f"{goodput:.1%}", "productive share of GPU time"))
+    survived = sum(fault.recovered_at is not None for fault in journal.faults)
+    cards.append(("faults", str(len(journal.faults)), f"{survived} recovered from" if journal.faults else "none"))
+    return "".join(
+        f'<div class="card"><div class="name">{name}</div><div class="value">{value}</div>'
+        f'<div class="note">{note}</div></div>'
+        for name, value, note in cards
+    )
+
+
+def goodput_of(ledger: dict[str, float]) -> float | None:
+    """Productive share of the GPU-seconds, queued and suspended ones left out."""
+    counted = sum(seconds for name, seconds in ledger.items() if name not in ("queued", "suspended"))
+    return ledger.get("productive", 0.0) / counted if counted > 0 else None
+
+
+def ledger_section(ledger: dict[str, float]) -> str:
+    """Where every GPU-second went."""
+    known = [name for name in LEDGER_ORDER if ledger.get(name, 0.0) > 0]
+    names = known + sorted(name for name in ledger if name not in LEDGER_ORDER and ledger[name] > 0)
+    total = sum(ledger[name] for name in names)
+    if not total:
+        return _missing("The journal has no ledger yet.")
+    rows = [
+        (
+            f'<span class="swatch {charts.css_class(name)}"></span>{escape(name)}',
+            f"{ledger[name]:,.1f}",
+            f"{ledger[name] / total:.1%}",
+            escape(_MEANING.get(name, "")),
+        )
+        for name in names
+    ]
+    rows.append(("<b>all</b>", f"<b>{total:,.1f}</b>", "<b>100%</b>", ""))
+    bar = charts.bar({name: ledger[name] for name in names}, "GPU-seconds", 34)
+    return bar + _table(("class", "GPU-seconds", "share", ""), rows, "lrrl")
+
+
+def step_section(journal: Journal) -> str:
+    """How an average step spends its time."""
+    sums: dict[str, float] = {}
+    steps = [step for step in journal.steps if step.sections]
+    for step in steps:
+        for name, seconds in step.sections.items():
+            sums[name] = sums.get(name, 0.0) + seconds
+    if not sums:
+        return ""
+    means = {name: seconds / len(steps) for name, seconds in sorted(sums.items(), key=lambda kv: -kv[1])}
+    total = sum(means.values())
+    legend = "".join(
+        f'<span class="key"><span class="swatch {charts.css_class(name)}"></span>{escape(name.replace("_", " "))} '
+        f"<b>{seconds * 1000:.1f} ms</b> {seconds / total:.0%}</span>"
+        for name, seconds in means.items()
+        if seconds > 0
+    )
+    return f"<h2>An average step</h2>{charts.bar(means)}<p class='legend'>{legend}</p>"
+
+
+def fault_section(journal: Journal) -> str:
+    """Every fault: what broke, who noticed, how it was mended, what each part cost."""
+    if not journal.faults:
+        return _missing("Nothing broke in this run.")
+    longest = max(sum(_parts(fault).values()) for fault in journal.faults) or 1.0
+    rows = []
+    for number, fault in enumerate(journal.faults, 1):
+        parts = _parts(fault)
+        width = 100 * sum(parts.values()) / longest
+        seconds = sum(parts.values())
+        cost = (
+            f'<div class="cost" style="width:{width:.1f}%">{charts.bar(parts, height=12)}</div>'
+            f'<div class="parts">{_named(parts)}</div>'
+            if parts
+            else "–"
+        )
+        # Recomputation goes on after the first new step: what the job waited is the time until that step.
+        waited = fault.recovered_at - fault.at if fault.recovered_at is not None else None
+        rows.append(
+            (
+                f"<b>{number}</b>",
+                scale.clock(fault.at - journal.begin),
+                f"<b>{escape(fault.cause)}</b>{_exit(fault)}<br><span class='dim'>{escape(_where(fault))}</span>",
+                escape(fault.rung)
+                + (f"<br><span class='dim'>seen by {escape(fault.witness)}</span>" if fault.witness else ""),
+                cost,
+                f"{seconds:.1f} s" if parts else (f"{waited:.1f} s" if waited is not None else "not recovered"),
+                "–" if fault.steps_lost is None else str(fault.steps_lost),
+            )
+        )
+    legend = "".join(
+        f'<span class="key"><span class="swatch {charts.css_class(name)}"></span>{name.replace("_", " ")}</span>'
+        for name in PART_ORDER
+    )
+    table = _table(
+        ("", "at", "what broke", "mended by", "seconds per part", "in all", "steps redone"), rows, "rrlllrr", "faults"
+    )
+    logs = "".join(
+        f"<details><summary>Last output before fault {number}</summary>"
+        f"<pre>{escape(chr(10).join(fault.log_tail))}</pre></details>"
+        for number, fault in enumerate(journal.faults, 1)
+        if fault.log_tail
+    )
+    return f"{table}<p class='legend'>{legend}</p>{logs}"
+
+
+def _parts(fault: Fault) -> dict[str, float]:
+    ordered = [name for name in PART_ORDER if name in fault.seconds]
+    ordered += sorted(name for name in fault.seconds if name not in PART_ORDER)
+    return {name: fault.seconds[name] for name in ordered if fault.seconds[name] > 0}
+
+
+def _named(parts: dict[str, float]) -> str:
+    return ", ".join(
+        f"{escape(name.replace('_', ' '))} {seconds:.1f}" for name, seconds in parts.items() if seconds >= 0.05
+    )
+
+
+def _exit(fault: Fault) -> str:
+    if fault.exit_code is None:
+        return ""
+    return f", signal {-fault.exit_code}" if fault.exit_code < 0 else f", exit code {fault.exit_code}"
+
+
+def _where(fault: Fault) -> str:
+    parts = [
+        f"rank {fault.rank}" if fault.rank is not None else "",
+        f"slot {fault.slot}" if fault.slot is not None else "",
+        f"node {fault.node}" if fault.node else "",
+        f"step {fault.step}" if fault.step is not None else "",
+    ]
+    return ", ".join(part for part in parts if part) or "the whole job"
+
+
+def checkpoint_section(journal: Journal) -> str:
+    """Checkpoints that became durable."""
+    if not journal.checkpoints:
+        return _missing("No checkpoint became durable.")
+    rows = [
+        (
+            f"{c.step:,}",
+            scale.clock(c.at - journal.begin),
+            f"{c.seconds:.2f}",
+            scale.size(c.bytes),
+            f"<code>{escape(c.manifest)}</code>",
+        )
+        for c in journal.checkpoints[-12:]
+    ]
+    hidden = len(journal.checkpoints) - len(rows)
+    note = f"<p class='dim'>and {hidden} earlier ones</p>" if hidden else ""
+    return _table(("step", "at", "seconds", "size", "manifest"), rows, "rrrrl") + note
+
+
+def evaluation_section(journal: Journal) -> str:
+    """Losses on text that the model has not seen."""
+    if not journal.evaluations:
+        return ""
+    rows = [
+        (f"{e.step:,}", f"{e.loss:.4f}", f"{e.tokens:,}", "–" if e.bigram_loss is None else f"{e.bigram_loss:.4f}")
+        for e in journal.evaluations[-12:]
+    ]
+    return "<h2>Held-out text</h2>" + _table(("step", "loss", "tokens", "bigram model"), rows, "rrrr")
+
+
+def text_section(journal: Journal) -> str:
+    """What the model writes."""
+    if not journal.texts:
+        return ""
+    text = journal.texts[-1]
+    return (
+        f"<h2>What it writes after step {text.step:,}</h2>"
+        f'<pre class="sample"><span class="prompt">{escape(text.prompt)}</span>'
+        f"{escape(text.text.removeprefix(text.prompt))}</pre>"
+    )
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], align: str, css: str = "") -> str:
+    """An HTML table; ``align`` has one of l, r per column. Cells are HTML."""
+    head = "".join(f'<th class="{a}">{escape(h)}</th>' for h, a in zip(heads, align, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{a}">{cell}</td>' for cell, a in zip(row, align, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f'<table class="{css}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _missing(sentence: str) -> str:
+    return f'<p class="dim">{sentence}</p>'
