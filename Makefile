@@ -1,7 +1,8 @@
 # Two commands are enough: `make demo` and `make test`. Each sets up what it needs and can be run again in seconds.
 
 PYTHON ?= python3
-RUN := .venv/bin/python
+# The environment's own tools first, uv among them; make setup runs before there are any.
+RUN = env PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python
 TIERS ?=
 ARGS ?=
 
@@ -39,6 +40,6 @@ docs: setup ## Build the documentation into build/docs
 	@$(RUN) -m sphinx -W --keep-going -q docs build/docs && echo "build/docs/index.html"
 
 clean: ## Take the cluster down and remove what was built here (.venv and the shared cache stay)
-	@if [ -x $(RUN) ] && [ "$$(id -u)" = 0 ]; then $(RUN) -m localcluster down; fi
+	@if [ -x .venv/bin/python ] && [ "$$(id -u)" = 0 ]; then $(RUN) -m localcluster down; fi
 	@rm -rf build dist report .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find crds operator trainer tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install pinned packages into /opt/lockstep: install.sh REQUIREMENTS…
 #
-# uses uv where the builder brings it (mounted, so that it and its cache stay out of the image), otherwise pip. Hashes are
+# Uses uv where the builder brings it (mounted, so that it and its cache stay out of the image), otherwise pip. Hashes are
 # required either way, and modules are compiled now: the running container can't write beside them.
 set -eu
 
@@ -14,6 +14,7 @@ if command -v uv >/dev/null; then
     UV_SYSTEM_CERTS=1 UV_LINK_MODE=copy uv pip install --python "$environment/bin/python" --require-hashes --compile-bytecode "$@"
 else
     [ -d "$environment" ] || /usr/bin/python3 -m venv "$environment"
+    [ ! -s /run/ca.crt ] || export PIP_CERT=/run/ca.crt
     "$environment/bin/python" -m pip install --require-hashes --no-cache-dir --disable-pip-version-check "$@"
 fi
 

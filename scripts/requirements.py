@@ -19,6 +19,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+import environment
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "requirements"
 EXACT_TORCH = FOLDER / "trainer.in"
@@ -59,7 +61,7 @@ class PinnedList:
 
     def resolve(self, *, upgrade: bool) -> None:
         """Write the file. Versions in it stay where they still fit, unless ``upgrade``."""
-        command = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
+        command = [str(environment.find_uv()), "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
         command += ["--generate-hashes", "--no-header", "--no-emit-index-url", "--no-annotate"]
         command += ["pyproject.toml"] if self.from_project else []
         command += [str(EXACT_TORCH)] if self.exact_torch else []
