@@ -21,6 +21,7 @@ from localcluster.processes import ClusterError
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
+_CHUNK = 1 << 20  # pipes and layers are copied in pieces of this size: the usual 10 KiB take most of an import's time
 
 
 def digest_of(data: bytes) -> str:
@@ -117,7 +118,7 @@ def _unpacked(compressed: Callable[[], IO[bytes]], digest: str) -> Layer:
         return cast("IO[bytes]", gzip.GzipFile(fileobj=compressed()))
 
     with read() as file:
-        size = sum(len(chunk) for chunk in iter(lambda: file.read(1 << 20), b""))
+        size = sum(len(chunk) for chunk in iter(lambda: file.read(_CHUNK), b""))
     return Layer(digest, size, read)
 
 
@@ -157,7 +158,7 @@ def write_layout(image: Image, present: Collection[str], out: IO[bytes]) -> int:
         ],
     }
     written = 0
-    with tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT) as tar:
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_CHUNK, copybufsize=_CHUNK) as tar:
 
         def add(name: str, size: int, content: IO[bytes]) -> None:
             member = tarfile.TarInfo(name)

@@ -55,6 +55,7 @@ class Containerd:
             argv = [*self.argv, "images", "import", "--local", "-"]
             process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=errors, stderr=errors)
             assert process.stdin is not None
+            fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, 1 << 20)
             written = 0
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its own message says why it hung up
                 written = write_layout(image, present, pipe)
