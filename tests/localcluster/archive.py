@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import platform
+import shutil
 import tarfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from localcluster.processes import ClusterError
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
-_CHUNK = 1 << 20  # pipes and layers are copied in pieces of this size: the usual 10 KiB take most of an import's time
+_CHUNK = 1 << 20  # pipes and layers are copied in pieces of this size: tarfile's 10 KiB take most of an import's time
 
 
 def digest_of(data: bytes) -> str:
@@ -158,25 +159,27 @@ def write_layout(image: Image, present: Collection[str], out: IO[bytes]) -> int:
         ],
     }
     written = 0
-    with tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_CHUNK, copybufsize=_CHUNK) as tar:
 
-        def add(name: str, size: int, content: IO[bytes]) -> None:
-            member = tarfile.TarInfo(name)
-            member.size = size
-            tar.addfile(member, content)
+    def add(name: str, size: int, content: IO[bytes]) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = size
+        out.write(member.tobuf(tarfile.GNU_FORMAT))
+        shutil.copyfileobj(content, out, _CHUNK)
+        out.write(bytes(-size % tarfile.BLOCKSIZE))
 
-        def blob(data: bytes) -> None:
-            add(f"blobs/{digest_of(data).replace(':', '/')}", len(data), io.BytesIO(data))
+    def add_blob(digest: str, size: int, content: IO[bytes]) -> None:
+        add(f"blobs/{digest.replace(':', '/')}", size, content)
 
-        for name, data in (("oci-layout", _encode({"imageLayoutVersion": "1.0.0"})), ("index.json", _encode(index))):
-            add(name, len(data), io.BytesIO(data))
-        blob(image.manifest)
-        blob(image.config)
-        for layer in {layer.digest: layer for layer in image.layers}.values():
-            if layer.digest not in present:
-                with layer.open() as file:
-                    add(f"blobs/{layer.digest.replace(':', '/')}", layer.size, file)
-                written += layer.size
+    for name, data in (("oci-layout", _encode({"imageLayoutVersion": "1.0.0"})), ("index.json", _encode(index))):
+        add(name, len(data), io.BytesIO(data))
+    for data in (image.manifest, image.config):
+        add_blob(digest_of(data), len(data), io.BytesIO(data))
+    for layer in {layer.digest: layer for layer in image.layers}.values():
+        if layer.digest not in present:
+            with layer.open() as file:
+                add_blob(layer.digest, layer.size, file)
+            written += layer.size
+    out.write(bytes(2 * tarfile.BLOCKSIZE))
     return written
 
 

@@ -76,10 +76,9 @@ def _mirror() -> str:
     """Where this machine's apt gets Debian from."""
     lines = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(LABEL)", "Created-By: Packages")
     targets = [line.split(" ", 2) for line in lines.splitlines()]
-    for wanted in (lambda t: t[1] == RELEASE, lambda t: t[2] == "Debian"):
-        for target in targets:
-            if wanted(target):
-                return target[0]
+    fitting = [t[0] for t in targets if t[1] == RELEASE] or [t[0] for t in targets if t[2] == "Debian"]
+    if fitting:
+        return fitting[0]
     raise ClusterError("apt knows no Debian mirror: it is what the base image is made from")
 
 
@@ -177,9 +176,9 @@ def build_image(dockerfile: str | Path, tag: str, context: str | Path = REPOSITO
         debian.say(f"building {tag} from {dockerfile.name} …")
         work = _folder() / "work"
         work.mkdir(exist_ok=True)
-        options = ["--isolation", "chroot", "--network", "host", "--layers", "--pull-never", *_policy()]
+        isolation = ("--isolation", "chroot", "--network", "host", "--layers", "--pull-never")
         volumes = [word for mount in _mounts(work) for word in ("--volume", mount)]
-        argv = _buildah("bud", *options, *volumes, "--tag", tag, "--file", dockerfile, context)
+        argv = _buildah("bud", *isolation, *_policy(), *volumes, "--tag", tag, "--file", dockerfile, context)
         log = _folder() / f"{reference.stem}.log"
         with open(log, "wb") as output:
             code = subprocess.run(argv, env=_environment(), stdout=output, stderr=output, check=False).returncode
