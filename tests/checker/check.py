@@ -1,0 +1,155 @@
+"""The check itself: every step of the lineage consumed its samples once, by the ranks whose part they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from checker.chain import BrokenChainError, Link, read_chain
+from checker.order import samples_of_step
+from checker.stores import Objects
+
+_MOST_PROBLEMS = 20
+"""Beyond so many the rest says nothing new."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found. A run is exact if there are no problems."""
+
+    steps: int = 0  # on the lineage
+    samples: int = 0  # consumed on the lineage
+    states: int = 0  # committed ones
+    recomputed: int = 0  # steps that the journal tells of more than once, in different terms
+    terms: int = 0  # generations that did steps
+    problems: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether no sample was lost, repeated or misplaced."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        if self.exact:
+            return (
+                f"exact: {self.samples} samples in {self.steps} steps on {self.states} committed states, none lost or "
+                f"repeated; {self.recomputed} steps were done again after faults, in {self.terms} generations"
+            )
+        return "NOT exact:\n" + "\n".join(f"  {problem}" for problem in self.problems)
+
+
+@dataclass
+class _Findings:
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, problem: str) -> None:
+        if len(self.problems) < _MOST_PROBLEMS:
+            self.problems.append(problem)
+
+
+def check(objects: Objects, *, steps: int | None = None) -> Verdict:
+    """Checks the run whose objects these are; ``steps`` is how many it was to do."""
+    try:
+        chain = read_chain(objects)
+    except BrokenChainError as error:
+        return Verdict(problems=(str(error),))
+    found = _Findings()
+    consumed: Counter[int] = Counter()  # place in the global order → times
+    done = 0
+    for link in chain:
+        lines = list(_samples(objects, link, found))
+        for step in range(done + 1, link.step + 1):
+            consumed.update(_check_step(step, link, [line for line in lines if line["step"] == step], found))
+        for line in lines:
+            if not done < line["step"] <= link.step:
+                found.add(f"{link.folder}: samples of step {line['step']}, but its steps are {done + 1} to {link.step}")
+        done = link.step
+    _check_counts(consumed, chain, found)
+    if steps is not None and done != steps:
+        found.add(f"the lineage ends at step {done}, not {steps}")
+    recomputed, terms = _from_journal(objects, done, found)
+    return Verdict(done, sum(consumed.values()), len(chain), recomputed, terms, tuple(found.problems))
+
+
+def _samples(objects: Objects, link: Link, found: _Findings) -> Iterator[dict[str, Any]]:
+    """Lines of all ranks' sample logs of one state. Each log must be the one that was committed."""
+    for rank in range(link.world_size):
+        name = f"samples-r{rank}.jsonl"
+        if name not in link.files:
+            found.add(f"{link.folder}: the manifest does not list {name}")
+            continue
+        try:
+            content = objects.read(f"{link.folder}/{name}")
+        except KeyError:
+            found.add(f"{link.folder}/{name} is missing")
+            continue
+        if (len(content), hashlib.sha256(content).hexdigest()) != link.files[name]:
+            found.add(f"{link.folder}/{name} is not the one that was committed: size or checksum differ")
+            continue
+        for text in content.splitlines():
+            line = json.loads(text)
+            if line["rank"] != rank:
+                found.add(f"{link.folder}/{name}: a line of rank {line['rank']}")
+            if (line["epoch"], line["generation"]) > (link.epoch, link.generation):
+                found.add(f"{link.folder}/{name}: step {line['step']} is of a newer generation than the state")
+            yield line
+
+
+def _check_step(step: int, link: Link, lines: list[dict[str, Any]], found: _Findings) -> list[int]:
+    """Places in the global order that the step consumed, where they are right; else a problem."""
+    expected = samples_of_step(link.seed, link.num_samples, link.per_step, step)
+    share = link.per_step // link.world_size
+    first = (step - 1) * link.per_step
+    places: list[int] = []
+    for rank in range(link.world_size):
+        own = [line for line in lines if line["rank"] == rank]
+        if len(own) != 1:
+            found.add(f"{link.folder}: step {step} stands {len(own)} times in the log of rank {rank}")
+        for line in own:
+            part = expected[rank * share : (rank + 1) * share]
+            if line["samples"] == part:
+                places += range(first + rank * share, first + (rank + 1) * share)
+            else:
+                found.add(f"{link.folder}: step {step}, rank {rank} consumed {line['samples']}, not {part}")
+    if len({(line["epoch"], line["generation"]) for line in lines}) > 1:
+        found.add(f"{link.folder}: ranks did step {step} in different generations")
+    return places
+
+
+def _check_counts(consumed: Counter[int], chain: list[Link], found: _Findings) -> None:
+    """Every place in the global order once, over the whole lineage."""
+    last = chain[-1]
+    missing = sorted(set(range(last.step * last.per_step)) - set(consumed))
+    repeated = sorted(place for place, times in consumed.items() if times > 1)
+    if missing:
+        found.add(
+            f"{len(missing)} samples were lost, first at place {missing[0]} (step {missing[0] // last.per_step + 1})"
+        )
+    if repeated:
+        found.add(f"{len(repeated)} samples were consumed twice, the first at place {repeated[0]}")
+    if any(
+        (link.seed, link.num_samples, link.per_step) != (last.seed, last.num_samples, last.per_step) for link in chain
+    ):
+        found.add("seed, number of samples or samples per step changed within the lineage")
+
+
+def _from_journal(objects: Objects, done: int, found: _Findings) -> tuple[int, int]:
+    """(steps done again, generations that did steps), as the journal tells it."""
+    terms: dict[int, set[tuple[int, int]]] = {}
+    for key in objects.names():
+        if not key.startswith("journal/"):
+            continue
+        for text in objects.read(key).splitlines():
+            line = json.loads(text)
+            if line["kind"] == "step":
+                terms.setdefault(line["step"], set()).add((line["epoch"], line["generation"]))
+    if not terms:
+        return 0, 0
+    beyond = sorted(step for step in terms if step > done)
+    if beyond:
+        found.add(f"the journal tells of step {beyond[0]}, beyond the newest committed state at step {done}")
+    return sum(len(each) - 1 for each in terms.values()), len(set().union(*terms.values()))
