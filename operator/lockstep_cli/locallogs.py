@@ -36,7 +36,7 @@ class Wanted:
         if self.rank is None:
             return True
         found = _PREFIX.match(line)
-        return bool(found) and int(found["rank"]) == self.rank
+        return found is not None and int(found["rank"]) == self.rank
 
 
 def emit(pod: str, line: str, output: Output) -> None:
@@ -64,7 +64,9 @@ def show(folder: Path, wanted: Wanted, output: Output) -> None:
             emit(file.stem, line, output)
             shown += 1
     if not shown and wanted.rank is not None and not wanted.follow:
-        raise NotFoundError(f"{folder}: rank {wanted.rank} has said nothing; ranks run from 0 to nodes × gpusPerNode - 1")
+        raise NotFoundError(
+            f"{folder}: rank {wanted.rank} has said nothing; ranks run from 0 to nodes × gpusPerNode - 1"
+        )
     sys.stdout.flush()
     while wanted.follow and not _ended(folder):
         time.sleep(_POLL_SECONDS)  # files have no way to be waited for

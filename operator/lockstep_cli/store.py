@@ -3,90 +3,60 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lockstep_api.v1alpha1 import S3Spec, TrainingJob
 from lockstep_cli.errors import CliError, NotFoundError
-from lockstep_cli.journal import Source
+from lockstep_cli.journal import Source, parse_lines
+
+if TYPE_CHECKING:
+    from lockstep_trainer.storage.store import ObjectStore
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """Reads a folder as an object store."""
+class StoreSource:
+    """An object store, read: names instead of entries, and sentences instead of the trainer's errors."""
 
-    root: Path
-
-    def get(self, key: str) -> tuple[bytes, str]:
-        """Content of a file."""
-        return (self.root / key).read_bytes(), ""
-
-    def list(self, prefix: str) -> Iterable[str]:
-        """Files whose path below the root begins with ``prefix``, sorted."""
-        start = self.root / prefix
-        folder = start if prefix.endswith("/") or not prefix else start.parent
-        if not folder.is_dir():
-            return []
-        paths = (path.relative_to(self.root).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-        return [path for path in paths if path.startswith(prefix)]
-
-
-class Bucket:
-    """Reads a bucket below a prefix."""
-
-    def __init__(self, uri: str, s3: S3Spec) -> None:
-        import boto3  # 0.3 s: only for those who need it
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        name, _, prefix = uri.removeprefix("s3://").partition("/")
-        self._bucket, self._prefix = name, prefix.strip("/") + "/" if prefix.strip("/") else ""
-        self._errors = (BotoCoreError, ClientError)
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
-            region_name=s3.region,
-            config=Config(
-                s3={"addressing_style": "path" if s3.path_style else "auto"},
-                connect_timeout=5,
-                retries={"max_attempts": 3},
-            ),
-        )
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
 
     def get(self, key: str) -> tuple[bytes, str]:
         """Content and ETag of an object."""
-        try:
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            return answer["Body"].read(), answer["ETag"]
-        except self._errors as error:
-            raise self._problem(error) from None
+        with _sentences():
+            return self._store.get(key)
 
     def list(self, prefix: str) -> Iterable[str]:
-        """Keys below the root that begin with ``prefix``, sorted."""
-        try:
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + prefix
-            )
-            return [item["Key"].removeprefix(self._prefix) for page in pages for item in page.get("Contents", ())]
-        except self._errors as error:
-            raise self._problem(error) from None
+        """Keys that begin with ``prefix``, sorted."""
+        with _sentences():
+            return [entry.key for entry in self._store.list(prefix)]
 
-    def _problem(self, error: Exception) -> CliError:
-        return CliError(
-            f"s3://{self._bucket}/{self._prefix}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and give "
-            "--endpoint where the server is not AWS"
-        )
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    from lockstep_trainer.errors import StoreError
+
+    try:
+        yield
+    except StoreError as error:
+        raise CliError(
+            f"{error}; is AWS_ACCESS_KEY_ID set, and --endpoint given where the server is reached at another address?"
+        ) from None
 
 
 def open_uri(uri: str, s3: S3Spec | None = None) -> Source:
     """The store at ``s3://bucket/prefix``, ``file:///folder`` or a plain path."""
+    from lockstep_trainer.storage.store import open_store  # boto3 takes 0.3 s: only for those who read a store
+
     if uri.startswith("s3://"):
-        return Bucket(uri, s3 or S3Spec())
-    root = Path(uri.removeprefix("file://")).expanduser()
+        spec = s3 or S3Spec()
+        endpoint = spec.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return StoreSource(open_store(uri, spec.model_copy(update={"endpoint": endpoint})))
+    root = Path(uri.removeprefix("file://")).expanduser().absolute()
     if not root.is_dir():
         raise NotFoundError(f"{uri}: no such folder")
-    return Folder(root)
+    return StoreSource(open_store(root.as_uri()))
 
 
 def find_run(source: Source, uri: str) -> str:
@@ -105,8 +75,6 @@ def find_run(source: Source, uri: str) -> str:
 
 
 def _newest(source: Source, keys: list[str]) -> float:
-    from lockstep_cli.journal import parse_lines
-
     lines = parse_lines(source.get(keys[-1])[0])
     return max((float(line.get("at", 0)) for line in lines), default=0.0)
 

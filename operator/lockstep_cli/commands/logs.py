@@ -17,7 +17,9 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
     target.add_arguments(parser)
     parser.add_argument("--rank", type=int, metavar="N", help="only this rank (default: all)")
     parser.add_argument("--tail", type=int, default=None, metavar="N", help="only the last N lines of each pod")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines until Ctrl-C or the job's end")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on with new lines until Ctrl-C or the job's end"
+    )
     parser.set_defaults(handler=handle)
     return parser
 

@@ -82,7 +82,8 @@ def members(journal: Journal) -> str:
             text = label if len(label) * 6.2 < right - left - 10 else pod if len(pod) * 6.2 < right - left - 10 else ""
             drawn.append(
                 f'<rect class="held held-{number % 4}" x="{left + 0.75:.1f}" y="{y + 2}" '
-                f'width="{max(right - left - 1.5, 1):.1f}" height="{row - 4}" rx="3"><title>{escape(label)}</title></rect>'
+                f'width="{max(right - left - 1.5, 1):.1f}" height="{row - 4}" rx="3">'
+                f"<title>{escape(label)}</title></rect>"
                 + (
                     f'<text class="held-label" x="{left + 9:.1f}" y="{y + row / 2 + 3.5:.1f}">{escape(text)}</text>'
                     if row > 20

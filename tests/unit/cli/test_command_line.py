@@ -1,0 +1,74 @@
+"""Commands end with the right exit status and one sentence, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lockstep_api.v1alpha1 import TrainingJobStatus
+from lockstep_cli import live, locallogs
+from lockstep_cli.__main__ import main
+from unit.cli.test_manifest import GOOD
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> str:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(GOOD))
+    return str(file)
+
+
+def test_validate_accepts(good: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", good]) == 0
+    assert "4 GPUs" in capsys.readouterr().out
+
+
+def test_validate_as_json_has_all_defaults(good: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", good, "--output", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["spec"]["trainer"]["recipe"]["clipGradNorm"] == 1.0
+
+
+def test_errors_are_one_sentence(good: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", good, "--set", "nodes=0"]) == 2
+    assert capsys.readouterr().err == (
+        f"lockstep: {good}: spec.nodes: input should be greater than or equal to 1 (it is 0)\n"
+    )
+
+
+def test_errors_as_json_list_every_problem(good: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", good, "--set", "nodes=0", "--set", "spares=-1", "--output", "json"]) == 2
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 2
+
+
+def test_a_folder_that_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", f"{tmp_path}/"]) == 1
+    assert "no folder of a local run" in capsys.readouterr().err
+
+
+def test_starting_takes_little() -> None:
+    # Every command pays for what is imported: torch, boto3 and the operator must not be among it.
+    heavy = ("torch", "boto3", "kopf", "aiohttp")
+    code = f"import sys, lockstep_cli.__main__; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_lines_without_a_terminal_tell_changes_once() -> None:
+    said: list[str] = []
+    lines = live.Lines(said.append, started=0.0, every=5.0)
+    running = TrainingJobStatus.model_validate({"phase": "Running", "progress": {"step": 4, "steps": 9, "loss": 2.5}})
+    for now in (10.0, 12.0, 17.0):
+        lines.show(running, now)
+    assert said == ["0:10  Running", "0:10  step 4/9, loss 2.500", "0:17  step 4/9, loss 2.500"]
+
+
+@pytest.mark.parametrize(("rank", "kept"), [(None, 3), (1, 1), (7, 0)])
+def test_logs_of_a_rank(rank: int | None, kept: int) -> None:
+    lines = ["agent started", "[step 3 rank 1] loss", "[rank 0] import"]
+    assert len(locallogs.Wanted(rank).select(lines)) == kept

@@ -1,0 +1,76 @@
+"""``lockstep why`` in every phase: one table of statuses and what is said of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_cli import explain, statustable
+
+NOW = 1_790_000_000.0
+
+
+def rfc3339(ago: float) -> str:
+    return datetime.fromtimestamp(NOW - ago, UTC).isoformat()
+
+
+def make_job(**status: Any) -> TrainingJob:
+    spec = {"nodes": 2, "gpusPerNode": 2, "command": ["python", "train.py"]}
+    return TrainingJob.model_validate({"metadata": {"name": "a"}, "spec": spec, "status": status})
+
+
+FAULT = {
+    "at": rfc3339(3 * 3600), "cause": "NodeLost", "rung": "spare", "node": "gpu-17", "stepsLost": 6,
+    "seconds": {"detect": 1.9, "decide": 0.2, "restart": 4.1, "restore": 2.2, "recompute": 3.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        ({}, "No operator has seen this job yet"),
+        ({"phase": "Pending", "members": {"starting": 2}}, "Pending: 0 of 2 members are ready, 2 pods are not up yet."),
+        (
+            {"phase": "Running", "progress": {"step": 41230, "at": rfc3339(1.9)}, "faults": [FAULT]},
+            "Running. 1.9 s ago: step 41230. Last fault 3 h ago: a node was lost (node gpu-17); a spare took the slot "
+            "in 11.4 s, 6 steps redone.",
+        ),
+        (
+            {"phase": "Suspended", "checkpoint": {"durable": {"step": 40, "uri": "x", "at": rfc3339(9)}}},
+            "Suspended by spec.suspend. It goes on from step 40.",
+        ),
+        (
+            {"phase": "Succeeded", "startTime": rfc3339(150), "completionTime": rfc3339(30), "progress": {"step": 9}},
+            "Succeeded after 2 min: step 9.",
+        ),
+        (
+            {
+                "phase": "Failed",
+                "conditions": [
+                    {"type": "Failed", "status": "True", "lastTransitionTime": rfc3339(1), "message": "no such preset"}
+                ],
+            },
+            "Failed after an unknown time. no such preset.",
+        ),
+    ],
+)
+def test_what_is_said(status: dict[str, Any], sentence: str) -> None:
+    assert explain.why(make_job(**status), NOW).startswith(sentence)
+
+
+def test_a_degraded_checkpoint_is_said_while_running() -> None:
+    condition = {
+        "type": "CheckpointDegraded",
+        "status": "True",
+        "lastTransitionTime": rfc3339(1),
+        "message": "S3 does not answer",
+    }
+    assert "S3 does not answer." in explain.why(make_job(phase="Running", conditions=[condition]), NOW)
+
+
+def test_the_status_table_leaves_out_what_is_not_known() -> None:
+    names = [name for name, _ in statustable.rows(make_job(phase="Pending"), NOW)]
+    assert names == ["job", "phase", "members"]

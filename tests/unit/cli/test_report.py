@@ -1,0 +1,132 @@
+"""The report is one file that stands alone and says what the journal says."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import synthetic
+from lockstep_cli import journal, store
+from lockstep_cli.__main__ import main
+from lockstep_cli.errors import NotFoundError
+from lockstep_cli.report import page, scale, series
+
+VOID = {"meta", "br"}
+
+
+class _Nesting(HTMLParser):
+    """Fails on a tag that is closed out of order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def html() -> str:
+    return page.render(journal.fold(synthetic.lines()), page.Heading("demo", "s3://bucket/demo"))
+
+
+def test_it_is_well_formed(html: str) -> None:
+    parser = _Nesting()
+    parser.feed(html)
+    assert parser.open == []
+
+
+def test_it_loads_nothing_from_elsewhere(html: str) -> None:
+    assert not re.search(r"""(?:src|href)=|url\(|@import|https?://""", html)
+
+
+def test_it_tells_the_run(html: str) -> None:
+    for words in (
+        "Succeeded",
+        "WorkerExited",
+        "signal 9",
+        "bigram model 4.050",
+        "0.63 nats below",
+        "recomputing",
+        "demo-1-1",
+    ):
+        assert words in html
+
+
+def test_text_of_a_run_can_not_become_markup() -> None:
+    lines = [
+        {"kind": "text", "at": 1.0, "epoch": 1, "generation": 1, "step": 1, "prompt": "", "text": "</pre><script>x"},
+        {
+            "kind": "fault",
+            "at": 1.0,
+            "epoch": 1,
+            "generation": 1,
+            "cause": "<b>",
+            "rung": "<i>",
+            "log_tail": ["<script>y"],
+        },
+    ]
+    html = page.render(journal.fold(lines), page.Heading("<u>", "<s>"))
+    assert "<script>x" not in html
+    assert "<script>y" not in html
+    assert not re.search(r"<u>|<s>|<i>|<b><b>", html)
+
+
+def test_a_run_that_has_only_begun_has_a_report() -> None:
+    html = page.render(journal.fold(synthetic.lines()[:2]), page.Heading("demo", "x"))
+    assert "Running" in html
+    assert "Nothing broke" in html
+
+
+def test_a_million_steps_stay_a_small_file() -> None:
+    html = page.render(journal.fold(synthetic.lines(steps=30_000)), page.Heading("demo", "x"))
+    assert len(html) < 1_000_000
+
+
+def test_the_command_finds_the_newest_run_below_a_uri(tmp_path: Path) -> None:
+    for uid, seed in (("old", 0), ("new", 1)):
+        for key, content in synthetic.files(seed).items():
+            file = tmp_path / "ns/demo" / uid / key
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # The one that ended later is the newer one, whatever the folders are called.
+            file.write_bytes(content if uid == "new" else content.splitlines(keepends=True)[0])
+    out = tmp_path / "out.html"
+    assert main(["report", "--uri", str(tmp_path / "ns"), "-o", str(out)]) == 0
+    assert "demo/new/" in out.read_text()
+
+
+def test_a_place_without_a_journal_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no journal below it"):
+        store.find_run(store.open_uri(str(tmp_path)), str(tmp_path))
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert scale.ticks(0.13, 0.97, 5) == [0.2, 0.4, 0.6, 0.8]
+    assert scale.ticks(3, 3) == [3]
+    assert scale.time_ticks(95) == [0, 15, 30, 45, 60, 75, 90]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.21, "3.2 s"), (45, "45 s"), (245, "4 min 05 s"), (7800, "2 h 10 min"), (273_600, "3 d 4 h")],
+)
+def test_durations_as_people_write_them(seconds: float, text: str) -> None:
+    assert scale.duration(seconds) == text
+
+
+def test_throughput_keeps_all_tokens_and_shows_gaps_as_zero() -> None:
+    steps = [journal.Step(n, at, 1.0, 100, 1.0, 1, 1) for n, at in ((1, 1.0), (2, 2.0), (3, 9.0))]
+    new, again = series.throughput(steps, 0.0, 10.0, 10)
+    assert sum(new) == pytest.approx(300)
+    assert new[4] == 0
+    assert again == [0.0] * 10
