@@ -1,0 +1,17 @@
+"""Sphinx configuration: `make docs`."""
+
+from importlib.metadata import version as installed_version
+
+project = "Lockstep"
+author = "The Lockstep authors"
+copyright = author  # noqa: A001 - Sphinx's name
+release = version = installed_version("lockstep")
+
+extensions = ["myst_parser"]
+exclude_patterns: list[str] = []
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+html_theme = "furo"
+html_title = f"Lockstep {version}"
+html_copy_source = False
