@@ -1,0 +1,1 @@
+"""Where pods run: a Kubernetes cluster, or processes of this machine."""

@@ -1,0 +1,250 @@
+"""Pods as processes of this machine: `lockstep run`.
+
+A pod is the supervisor that is PID 1 in a real one, with a run folder of its own, free ports and 127.0.0.1. Its
+process ending is the pod failing. The job's status lives in memory and in ``status.json``.
+
+::
+
+    <state>/status.json                 the job as `kubectl get -o json` would show it
+    <state>/config/job.json  token/token
+    <state>/pods/<name>/                run folder
+    <state>/pods/<name>.log             the supervisor's output: what `kubectl logs` would show
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from lockstep_operator.plan import children
+from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod
+from lockstep_operator.plan.observed import Node, Pod
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 5.0
+"""Between SIGTERM and SIGKILL of a supervisor; its own children get a little less."""
+
+
+@dataclass
+class _LocalPod:
+    new: NewPod
+    process: asyncio.subprocess.Process
+    port: int
+    uid: str
+    created: float = field(default_factory=time.time)
+    deleting: bool = False
+    label: LabelPod | None = None
+    watcher: asyncio.Task[None] | None = None
+
+
+class LocalBackend:
+    """One job on this machine. ``changed`` is called when a pod ends."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        on_status: Callable[[TrainingJobStatus], None],
+        on_event: Callable[[Event], None] = lambda event: None,
+        gpus: tuple[str, ...] | None = None,
+    ) -> None:
+        self._state_dir, self._on_status, self._on_event = state_dir, on_status, on_event
+        self._gpus = _gpus_of_this_machine() if gpus is None else gpus
+        self._pods: dict[str, _LocalPod] = {}
+        self._token = secrets.token_urlsafe(32)
+        self.changed: Callable[[], None] = lambda: None
+        self.job_deleted = asyncio.Event()
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def pods(self, job: TrainingJob) -> tuple[Pod, ...]:
+        """The supervisors."""
+        return tuple(self._view(name, pod) for name, pod in self._pods.items())
+
+    def nodes(self) -> Mapping[str, Node]:
+        """None: this machine's own condition is nobody's witness."""
+        return {}
+
+    def token(self, job: TrainingJob) -> str:
+        """A fresh one for each run."""
+        return self._token
+
+    def _view(self, name: str, pod: _LocalPod) -> Pod:
+        code = pod.process.returncode
+        label = pod.label
+        return Pod(
+            name=name,
+            uid=pod.uid,
+            ordinal=pod.new.ordinal,
+            incarnation=pod.new.incarnation,
+            phase="Running" if code is None else "Failed",
+            created=pod.created,
+            node="local",
+            address=f"127.0.0.1:{pod.port}",
+            deleting=pod.deleting,
+            running=code is None,
+            message="" if code is None else f"the supervisor ended with {code}",
+            slot=label.slot if label else None,
+            epoch=label.epoch if label else None,
+            role=label.role if label else "starting",
+        )
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
+        """In memory, and to status.json."""
+        version = int(job.metadata.get("resourceVersion", 0)) + 1
+        job = job.model_copy(update={"status": status, "metadata": {**job.metadata, "resourceVersion": str(version)}})
+        path = self._state_dir / "status.json"
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(job.to_wire(), indent=1, ensure_ascii=False))
+        os.replace(fresh, path)
+        self._on_status(status)
+        return job
+
+    async def create_child(self, job: TrainingJob, kind: ChildKind) -> None:
+        """Files take the place of ConfigMap and Secret; a Service is not needed."""
+        if kind == "ConfigMap":
+            self._folder("config").joinpath("job.json").write_text(children.job_json(job))
+        elif kind == "Secret":
+            path = self._folder("token") / "token"
+            path.touch(mode=0o600)
+            path.write_text(self._token)
+
+    async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
+        """Start a supervisor."""
+        run_dir = self._folder("pods", new.name)
+        port, store_port = _free_ports(2)
+        uid = str(uuid.uuid4())
+        environment = {
+            **os.environ,
+            "LOCKSTEP_POD_NAME": new.name,
+            "LOCKSTEP_POD_UID": uid,
+            "LOCKSTEP_NAMESPACE": job.namespace,
+            "LOCKSTEP_NODE_NAME": "local",
+            "LOCKSTEP_HOST": "127.0.0.1",
+            "LOCKSTEP_BIND": "127.0.0.1",
+            "LOCKSTEP_AGENT_PORT": str(port),
+            "LOCKSTEP_STORE_PORT": str(store_port),
+            "LOCKSTEP_ORDINAL": str(new.ordinal),
+            "LOCKSTEP_INCARNATION": str(new.incarnation),
+            "LOCKSTEP_RUN_DIR": str(run_dir),
+            "LOCKSTEP_CONFIG_DIR": str(self._folder("config")),
+            "LOCKSTEP_TOKEN_DIR": str(self._folder("token")),
+            "LOCKSTEP_DIE_WITH_PARENT": "1",
+            "LOCKSTEP_GRACE_SECONDS": str(GRACE_SECONDS - 1),
+            **self._visible_gpus(job, new.ordinal),
+        }
+        with run_dir.with_name(f"{new.name}.log").open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "lockstep_trainer.supervisor",
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C in a terminal is for the operator alone: it ends its pods in order
+            )
+        pod = self._pods[new.name] = _LocalPod(new, process, port, uid)
+        pod.watcher = asyncio.create_task(self._watch(new.name, pod))
+        self.changed()
+
+    async def delete_pod(self, job: TrainingJob, delete: DeletePod) -> None:
+        """SIGTERM, then SIGKILL after the grace period; the pod is gone when its process is."""
+        pod = self._pods.get(delete.name)
+        if pod is None or pod.uid != delete.uid:
+            return
+        pod.deleting = True
+        if pod.process.returncode is not None:
+            self._pods.pop(delete.name, None)
+            self.changed()
+            return
+        _signal(pod.process, signal.SIGTERM)
+        asyncio.get_running_loop().call_later(GRACE_SECONDS, _signal, pod.process, signal.SIGKILL)
+
+    async def label_pod(self, job: TrainingJob, label: LabelPod) -> None:
+        """Kept beside the process."""
+        if (pod := self._pods.get(label.name)) and pod.uid == label.uid:
+            pod.label = label
+
+    async def post_event(self, job: TrainingJob, event: Event) -> None:
+        """Handed on."""
+        log.info("%s: %s", event.reason, event.message)
+        self._on_event(event)
+
+    async def delete_job(self, job: TrainingJob) -> None:
+        """The run is over."""
+        self.job_deleted.set()
+
+    async def close(self) -> None:
+        """End every process that was started here, and wait for it."""
+        for pod in self._pods.values():
+            _signal(pod.process, signal.SIGTERM)
+        waits = [asyncio.create_task(pod.process.wait()) for pod in self._pods.values()]
+        if waits:
+            await asyncio.wait(waits, timeout=GRACE_SECONDS)
+            for pod in self._pods.values():
+                _signal(pod.process, signal.SIGKILL)
+            await asyncio.wait(waits)
+        for pod in self._pods.values():
+            if pod.watcher:
+                pod.watcher.cancel()
+        self._pods.clear()
+
+    # ------------------------------------------------------------------------------------------- details
+
+    async def _watch(self, name: str, pod: _LocalPod) -> None:
+        await pod.process.wait()
+        if pod.deleting:
+            self._pods.pop(name, None)
+        self.changed()
+
+    def _folder(self, *parts: str) -> Path:
+        path = self._state_dir.joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _visible_gpus(self, job: TrainingJob, ordinal: int) -> dict[str, str]:
+        """Each pod sees its own GPUs, as it would in a container; spares share with those whose place they take."""
+        count = job.spec.gpus_per_node
+        if len(self._gpus) < job.spec.nodes * count:
+            return {}
+        first = (ordinal % job.spec.nodes) * count
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[first : first + count])}
+
+
+def _gpus_of_this_machine() -> tuple[str, ...]:
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(filter(None, visible.split(",")))
+    numbers = (re.fullmatch(r"nvidia(\d+)", entry.name) for entry in Path("/dev").iterdir())
+    return tuple(sorted(match[1] for match in numbers if match))
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on. All are held until all are found, so that they differ."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.send_signal(number)

@@ -1,0 +1,201 @@
+"""One job's loop: observe, plan, write the status, act. Everything it knows for certain is in the API objects and the
+agents; what it keeps in memory only saves requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from lockstep_api.messages import Membership
+from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_operator.backends.base import Backend
+from lockstep_operator.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError, RefusedError
+from lockstep_operator.links import Links
+from lockstep_operator.plan.actions import Event, NewPod, Plan
+from lockstep_operator.plan.observed import Observed, Refusal
+from lockstep_operator.plan.plan import plan
+from lockstep_operator.plan.status import patience
+
+log = logging.getLogger(__name__)
+
+RESYNC_SECONDS = 15.0
+"""Plan at least so often: what was missed is found."""
+DEBOUNCE_SECONDS = 0.02
+"""Changes come in bursts; one plan serves them all."""
+FORGET_CREATION_SECONDS = 30.0
+"""A pod that was created and is not seen for so long is believed gone."""
+REFUSAL_SECONDS = (5.0, 300.0)
+"""First and longest pause after the API server refused a pod; doubled each time."""
+
+
+class Reporter(Protocol):
+    """Hears of each pass, for metrics."""
+
+    def reconciled(self, job: TrainingJob, seconds: float, error: BaseException | None) -> None:
+        """One pass has ended."""
+        ...
+
+
+class JobController:
+    """Reconciles one job until it is stopped. ``wake`` may be called at any time, from the loop's thread."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        backend: Backend,
+        links: Callable[[Callable[[], None]], Links],
+        *,
+        pod_creations: asyncio.Semaphore,
+        reporter: Reporter | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.job = job
+        self._backend, self._reporter, self._clock = backend, reporter, clock
+        self._wake = asyncio.Event()
+        self._links = links(self.wake)
+        self._pod_creations = pod_creations
+        self._children: set[str] = set()
+        self._created: dict[str, float] = {}  # pod name → when its creation was answered
+        self._fenced: Membership | None = None
+        self._refusal: Refusal | None = None
+        self._refusals = 0
+        self._written = 0.0
+
+    def wake(self) -> None:
+        """Something changed."""
+        self._wake.set()
+
+    def update(self, job: TrainingJob) -> None:
+        """The job as the API has it now. An older state than our own last write is passed over."""
+        if _version(job) >= _version(self.job):
+            self.job = job
+            self.wake()
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        try:
+            pause = 0.0
+            while True:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), pause)
+                await asyncio.sleep(DEBOUNCE_SECONDS)
+                self._wake.clear()
+                pause = await self._pass()
+        finally:
+            await self._links.close()
+
+    async def _pass(self) -> float:
+        """One pass; the seconds until the next one if nothing happens."""
+        started = time.perf_counter()
+        error: BaseException | None = None
+        try:
+            return await self.reconcile()
+        except ConflictError:
+            log.debug("%s: the job has changed meanwhile; planning again", self.job.name)
+            return 0.2
+        except NotFoundError:
+            log.debug("%s is gone", self.job.name)
+            return RESYNC_SECONDS
+        except ApiError as failure:
+            error = failure
+            log.warning("%s: %s", self.job.name, failure)
+            return 1.0
+        except Exception as failure:  # one job's trouble must not end the others'
+            error = failure
+            log.exception("%s: planning failed", self.job.name)
+            return 5.0
+        finally:
+            if self._reporter:
+                self._reporter.reconciled(self.job, time.perf_counter() - started, error)
+
+    async def reconcile(self) -> float:
+        """Observe, plan, write the status, act; the seconds until the next pass is due."""
+        now = self._clock()
+        decided = plan(self.job, self._observe(now), now)
+        wait = patience(self.job.status, decided.status)
+        due = [RESYNC_SECONDS]
+        if wait is not None and now >= self._written + wait:
+            # The status first, with the version that was read: whoever lost a race learns of it before it acts.
+            self.job = await self._backend.write_status(self.job, decided.status)
+            self._written = now
+            if wait == 0:
+                due.append(0.0)  # decisions may call for more
+        elif wait is not None:
+            due.append(self._written + wait - now)
+        if decided.fence:
+            self._fenced = decided.fence
+        self._links.follow(decided)
+        await self._act(decided)
+        if decided.again_at is not None:
+            due.append(max(0.0, decided.again_at - self._clock()))
+        return min(due)
+
+    def _observe(self, now: float) -> Observed:
+        pods = self._backend.pods(self.job)
+        seen = {pod.name for pod in pods}
+        self._created = {
+            name: at for name, at in self._created.items() if name not in seen and now - at < FORGET_CREATION_SECONDS
+        }
+        return Observed(
+            pods=pods,
+            nodes=self._backend.nodes(),
+            children=frozenset(self._children),
+            creating=frozenset(self._created),
+            agents=self._links.agents(pods),
+            leader=self._links.leader,
+            fenced=self._fenced,
+            refusal=self._refusal,
+        )
+
+    async def _act(self, decided: Plan) -> None:
+        for event in decided.events:
+            await self._backend.post_event(self.job, event)
+        for kind in decided.children:
+            with suppress(AlreadyExistsError):
+                await self._backend.create_child(self.job, kind)
+            self._children.add(kind)
+        await self._create(decided.create)
+        await _all(self._backend.delete_pod(self.job, pod) for pod in decided.delete)
+        await _all(self._backend.label_pod(self.job, label) for label in decided.label)
+        if decided.delete_job:
+            await self._backend.delete_job(self.job)
+
+    async def _create(self, pods: Iterable[NewPod]) -> None:
+        results = await asyncio.gather(*(self._create_pod(new) for new in pods), return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        refusals = [failure for failure in failures if isinstance(failure, RefusedError)]
+        if refusals:
+            pause = min(REFUSAL_SECONDS[0] * 2**self._refusals, REFUSAL_SECONDS[1])
+            self._refusals += 1
+            first = refusals[0]
+            self._refusal = Refusal("A pod", first.code, first.message, self._clock() + pause)
+            await self._backend.post_event(self.job, Event("Warning", "PodRefused", first.message))
+            self.wake()
+        elif results and not failures:
+            self._refusal, self._refusals = None, 0
+        for failure in failures:
+            if not isinstance(failure, RefusedError):
+                raise failure
+
+    async def _create_pod(self, new: NewPod) -> None:
+        async with self._pod_creations:
+            with suppress(AlreadyExistsError):
+                await self._backend.create_pod(self.job, new)
+            self._created[new.name] = self._clock()
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(result, BaseException) and not isinstance(result, NotFoundError):
+            raise result
+
+
+def _version(job: TrainingJob) -> int:
+    """Resource versions of one object grow, and are documented as comparable numbers since Kubernetes 1.35; before,
+    they were numbers by implementation."""
+    text = str(job.metadata.get("resourceVersion", "0"))
+    return int(text) if text.isdigit() else 0

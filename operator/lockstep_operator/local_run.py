@@ -1,0 +1,69 @@
+"""Runs one job on this machine, without a cluster: the same plan, the same agents, processes instead of pods."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+
+from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from lockstep_operator.backends.local import LocalBackend
+from lockstep_operator.controller import JobController
+from lockstep_operator.links import Links
+from lockstep_operator.plan.actions import Event
+
+PARALLEL_STARTS = 16
+PARALLEL_PROBES = 16
+
+
+async def run(
+    job: TrainingJob,
+    *,
+    state_dir: Path,
+    on_status: Callable[[TrainingJobStatus], None],
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> TrainingJobStatus:
+    """Run ``job`` to its end and return its last status. ``on_status`` and ``on_event`` are called from the event loop
+    as they come. ``state_dir`` is made if need be; what is in it stays. Cancelling ends every process that was started
+    before the cancellation is passed on."""
+    state_dir = state_dir.resolve()
+    state_dir.mkdir(parents=True, exist_ok=True)
+    job = job.model_copy(
+        update={"metadata": {"uid": str(uuid.uuid4()), "generation": 1, **job.metadata}, "status": TrainingJobStatus()}
+    )
+    ended = asyncio.Event()
+    last = job.status
+
+    def follow(status: TrainingJobStatus) -> None:
+        nonlocal last
+        last = status
+        on_status(status)
+        if status.phase and status.phase.terminal:
+            ended.set()
+
+    backend = LocalBackend(state_dir, follow, on_event)
+    async with aiohttp.ClientSession() as session:
+        controller = JobController(
+            job,
+            backend,
+            lambda changed: Links(session, backend.token(job), changed, asyncio.Semaphore(PARALLEL_PROBES)),
+            pod_creations=asyncio.Semaphore(PARALLEL_STARTS),
+        )
+        backend.changed = controller.wake
+        loop = asyncio.create_task(controller.run(), name=f"controller {job.name}")
+        try:
+            waiting = asyncio.create_task(ended.wait())
+            await asyncio.wait({waiting, loop}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if loop.done():
+                loop.result()
+        finally:
+            loop.cancel()
+            with suppress(asyncio.CancelledError):
+                await loop
+            await asyncio.shield(backend.close())
+    return last

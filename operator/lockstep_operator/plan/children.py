@@ -1,0 +1,84 @@
+"""The job's other objects: headless Service, Secret with the token, ConfigMap with the configuration."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from lockstep_api import constants
+from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_operator.plan.actions import ChildKind
+
+Manifest = dict[str, Any]
+
+
+def service_name(job: TrainingJob) -> str:
+    """Also the subdomain of the pods."""
+    return job.name
+
+
+def secret_name(job: TrainingJob) -> str:
+    """The Secret with the bearer token."""
+    return f"{job.name}-lockstep-token"
+
+
+def config_map_name(job: TrainingJob) -> str:
+    """The ConfigMap with job.json."""
+    return f"{job.name}-lockstep-config"
+
+
+def owner_reference(job: TrainingJob) -> Manifest:
+    """Makes the garbage collector delete the object with its job."""
+    return {
+        "apiVersion": constants.API_VERSION,
+        "kind": constants.KIND,
+        "name": job.name,
+        "uid": job.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def labels(job: TrainingJob) -> dict[str, str]:
+    """Labels of everything that belongs to the job."""
+    return {
+        "app.kubernetes.io/name": "lockstep-job",
+        "app.kubernetes.io/managed-by": "lockstep",
+        constants.LABEL_JOB_NAME: job.name,
+        constants.LABEL_JOB_UID: job.uid,
+    }
+
+
+def job_json(job: TrainingJob) -> str:
+    """What the pods read as job.json: the job with all its defaults."""
+    content = {"name": job.name, "namespace": job.namespace, "uid": job.uid, "spec": job.spec.to_wire()}
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def render(job: TrainingJob, kind: ChildKind, token: str) -> Manifest:
+    """The object of that kind. ``token`` is the job's bearer token."""
+    name = {"Service": service_name, "Secret": secret_name, "ConfigMap": config_map_name}[kind](job)
+    manifest: Manifest = {
+        "apiVersion": "v1",
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": job.namespace,
+            "labels": labels(job),
+            "ownerReferences": [owner_reference(job)],
+        },
+    }
+    if kind == "Service":
+        manifest["spec"] = {
+            "clusterIP": "None",
+            # Agents find each other before they are ready: being ready takes all of them.
+            "publishNotReadyAddresses": True,
+            "selector": {constants.LABEL_JOB_UID: job.uid},
+            "ports": [{"name": constants.AGENT_PORT_NAME, "port": constants.AGENT_PORT, "protocol": "TCP"}],
+        }
+    elif kind == "Secret":
+        manifest |= {"type": "Opaque", "data": {"token": base64.b64encode(token.encode()).decode()}}
+    else:
+        manifest["data"] = {"job.json": job_json(job)}
+    return manifest

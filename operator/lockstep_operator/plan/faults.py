@@ -1,0 +1,293 @@
+"""What was lost, on whose word, and what it costs.
+
+A slot is vacated when its pod is gone, or when two witnesses agree among: the operator's own connection, the streams
+of leader and members, the node's condition, missing progress. One witness alone is believed only after
+``resilience.leaderDeadlineSeconds``; a closed stream is no fault while steps advance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lockstep_api.messages import FaultReport, Recovered, Term
+from lockstep_api.v1alpha1 import Fault, TrainingJob, TrainingJobStatus
+from lockstep_operator.plan.observed import Leader, Observed, Pod
+from lockstep_operator.plan.pool import bump, current
+from lockstep_operator.plan.times import rfc3339, unix
+
+AGREED_SILENCE = 5.0
+"""Seconds of silence after which a leader is lost if a second witness agrees (PROTOCOLS §3.5: leaderDeadline)."""
+FRESH_ANSWER = 5.0
+"""An agent's word counts as a witness so many seconds."""
+KEPT_FAULTS = 10
+AVOID_NODE_SECONDS = 600.0
+"""How long new pods avoid a node that was lost: until the cluster has surely noticed by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A pod that is given up."""
+
+    pod: str
+    ordinal: int
+    slot: int | None  # None: it held none
+    node: str
+    cause: str  # PodLost, PodFailed, PodDeleted, ContainerCrashLoop, NodeLost, LeaderLost, or the leader's word
+    witness: str
+    counts: bool = True  # against the budget and in status.faults
+
+
+# ------------------------------------------------------------------------------------------ who is lost
+
+
+def losses(job: TrainingJob, status: TrainingJobStatus, observed: Observed, now: float) -> list[Loss]:
+    """Pods to give up now, by slot, then by ordinal."""
+    by_name = {pod.name: pod for pod in observed.pods}
+    found: list[Loss] = []
+    for slot_text, name in sorted(status.slots.items(), key=lambda entry: int(entry[0])):
+        pod = by_name.get(name)
+        reason = _member_lost(job, status, observed, now, slot=int(slot_text), pod=pod, name=name)
+        if reason:
+            ordinal = pod.ordinal if pod else _ordinal(name)
+            found.append(Loss(name, ordinal, int(slot_text), pod.node if pod else "", *reason))
+    members = set(status.slots.values())
+    for pod in sorted(current(observed.pods, status.incarnations).values(), key=lambda pod: pod.ordinal):
+        if pod.name in members:
+            continue
+        if pod.ended:
+            found.append(Loss(pod.name, pod.ordinal, None, pod.node, "PodFailed", "podStatus"))
+        elif pod.deleting:  # somebody's wish, not a fault; it held no slot
+            found.append(Loss(pod.name, pod.ordinal, None, pod.node, "PodDeleted", "podStatus", counts=False))
+        elif _node_down(pod, observed):
+            found.append(Loss(pod.name, pod.ordinal, None, pod.node, "NodeLost", "nodeCondition", counts=False))
+    return found
+
+
+def _member_lost(
+    job: TrainingJob,
+    status: TrainingJobStatus,
+    observed: Observed,
+    now: float,
+    *,
+    slot: int,
+    pod: Pod | None,
+    name: str,
+) -> tuple[str, str] | None:
+    """(cause, witness) if the member must be given up."""
+    if pod is None:
+        return None if name in observed.creating else ("PodLost", "podStatus")
+    if pod.ended:
+        return "PodFailed", "podStatus"
+    if pod.deleting:
+        return "PodDeleted", "podStatus"
+    if pod.waiting == "CrashLoopBackOff":
+        return "ContainerCrashLoop", "podStatus"
+    request = observed.leader.replace if observed.leader else None
+    if request and request.epoch == status.epoch and slot in request.slots:
+        # The leader has seen two things itself: no stream, and no step for the time of grace.
+        return request.cause, request.witness
+    if _node_down(pod, observed) and not advancing(observed.leader, now):
+        return "NodeLost", "nodeCondition"
+    if slot == 0 and (witness := leader_lost(job, pod, observed, now)):
+        return "LeaderLost", witness
+    return None
+
+
+def leader_lost(job: TrainingJob, pod: Pod, observed: Observed, now: float) -> str | None:
+    """The witness beside the operator's own connection that tells that the leader is lost, if it is."""
+    leader = observed.leader
+    if leader is None or leader.pod_uid != pod.uid or leader.connected:
+        return None
+    silence = now - leader.since
+    others = [
+        agent.inventory
+        for uid, agent in observed.agents.items()
+        if uid != pod.uid and agent.inventory and agent.answered is not None and now - agent.answered < FRESH_ANSWER
+    ]
+    heard = [member.leader_silent for member in others if member.leader_silent is not None]
+    if any(seconds < AGREED_SILENCE for seconds in heard):
+        return None  # only the operator's own connection is broken
+    if heard and silence >= AGREED_SILENCE:
+        return "stream"
+    # One witness. An operator that reaches nobody blames its own network, unless there is nobody else to ask.
+    alone = job.spec.nodes + job.spec.spares == 1
+    if (others or alone) and silence >= job.spec.resilience.leader_deadline_seconds:
+        return "heartbeat"
+    return None
+
+
+def advancing(leader: Leader | None, now: float) -> bool:
+    """Whether steps go on: then all members are alive, whatever else is heard of them."""
+    if not (leader and leader.connected and leader.advanced is not None and leader.progress):
+        return False
+    newest = leader.progress.newest
+    step_seconds = newest.seconds if newest else 0.0
+    return now - leader.advanced < max(AGREED_SILENCE, 3 * step_seconds)
+
+
+def may_force(pod: Pod, observed: Observed) -> bool:
+    """Whether the pod may be deleted without its kubelet's word: nobody is there to give it."""
+    return _node_down(pod, observed)
+
+
+def _node_down(pod: Pod, observed: Observed) -> bool:
+    if not pod.node or not observed.nodes:
+        return False
+    node = observed.nodes.get(pod.node)
+    return node is None or not node.ready or node.out_of_service
+
+
+def _ordinal(pod_name: str) -> int:
+    return int(pod_name.rsplit("-", 2)[1])
+
+
+# ---------------------------------------------------------------------------------------- what it costs
+
+
+def record(
+    status: TrainingJobStatus, lost: list[Loss], *, spares_ready: int, detect: float, now: float
+) -> TrainingJobStatus:
+    """Status with these losses in it: slots vacated, names used up, restarts and budget counted, faults kept. All in
+    one status patch, so that none is counted twice or forgotten, whenever the operator dies."""
+    slots = {slot: name for slot, name in status.slots.items() if name not in {loss.pod for loss in lost}}
+    restarts, used, faults = status.restarts, status.budgets_used, list(status.faults)
+    for loss in lost:
+        if not loss.counts:
+            continue
+        rung = "spare" if loss.slot is not None and spares_ready > 0 else "pod"
+        spares_ready -= rung == "spare"
+        restarts = restarts.model_copy(
+            update={rung: getattr(restarts, rung) + 1, "total": restarts.total + 1},
+        )
+        used = used.model_copy(update={"pod": used.pod + 1})
+        fresh = Fault(
+            at=rfc3339(now),
+            epoch=status.epoch,
+            generation=cursor(status).generation,
+            cause=loss.cause,
+            rung=rung,
+            node=loss.node or None,
+            pod=loss.pod,
+            witness=loss.witness,
+            seconds={"detect": round(detect, 3)} if loss.slot is not None else {},
+        )
+        _merge(faults, fresh)
+    return status.model_copy(
+        update={
+            "slots": slots,
+            # A membership with a hole in it is none: the hash returns with the next epoch.
+            "slot_map_hash": status.slot_map_hash if slots == status.slots else None,
+            "incarnations": bump(status.incarnations, [loss.ordinal for loss in lost]),
+            "restarts": restarts,
+            "budgets_used": used,
+            "faults": faults[-KEPT_FAULTS:],
+        }
+    )
+
+
+def fold_reports(status: TrainingJobStatus, observed: Observed) -> TrainingJobStatus:
+    """Status with the leader's fault reports and recoveries in it. The cursor keeps each from counting twice."""
+    leader = observed.leader
+    if leader is None:
+        return status
+    nodes = {pod.name: pod.node for pod in observed.pods}
+    for report in sorted(leader.faults, key=lambda report: report.term):
+        if report.term > cursor(status) and report.term.epoch <= status.epoch:
+            status = _fold_report(status, report, nodes)
+    for recovered in leader.recovered:
+        status = _fold_recovered(status, recovered)
+    return status
+
+
+def _fold_report(status: TrainingJobStatus, report: FaultReport, nodes: dict[str, str]) -> TrainingJobStatus:
+    pod = status.slots.get(str(report.slot)) if report.slot is not None else None
+    restarts, used = status.restarts, status.budgets_used
+    if report.rung != "pod":  # giving the pod up is the operator's own act, and counted there
+        restarts = restarts.model_copy(
+            update={report.rung: getattr(restarts, report.rung) + 1, "total": restarts.total + 1}
+        )
+    if report.rung == "process":
+        used = used.model_copy(update={"process": used.process + 1})
+    faults = list(status.faults)
+    fresh = Fault(
+        at=rfc3339(report.at),
+        epoch=report.term.epoch,
+        generation=report.term.generation,
+        cause=report.cause,
+        rung=report.rung,
+        node=nodes.get(pod or "") or None,
+        pod=pod,
+        rank=report.rank,
+        exit_code=report.exit_code,
+        witness=report.witness,
+        seconds={"detect": round(report.detect_seconds, 3)},
+        log_tail=list(report.log_tail),
+    )
+    _merge(faults, fresh)
+    return status.model_copy(
+        update={
+            "restarts": restarts,
+            "budgets_used": used,
+            "faults": faults[-KEPT_FAULTS:],
+            "fault_cursor": f"{report.term.epoch}/{report.term.generation}",
+        }
+    )
+
+
+def _merge(faults: list[Fault], fresh: Fault) -> None:
+    """Append, or complete the other side's record of the same loss: a lost pod is seen by leader and operator."""
+    for index, known in enumerate(faults):
+        if known.pod and known.pod == fresh.pod and known.epoch == fresh.epoch and "pod" in (known.rung, fresh.rung):
+            told = {name: value for name, value in fresh if value not in (None, "", [], {})}
+            told |= {"at": known.at, "seconds": {**fresh.seconds, **known.seconds}}
+            if fresh.rung == "pod" and known.rung == "spare":
+                told["rung"] = "spare"
+            faults[index] = known.model_copy(update=told)
+            return
+    faults.append(fresh)
+
+
+def _fold_recovered(status: TrainingJobStatus, recovered: Recovered) -> TrainingJobStatus:
+    """The newest unfinished fault before that term gets what its recovery took."""
+    for index in range(len(status.faults) - 1, -1, -1):
+        fault = status.faults[index]
+        if fault.steps_lost is None and Term(fault.epoch, fault.generation) < recovered.term:
+            faults = list(status.faults)
+            faults[index] = fault.model_copy(
+                update={"seconds": {**fault.seconds, **recovered.seconds}, "steps_lost": recovered.steps_lost}
+            )
+            return status.model_copy(update={"faults": faults})
+    return status
+
+
+def refill(status: TrainingJobStatus) -> TrainingJobStatus:
+    """Budgets are full again once a checkpoint newer than the newest fault is durable."""
+    durable = status.checkpoint.durable
+    spent = status.budgets_used.process or status.budgets_used.pod
+    if not spent or durable is None or not status.faults:
+        return status
+    if unix(durable.at) <= unix(status.faults[-1].at):
+        return status
+    return status.model_copy(update={"budgets_used": status.budgets_used.model_copy(update={"process": 0, "pod": 0})})
+
+
+def nodes_to_avoid(status: TrainingJobStatus, now: float) -> tuple[str, ...]:
+    """Nodes lately lost, for new pods to stay away from where they can."""
+    return tuple(
+        sorted(
+            {
+                fault.node
+                for fault in status.faults
+                if fault.node
+                and fault.rung in ("pod", "spare")
+                and fault.cause not in ("PodDeleted", "ContainerCrashLoop")
+                and now - unix(fault.at) < AVOID_NODE_SECONDS
+            }
+        )
+    )
+
+
+def cursor(status: TrainingJobStatus) -> Term:
+    """The newest fault that is counted in ``status``."""
+    epoch, _, generation = status.fault_cursor.partition("/")
+    return Term(int(epoch), int(generation))

@@ -1,0 +1,209 @@
+"""Beginning, suspension and end of a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lockstep_api import constants
+from lockstep_api.messages import Stop
+from lockstep_api.v1alpha1 import Members, Phase, TrainingJob, TrainingJobStatus
+from lockstep_operator.plan import faults, ledger
+from lockstep_operator.plan.actions import DeletePod, Event, Plan
+from lockstep_operator.plan.observed import Observed
+from lockstep_operator.plan.pool import bump
+from lockstep_operator.plan.status import find_condition, set_condition
+from lockstep_operator.plan.times import rfc3339, unix
+
+STOP_SECONDS = 60.0
+"""How long a suspended job's leader may take to end its workers before its pods are deleted anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a job ends now."""
+
+    succeeded: bool
+    reason: str
+    message: str
+
+
+def begin(job: TrainingJob, now: float) -> TrainingJobStatus:
+    """The status as this plan starts from it: times set, resumption noticed."""
+    status = job.status
+    update: dict[str, object] = {"observed_generation": job.generation}
+    if status.start_time is None:
+        update["start_time"] = rfc3339(now)
+    if status.phase is None:
+        update["phase"] = Phase.PENDING
+    if not job.spec.suspend:
+        if status.active_since is None:
+            update["active_since"] = rfc3339(now)
+        if status.phase in (Phase.SUSPENDED, Phase.SUSPENDING):
+            update["phase"] = Phase.PENDING
+    status = status.model_copy(update=update)
+    if not job.spec.suspend and find_condition(status, constants.CONDITION_SUSPENDED):
+        status = set_condition(
+            status,
+            job,
+            constants.CONDITION_SUSPENDED,
+            "False",
+            reason="Resumed",
+            message="spec.suspend is false.",
+            now=now,
+        )
+    return status
+
+
+def active_seconds(status: TrainingJobStatus, now: float) -> float:
+    """Seconds that the job was not suspended."""
+    return status.active_seconds + (now - unix(status.active_since) if status.active_since else 0.0)
+
+
+def deadline(job: TrainingJob, status: TrainingJobStatus, now: float) -> float | None:
+    """When activeDeadlineSeconds will have passed."""
+    limit = job.spec.active_deadline_seconds
+    return None if limit is None or job.spec.suspend else now + limit - active_seconds(status, now)
+
+
+def ending(job: TrainingJob, status: TrainingJobStatus, observed: Observed, now: float) -> Ending | None:
+    """Whether the job ends now."""
+    said = observed.leader.finished if observed.leader else None
+    if said and said.term.epoch == status.epoch and said.outcome != "stopped":
+        return Ending(said.outcome == "succeeded", said.reason, said.message)
+    limit = deadline(job, status, now)
+    if limit is not None and now >= limit:
+        return Ending(
+            False,
+            "DeadlineExceeded",
+            f"The job was active for {job.spec.active_deadline_seconds} s, its activeDeadlineSeconds.",
+        )
+    if observed.refusal and observed.refusal.code == 422:
+        # The template can't be changed, so trying again can't help.
+        text = f"{observed.refusal.what} was refused: {observed.refusal.message}"
+        return Ending(False, "InvalidTemplate", f"{text}. Correct spec.template in a new job.")
+    return None
+
+
+def overspent(job: TrainingJob, status: TrainingJobStatus) -> Ending | None:
+    """Whether the pods lost since the last durable checkpoint are more than the budget."""
+    used, budget = status.budgets_used.pod, job.spec.resilience.budgets.pod
+    if used <= budget:
+        return None
+    last = status.faults[-1] if status.faults else None
+    where = f" The last: {last.pod} on {last.node or 'no node'}, {last.cause}." if last else ""
+    return Ending(
+        False,
+        "PodBudgetExceeded",
+        f"{used} pods were lost since the last durable checkpoint; resilience.budgets.pod is {budget}.{where}",
+    )
+
+
+def finish(job: TrainingJob, status: TrainingJobStatus, observed: Observed, ending_: Ending, now: float) -> Plan:
+    """The status of the end. Pods are deleted by the plans that follow."""
+    kind = constants.CONDITION_SUCCEEDED if ending_.succeeded else constants.CONDITION_FAILED
+    status = ledger.close_epoch(status)
+    status = set_condition(status, job, kind, "True", reason=ending_.reason, message=ending_.message, now=now)
+    status = set_condition(
+        status, job, constants.CONDITION_READY, "False", reason=ending_.reason, message=ending_.message, now=now
+    )
+    status = status.model_copy(
+        update={
+            "phase": Phase.SUCCEEDED if ending_.succeeded else Phase.FAILED,
+            "completion_time": rfc3339(now),
+            "active_seconds": active_seconds(status, now),
+            "active_since": None,
+            "members": Members(),
+            "ready": f"0/{job.spec.nodes}",
+        }
+    )
+    event = Event("Normal" if ending_.succeeded else "Warning", ending_.reason, ending_.message)
+    return Plan(status=status, events=(event,), again_at=now)
+
+
+def after_end(job: TrainingJob, observed: Observed, now: float) -> Plan:
+    """A job that has ended stays ended: its pods go, and after its TTL it goes itself."""
+    status = job.status
+    expires = None
+    if job.spec.ttl_seconds_after_finished is not None and status.completion_time:
+        expires = unix(status.completion_time) + job.spec.ttl_seconds_after_finished
+    return Plan(
+        status=status,
+        delete=delete_all(observed, "The job has ended"),
+        delete_job=expires is not None and now >= expires,
+        again_at=expires,
+    )
+
+
+def suspend(job: TrainingJob, status: TrainingJobStatus, observed: Observed, leads: bool, now: float) -> Plan:
+    """Ask the leader to stop, then give up the pods; Suspended when none is left."""
+    kind = constants.CONDITION_SUSPENDED
+    condition = find_condition(status, kind)
+    if condition is None or condition.status == "False":  # Unknown while it is under way: the time tells since when
+        status = set_condition(
+            status, job, kind, "Unknown", reason="Suspending", message="The workers end, then the pods.", now=now
+        )
+        condition = find_condition(status, kind)
+    assert condition is not None
+    since = unix(condition.last_transition_time)
+
+    if not observed.pods:
+        status = _suspended(job, status, now)
+        return Plan(status=status, events=_suspended_event(job, status))
+    leader = observed.leader
+    stopped = leader is not None and leader.finished is not None and leader.finished.term.epoch == status.epoch
+    status = status.model_copy(update={"phase": Phase.SUSPENDING})
+    if status.slots and leads and not stopped and now < since + STOP_SECONDS:
+        stop = Stop(job.uid, status.epoch, "spec.suspend is true")
+        return Plan(status=status, send=(stop,), again_at=since + STOP_SECONDS)
+    status = ledger.close_epoch(status)
+    status = status.model_copy(
+        update={
+            "slots": {},
+            "slot_map_hash": None,
+            "incarnations": bump(status.incarnations, _unbumped(status, observed)),
+            "members": Members(),
+            "ready": f"0/{job.spec.nodes}",
+        }
+    )
+    return Plan(status=status, delete=delete_all(observed, "The job is suspended"), again_at=now + 2)
+
+
+def delete_all(observed: Observed, reason: str) -> tuple[DeletePod, ...]:
+    """Every pod; by force where its node is down."""
+    return tuple(
+        DeletePod(pod.name, pod.uid, faults.may_force(pod, observed), reason)
+        for pod in observed.pods
+        if not pod.deleting or faults.may_force(pod, observed)
+    )
+
+
+def _unbumped(status: TrainingJobStatus, observed: Observed) -> set[int]:
+    return {pod.ordinal for pod in observed.pods if pod.incarnation == status.incarnations.get(str(pod.ordinal), 0)}
+
+
+def _suspended(job: TrainingJob, status: TrainingJobStatus, now: float) -> TrainingJobStatus:
+    kind = constants.CONDITION_SUSPENDED
+    status = set_condition(
+        status, job, kind, "True", reason="Suspended", message="spec.suspend is true; no pod is left.", now=now
+    )
+    status = set_condition(
+        status, job, constants.CONDITION_READY, "False", reason="Suspended", message="spec.suspend is true.", now=now
+    )
+    return status.model_copy(
+        update={
+            "phase": Phase.SUSPENDED,
+            "active_seconds": active_seconds(status, now),
+            "active_since": None,
+            "members": Members(),
+            "ready": f"0/{job.spec.nodes}",
+            "slots": {},
+            "slot_map_hash": None,
+        }
+    )
+
+
+def _suspended_event(job: TrainingJob, status: TrainingJobStatus) -> tuple[Event, ...]:
+    if job.status.phase == Phase.SUSPENDED:
+        return ()
+    where = f" at step {status.step}" if status.step else ""
+    return (Event("Normal", "Suspended", f"No pod is left; training stands{where}."),)

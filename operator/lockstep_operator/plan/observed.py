@@ -1,0 +1,113 @@
+"""What a plan is made from: the cluster and the agents, trimmed to what decisions need.
+
+All times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lockstep_api.messages import (
+    EpochRequest,
+    FaultReport,
+    Finished,
+    Inventory,
+    Membership,
+    Progress,
+    Recovered,
+    ReplaceRequest,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One pod of the job."""
+
+    name: str
+    uid: str
+    ordinal: int
+    incarnation: int
+    phase: str  # Pending, Running, Succeeded, Failed, Unknown
+    created: float
+    node: str = ""  # empty until it is scheduled
+    address: str = ""  # host:port of the agent; empty until the pod has an address
+    deleting: bool = False
+    restarts: int = 0  # of the container `trainer`, in place
+    running: bool = False  # that container runs now
+    waiting: str = ""  # why it does not: ImagePullBackOff, CrashLoopBackOff, CreateContainerConfigError …
+    message: str = ""  # a sentence of the cluster's: why it failed, waits or can't be scheduled
+    slot: int | None = None  # labels, as they are on the pod
+    epoch: int | None = None
+    role: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing runs in it any more, and nothing will."""
+        return self.phase in ("Failed", "Succeeded")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node of the cluster."""
+
+    name: str
+    ready: bool = True
+    out_of_service: bool = False  # an administrator says: it is off, its pods are dead
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What one pod's agent has answered."""
+
+    inventory: Inventory | None = None
+    answered: float | None = None  # when it last did
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """The stream to the agent of slot 0."""
+
+    pod_uid: str
+    connected: bool
+    since: float  # when the stream opened; while it is not open, when it closed or was first tried
+    inventory: Inventory | None = None
+    progress: Progress | None = None
+    advanced: float | None = None  # when a newer step was last heard of
+    faults: tuple[FaultReport, ...] = ()  # not yet acknowledged
+    recovered: tuple[Recovered, ...] = ()
+    replace: ReplaceRequest | None = None
+    epoch_request: EpochRequest | None = None
+    finished: Finished | None = None
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch that it leads, as far as it said."""
+        heard = [self.inventory.leading] if self.inventory and self.inventory.leading is not None else []
+        if self.progress:
+            heard.append(self.progress.term.epoch)
+        return max(heard, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API server's no to a pod or another child."""
+
+    what: str  # "pod quickstart-0-0"
+    code: int  # HTTP: 403 quota or policy, 422 a template that can't work
+    message: str
+    retry_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that `plan` may look at besides the job itself."""
+
+    pods: tuple[Pod, ...] = ()
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    children: frozenset[str] = frozenset()  # kinds known to exist: Service, Secret, ConfigMap
+    creating: frozenset[str] = frozenset()  # pods whose creation was answered, not yet in `pods`
+    agents: Mapping[str, Agent] = field(default_factory=dict)  # by pod uid
+    leader: Leader | None = None
+    fenced: Membership | None = None  # the membership that this process wrote in status, and may therefore send
+    refusal: Refusal | None = None  # the newest one that still stands

@@ -1,0 +1,192 @@
+"""Renders a pod from the job's template. What the template says stands; what it leaves open gets safe defaults."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lockstep_api import constants
+from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_operator.plan.actions import NewPod
+from lockstep_operator.plan.children import config_map_name, labels, owner_reference, secret_name, service_name
+
+Manifest = dict[str, Any]
+
+GPU_RESOURCE = "nvidia.com/gpu"
+GRACE_SECONDS = 30
+_RUN_VOLUME, _CONFIG_VOLUME, _TOKEN_VOLUME, _SHM_VOLUME = (
+    "lockstep-run",
+    "lockstep-config",
+    "lockstep-token",
+    "lockstep-shm",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PodDefaults:
+    """What the administrator of the operator chooses for pods whose template does not say."""
+
+    image: str = "ghcr.io/lockstep/trainer:0.1.0"
+
+
+def render(job: TrainingJob, new: NewPod, defaults: PodDefaults) -> Manifest:
+    """The whole pod, as it is sent to the API server."""
+    template = copy.deepcopy({"metadata": job.spec.template.metadata, "spec": job.spec.template.spec})
+    metadata, spec = template["metadata"], template["spec"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": new.name,
+            "namespace": job.namespace,
+            "labels": {
+                **metadata.get("labels", {}),
+                **labels(job),
+                constants.LABEL_ORDINAL: str(new.ordinal),
+                constants.LABEL_INCARNATION: str(new.incarnation),
+                constants.LABEL_ROLE: "starting",
+            },
+            "annotations": metadata.get("annotations", {}),
+            "ownerReferences": [owner_reference(job)],
+        },
+        "spec": _spec(job, new, spec, defaults),
+    }
+
+
+def _spec(job: TrainingJob, new: NewPod, spec: Manifest, defaults: PodDefaults) -> Manifest:
+    containers = spec.get("containers") or []
+    own = next((one for one in containers if one.get("name") == constants.CONTAINER_NAME), None)
+    others = [one for one in containers if one is not own]
+    spec["containers"] = [_container(job, new, own or {}, defaults), *others]
+    # A worker or agent that dies is handled inside the pod; a container that dies starts again in place and finds
+    # its memory-backed volume as it left it.
+    spec["restartPolicy"] = "Always"
+    spec["hostname"], spec["subdomain"] = new.name, service_name(job)
+    spec.setdefault("terminationGracePeriodSeconds", GRACE_SECONDS)
+    spec.setdefault("enableServiceLinks", False)
+    if "serviceAccountName" not in spec:
+        spec.setdefault("automountServiceAccountToken", False)
+    security = spec.setdefault("securityContext", {})
+    security.setdefault("runAsNonRoot", True)
+    security.setdefault("seccompProfile", {"type": "RuntimeDefault"})
+    # Without a time limit: who is replaced, and when, is the operator's decision and not the taint manager's.
+    spec["tolerations"] = [
+        *spec.get("tolerations", []),
+        *(
+            {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute"}
+            for taint in ("not-ready", "unreachable")
+        ),
+    ]
+    taken = {volume["name"] for volume in spec.get("volumes", [])}
+    spec["volumes"] = [
+        *spec.get("volumes", []),
+        *(volume for volume in _volumes(job, own or {}) if volume["name"] not in taken),
+    ]
+    if new.avoid_nodes:
+        _avoid(spec, new.avoid_nodes)
+    return spec
+
+
+def _container(job: TrainingJob, new: NewPod, container: Manifest, defaults: PodDefaults) -> Manifest:
+    port = agent_port(job)
+    container["name"] = constants.CONTAINER_NAME
+    container.setdefault("image", defaults.image)
+    # `python3` is what both a virtual environment and a distribution's own Python are called on PATH.
+    container["command"] = ["python3", "-m", "lockstep_trainer.supervisor"]
+    container.pop("args", None)
+    own = _environment(job, new, port)
+    names = {variable["name"] for variable in own}
+    container["env"] = [*own, *(one for one in container.get("env", []) if one["name"] not in names)]
+    container["ports"] = [
+        *container.get("ports", []),
+        {"name": constants.AGENT_PORT_NAME, "containerPort": port, "protocol": "TCP"},
+    ]
+    mounts = container.get("volumeMounts", [])
+    taken = {mount["mountPath"].rstrip("/") for mount in mounts}
+    container["volumeMounts"] = [*mounts, *(mount for mount in _mounts() if mount["mountPath"] not in taken)]
+    _request_gpus(container, job.spec.gpus_per_node)
+    security = container.setdefault("securityContext", {})
+    if not security.get("privileged"):
+        security.setdefault("allowPrivilegeEscalation", False)
+        security.setdefault("capabilities", {"drop": ["ALL"]})
+    return container
+
+
+def agent_port(job: TrainingJob) -> int:
+    """The agent's port: constants.AGENT_PORT, or the template's annotation where pods share their host's network."""
+    return int(
+        job.spec.template.metadata.get("annotations", {}).get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT)
+    )
+
+
+def _environment(job: TrainingJob, new: NewPod, port: int) -> list[Manifest]:
+    variables: list[Manifest] = [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+        for name, path in (
+            ("LOCKSTEP_POD_NAME", "metadata.name"),
+            ("LOCKSTEP_POD_UID", "metadata.uid"),
+            ("LOCKSTEP_NAMESPACE", "metadata.namespace"),
+            ("LOCKSTEP_NODE_NAME", "spec.nodeName"),
+            ("LOCKSTEP_HOST", "status.podIP"),
+        )
+    ]
+    variables += [
+        {"name": name, "value": value}
+        for name, value in (
+            ("LOCKSTEP_BIND", "0.0.0.0"),
+            ("LOCKSTEP_AGENT_PORT", str(port)),
+            ("LOCKSTEP_STORE_PORT", str(constants.STORE_PORT)),
+            ("LOCKSTEP_ORDINAL", str(new.ordinal)),
+            ("LOCKSTEP_INCARNATION", str(new.incarnation)),
+            ("LOCKSTEP_RUN_DIR", constants.VOLUME_MOUNT),
+            ("LOCKSTEP_CONFIG_DIR", constants.CONFIG_MOUNT),
+            ("LOCKSTEP_TOKEN_DIR", constants.TOKEN_MOUNT),
+        )
+    ]
+    secret = job.spec.checkpoint.s3.secret_ref if job.spec.checkpoint else None
+    if secret:
+        variables += [
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": key}}}
+            for name, key in (("AWS_ACCESS_KEY_ID", "accessKeyId"), ("AWS_SECRET_ACCESS_KEY", "secretAccessKey"))
+        ]
+    return variables
+
+
+def _volumes(job: TrainingJob, container: Mapping[str, Any]) -> list[Manifest]:
+    own = [
+        {"name": _RUN_VOLUME, "emptyDir": {"medium": "Memory"}},
+        {"name": _CONFIG_VOLUME, "configMap": {"name": config_map_name(job)}},
+        {"name": _TOKEN_VOLUME, "secret": {"secretName": secret_name(job)}},
+    ]
+    if not any(mount["mountPath"].rstrip("/") == "/dev/shm" for mount in container.get("volumeMounts", [])):
+        own.append({"name": _SHM_VOLUME, "emptyDir": {"medium": "Memory"}})
+    return own
+
+
+def _mounts() -> list[Manifest]:
+    return [
+        {"name": _RUN_VOLUME, "mountPath": constants.VOLUME_MOUNT},
+        {"name": _CONFIG_VOLUME, "mountPath": constants.CONFIG_MOUNT, "readOnly": True},
+        {"name": _TOKEN_VOLUME, "mountPath": constants.TOKEN_MOUNT, "readOnly": True},
+        # Container runtimes give /dev/shm 64 MiB, too little for NCCL's and gloo's shared buffers.
+        {"name": _SHM_VOLUME, "mountPath": "/dev/shm"},
+    ]
+
+
+def _request_gpus(container: Manifest, gpus: int) -> None:
+    """Ask for the GPUs, unless the template names them itself: another vendor's, a partition, or DRA claims."""
+    resources = container.setdefault("resources", {})
+    limits = resources.setdefault("limits", {})
+    named = any(name.endswith("/gpu") or "/mig-" in name for name in (*limits, *resources.get("requests", {})))
+    if not named and "claims" not in resources:
+        limits[GPU_RESOURCE] = str(gpus)
+
+
+def _avoid(spec: Manifest, nodes: tuple[str, ...]) -> None:
+    """Prefer other nodes; a preference, since silence alone excludes no node."""
+    affinity = spec.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+    preferred = affinity.setdefault("preferredDuringSchedulingIgnoredDuringExecution", [])
+    match = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(nodes)}
+    preferred.append({"weight": 100, "preference": {"matchExpressions": [match]}})

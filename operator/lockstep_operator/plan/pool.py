@@ -1,0 +1,44 @@
+"""Which pods a job should have: ``nodes + spares`` ordinals, each with one current incarnation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from lockstep_operator.plan.observed import Pod
+
+
+def pod_name(job: str, ordinal: int, incarnation: int) -> str:
+    """``<job>-<ordinal>-<incarnation>``: a replacement never waits for the name of a pod that hangs in Terminating."""
+    return f"{job}-{ordinal}-{incarnation}"
+
+
+def incarnation_of(incarnations: Mapping[str, int], ordinal: int) -> int:
+    """The incarnation in use; status leaves zeros out."""
+    return incarnations.get(str(ordinal), 0)
+
+
+def current(pods: Iterable[Pod], incarnations: Mapping[str, int]) -> dict[int, Pod]:
+    """Ordinal → its pod of the current incarnation, if there is one. Older ones were given up."""
+    return {pod.ordinal: pod for pod in pods if pod.incarnation == incarnation_of(incarnations, pod.ordinal)}
+
+
+def wanted_ordinals(count: int, members: Iterable[int], existing: Iterable[int]) -> set[int]:
+    """The ordinals that should have a pod: every member's, then existing ones, then new ones, lowest first, until
+    there are ``count``. So a smaller ``spares`` takes the highest spare away and never a member."""
+    wanted = set(members)
+    for ordinal in sorted(set(existing) - wanted):
+        if len(wanted) < count:
+            wanted.add(ordinal)
+    candidate = 0
+    while len(wanted) < count:
+        wanted.add(candidate)
+        candidate += 1
+    return wanted
+
+
+def bump(incarnations: Mapping[str, int], ordinals: Iterable[int]) -> dict[str, int]:
+    """Incarnations after giving up the current pods of these ordinals."""
+    return {
+        **incarnations,
+        **{str(ordinal): incarnation_of(incarnations, ordinal) + 1 for ordinal in ordinals},
+    }

@@ -1,0 +1,69 @@
+"""Who holds which slot. Survivors keep theirs: their memory and processes are bound to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+
+from lockstep_api.messages import Membership, SlotInfo
+from lockstep_operator.plan.observed import Agent, Pod
+
+
+def assign(nodes: int, holders: Mapping[int, str], candidates: Iterable[Pod]) -> dict[int, str] | None:
+    """Slot → pod name for all of ``nodes`` slots, or None if candidates are too few. ``holders`` keep their slots;
+    what is vacant goes to candidates by ordinal."""
+    vacant = [slot for slot in range(nodes) if slot not in holders]
+    taking = sorted((pod for pod in candidates if pod.name not in holders.values()), key=lambda pod: pod.ordinal)
+    if len(taking) < len(vacant):
+        return None
+    return {**holders, **{slot: pod.name for slot, pod in zip(vacant, taking, strict=False)}}
+
+
+def usable(pod: Pod, agents: Mapping[str, Agent]) -> bool:
+    """Whether the pod can hold a slot now: it runs, and its agent has said who it is."""
+    agent = agents.get(pod.uid)
+    known = agent is not None and agent.inventory is not None
+    return known and pod.phase == "Running" and not pod.deleting and bool(pod.address)
+
+
+def slot_info(slot: int, pod: Pod, agents: Mapping[str, Agent]) -> SlotInfo:
+    """The pod as a member. Its agent must be known."""
+    inventory = agents[pod.uid].inventory
+    assert inventory is not None, f"{pod.name} was given slot {slot} before its agent answered"
+    return SlotInfo(
+        slot=slot,
+        pod=pod.name,
+        pod_uid=pod.uid,
+        boot_id=inventory.boot_id,
+        address=pod.address,
+        domain=pod.node,
+        ordinal=pod.ordinal,
+    )
+
+
+def membership(
+    job_uid: str,
+    epoch: int,
+    slots: Mapping[int, str],
+    *,
+    pods: Mapping[str, Pod],
+    agents: Mapping[str, Agent],
+    cause: str,
+) -> Membership:
+    """The message for these slots, spares included."""
+    members = set(slots.values())
+    spares = [pod for pod in pods.values() if pod.name not in members and usable(pod, agents)]
+    return Membership(
+        job_uid=job_uid,
+        epoch=epoch,
+        slots=tuple(slot_info(slot, pods[name], agents) for slot, name in sorted(slots.items())),
+        spares=tuple(slot_info(-1, pod, agents) for pod in sorted(spares, key=lambda pod: pod.ordinal)),
+        cause=cause,
+    )
+
+
+def slot_map_hash(message: Membership) -> str:
+    """Names who is in which slot: pod, uid, boot and address. 16 hexadecimal digits."""
+    entries = [(info.slot, info.pod, info.pod_uid, info.boot_id, info.address) for info in message.slots]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]

@@ -1,0 +1,165 @@
+"""What the status says: progress, phase, conditions, columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lockstep_api import constants
+from lockstep_api.v1alpha1 import (
+    CheckpointStatus,
+    Condition,
+    DurableCheckpoint,
+    Members,
+    Phase,
+    Progress,
+    TrainingJob,
+    TrainingJobStatus,
+)
+from lockstep_operator.plan.observed import Observed, Pod
+from lockstep_operator.plan.slots import usable
+from lockstep_operator.plan.times import rfc3339
+
+MESSAGE_LIMIT = 1024
+PROGRESS_PATIENCE = 2.0
+"""Seconds between status writes when only progress moved: one job's writes stay below 1 per second at any size."""
+LEDGER_PATIENCE = 30.0
+"""Seconds between status writes when only time has passed."""
+
+_PROGRESS_FIELDS = ("progress", "step", "loss", "checkpoint")
+_LEDGER_FIELDS = ("ledger", "ledger_state", "goodput", "goodput_percent")
+
+
+def patience(old: TrainingJobStatus, new: TrainingJobStatus) -> float | None:
+    """Seconds that the write of ``new`` may wait since the last write; None if there is nothing to write. Decisions
+    never wait."""
+    different = {name for name in type(new).model_fields if getattr(old, name) != getattr(new, name)}
+    if not different:
+        return None
+    if different - {*_PROGRESS_FIELDS, *_LEDGER_FIELDS}:
+        return 0.0
+    return PROGRESS_PATIENCE if different & set(_PROGRESS_FIELDS) else LEDGER_PATIENCE
+
+
+def set_condition(
+    status: TrainingJobStatus, job: TrainingJob, kind: str, value: str, *, reason: str, message: str, now: float
+) -> TrainingJobStatus:
+    """Status with that condition. The transition time moves only when the condition's status does."""
+    old = find_condition(status, kind)
+    same = old is not None and old.status == value
+    fresh = Condition(
+        type=kind,
+        status=value,
+        reason=reason,
+        message=message[:MESSAGE_LIMIT],
+        last_transition_time=old.last_transition_time if old and same else rfc3339(now),
+        observed_generation=job.generation,
+    )
+    others = [condition for condition in status.conditions if condition.type != kind]
+    place = next((i for i, condition in enumerate(status.conditions) if condition.type == kind), len(others))
+    return status.model_copy(update={"conditions": [*others[:place], fresh, *others[place:]]})
+
+
+def find_condition(status: TrainingJobStatus, kind: str) -> Condition | None:
+    """The condition of that type, if there is one."""
+    return next((condition for condition in status.conditions if condition.type == kind), None)
+
+
+def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed) -> TrainingJobStatus:
+    """Status with the leader's newest progress in it. The caller has made sure that it leads the current epoch."""
+    heard = observed.leader.progress if observed.leader else None
+    if heard is None:
+        return status
+    old, newest = status.progress, heard.newest
+    progress = Progress(
+        step=newest.step if newest else old.step,
+        steps=heard.steps if heard.steps is not None else old.steps,
+        tokens=heard.tokens or old.tokens,
+        loss=newest.loss if newest else old.loss,
+        eval_loss=heard.eval_loss if heard.eval_loss is not None else old.eval_loss,
+        tokens_per_second=round(heard.tokens_per_second, 1) if heard.tokens_per_second is not None else None,
+        at=rfc3339(newest.at) if newest else old.at,
+    )
+    update: dict[str, object] = {"progress": progress}
+    if newest:
+        total = f"/{progress.steps}" if progress.steps is not None else ""
+        update |= {"step": f"{progress.step}{total}", "loss": f"{newest.loss:.3f}"}
+    if heard.durable and heard.durable_uri and heard.durable_at is not None:
+        durable = DurableCheckpoint(step=heard.durable.state.step, uri=heard.durable_uri, at=rfc3339(heard.durable_at))
+        update["checkpoint"] = CheckpointStatus(durable=durable)
+    return status.model_copy(update=update)
+
+
+def phase(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], leads: bool, observed: Observed) -> Phase:
+    """Where a job that is neither ended nor suspended stands. Starting lasts until the first time that it runs."""
+    heard = observed.leader.progress if leads and observed.leader else None
+    if heard and heard.state in ("running", "finishing") and len(status.slots) == job.spec.nodes:
+        return Phase.RUNNING
+    if status.phase in (Phase.RUNNING, Phase.RECOVERING):
+        return Phase.RECOVERING
+    scheduled = sum(1 for pod in pods if pod.node)
+    return Phase.STARTING if (status.epoch > 0 and status.slots) or scheduled >= job.spec.nodes else Phase.PENDING
+
+
+def members(status: TrainingJobStatus, pods: Sequence[Pod], leads: bool, observed: Observed) -> Members:
+    """Pods by role."""
+    holding = set(status.slots.values())
+    heard = observed.leader.progress if leads and observed.leader else None
+    up = [pod for pod in pods if usable(pod, observed.agents)]
+    return Members(
+        ready=min(heard.connected, len(holding)) if heard else 0,
+        spares=sum(1 for pod in up if pod.name not in holding) if status.epoch else 0,
+        starting=sum(1 for pod in pods if pod.name not in holding and not usable(pod, observed.agents)),
+    )
+
+
+def conditions(
+    status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], observed: Observed, *, leads: bool, now: float
+) -> TrainingJobStatus:
+    """Status with Ready and CheckpointDegraded in it; ``status.phase`` is the new one already."""
+    if status.phase == Phase.RUNNING:
+        # No step in it: the message would change with each, and every change of a condition is written at once.
+        text = f"All {job.spec.nodes} members run."
+        status = set_condition(status, job, constants.CONDITION_READY, "True", reason="Training", message=text, now=now)
+    else:
+        reason, message = explain(status, job, pods, observed)
+        status = set_condition(status, job, constants.CONDITION_READY, "False", reason=reason, message=message, now=now)
+
+    heard = observed.leader.progress if leads and observed.leader else None
+    if heard is None or job.spec.checkpoint is None:
+        return status
+    kind = constants.CONDITION_CHECKPOINT_DEGRADED
+    if heard.checkpoint_problem:
+        return set_condition(
+            status, job, kind, "True", reason="StoreUnavailable", message=heard.checkpoint_problem, now=now
+        )
+    return set_condition(
+        status, job, kind, "False", reason="StoreAnswers", message="Checkpoints can be made durable.", now=now
+    )
+
+
+def explain(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], observed: Observed) -> tuple[str, str]:
+    """(reason, sentence) why the job is not running, the nearest obstacle first."""
+    if observed.refusal:
+        return "CreationRefused", f"{observed.refusal.what} was refused: {observed.refusal.message}"
+    wanted = job.spec.nodes + job.spec.spares
+    waiting = [pod for pod in pods if not pod.running]
+    blocked = [pod for pod in waiting if pod.waiting and pod.waiting not in ("ContainerCreating", "PodInitializing")]
+    if blocked:
+        pod = blocked[0]
+        return "ContainerWaits", f"{pod.name}: {pod.waiting}. {pod.message}".strip()
+    unscheduled = [pod for pod in pods if not pod.node]
+    if unscheduled:
+        pod = unscheduled[0]
+        text = f"{len(pods) - len(unscheduled)} of {wanted} pods are scheduled"
+        return "PodsPending", f"{text}; {pod.name}: {pod.message or 'waits for the scheduler'}"
+    if len(pods) < wanted:
+        return "PodsCreating", f"{len(pods)} of {wanted} pods exist"
+    if vacant := job.spec.nodes - len(status.slots):
+        up = sum(1 for pod in pods if usable(pod, observed.agents))
+        what = "a slot waits" if vacant == 1 else f"{vacant} slots wait"
+        return "MembersStarting", f"{what} for a pod; {up} of {len(pods)} agents answer"
+    heard = observed.leader.progress if observed.leader and observed.leader.connected else None
+    if heard is None:
+        return "LeaderConnecting", f"Waiting for the leader, {status.slots.get('0', 'slot 0')}"
+    words = {"forming": "members connect", "starting": "workers start", "recovering": "workers start again"}
+    return "WorkersStarting", f"{words.get(heard.state, heard.state)}; {heard.connected} of {job.spec.nodes} members"
