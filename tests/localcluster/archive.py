@@ -37,6 +37,7 @@ class Layer:
     digest: str
     size: int
     open: Callable[[], IO[bytes]]
+    file: Path | None = None  # where it lies as a file of its own
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _from_layout(path: Path) -> Image:
 
     def layer(description: dict[str, Any]) -> Layer:
         file = blob(description["digest"])
-        return Layer(description["digest"], description["size"], lambda: open(file, "rb"))
+        return Layer(description["digest"], description["size"], lambda: open(file, "rb"), file)
 
     data = blob(reference["manifest"]).read_bytes()
     manifest = json.loads(data)

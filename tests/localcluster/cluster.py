@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,7 @@ class Cluster:
         for entry in layout.state.glob("*"):
             if entry == layout.logs and keep_logs:
                 continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     # Failures
 
@@ -334,9 +335,9 @@ class Cluster:
         with self._lock():
             record = self.record
             self._write(record | {"images": sorted({*record["images"], *map(str, files)})})
-            for node in self.nodes:
-                for path in files if node.powered else ():
-                    node.containerd.load(path)
+            powered = [node for node in self.nodes if node.powered]
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(lambda node: [node.containerd.load(path) for path in files], powered))
 
     def node_of(self, pod: str, namespace: str = "default") -> int:
         """The number of the node that a pod runs on."""

@@ -3,7 +3,7 @@
 A socket stays in the namespace in which it was made. So the listening sockets are made first, then this process moves
 into the other namespace and makes the outgoing ones there.
 
-    python -m localcluster.forwarder NAMESPACE PORT=ADDRESS:PORT…
+    python forwarder.py NAMESPACE PORT=ADDRESS:PORT…
 """
 
 import asyncio

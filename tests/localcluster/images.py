@@ -27,7 +27,7 @@ from localcluster.processes import ClusterError, run
 
 BASE = "docker.io/library/debian:bookworm-slim"
 RELEASE = "bookworm"
-PACKAGES = "buildah", "debootstrap"
+PACKAGES = "buildah", "debootstrap", "skopeo"
 _INCLUDE = "python3,python3-venv,ca-certificates"
 _UNHASHED = {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 
@@ -193,7 +193,11 @@ def build_image(dockerfile: str | Path, tag: str, context: str | Path = REPOSITO
 def _write_out(tag: str, reference: Path) -> None:
     """Put an image into the layout. Layers that are there already are not written again."""
     layout, name = _folder() / "layout", reference.stem
-    _run("push", "--quiet", "--disable-compression", *_policy(), tag, f"oci:{layout}:{name}")
+    # buildah's own push compresses the layers, which takes minutes, and every time anew.
+    identifier = _identifier(tag).removeprefix("sha256:")
+    storage = f"containers-storage:[overlay@{_folder() / 'storage'}+{_folder() / 'run'}]@{identifier}"
+    options = ("--quiet", "--policy", _folder() / "policy.json", "--dest-oci-accept-uncompressed-layers")
+    run("skopeo", "copy", *options, storage, f"oci:{layout}:{name}", env=_environment())
     index = json.loads((layout / "index.json").read_text())
     entries = {e.get("annotations", {}).get("org.opencontainers.image.ref.name"): e for e in index["manifests"]}
     write_reference(reference, layout, tag, entries[name]["digest"])

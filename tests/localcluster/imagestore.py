@@ -23,6 +23,7 @@ from localcluster.processes import ClusterError, Process, run, start_time
 PAUSE = "localhost/pause:1"
 # containerd's two databases: all other files are never changed once written, so that a hard link is a copy.
 _DATABASES = "io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"
+_WORTH_SHARING = 16 << 20
 
 
 class Containerd:
@@ -133,6 +134,20 @@ class Template:
                     containerd.load(path)
                     self._mark(path).parent.mkdir(exist_ok=True)
                     self._mark(path).write_text(_stamp(path))
+            for path in todo:
+                self._share_layers(path)
+
+    def _share_layers(self, path: Path) -> None:
+        """Keep large layers once: the images' layout and containerd have the same files."""
+        blobs = self.root / "io.containerd.content.v1.content/blobs"
+        with open_image(path) as images:
+            files = {layer.digest: layer.file for image in images for layer in image.layers if layer.file}
+        for digest, file in files.items():
+            own = blobs / digest.replace(":", "/")
+            if file.stat().st_size >= _WORTH_SHARING and own.exists() and own.stat().st_dev == file.stat().st_dev:
+                link = own.with_name(f"{own.name}.link")
+                link.hardlink_to(file)
+                link.replace(own)
 
     def prepare(self) -> None:
         """Make sure that the template has the image that holds a pod's namespaces."""

@@ -49,8 +49,9 @@ class Services:
         """Open the ports on the host's loopback."""
         inside = {"api": API_PORT, "s3": S3_PORT, "prometheus": PROMETHEUS_PORT}
         routes = [f"{ports[name]}={self.layout.gateway}:{port}" for name, port in inside.items()]
-        argv = [sys.executable, "-m", "localcluster.forwarder", self.layout.control_plane, *routes]
-        self.processes.start("forwarder", argv, _python_path())
+        # As a plain file, without its folder on the path: it needs nothing of the package.
+        argv = [sys.executable, "-P", str(PACKAGE / "forwarder.py"), self.layout.control_plane, *routes]
+        self.processes.start("forwarder", argv)
 
     def start_dns(self) -> None:
         """Start CoreDNS. It knows the cluster's names and no others."""
