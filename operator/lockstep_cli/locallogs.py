@@ -50,11 +50,10 @@ def emit(pod: str, line: str, output: Output) -> None:
 
 def show(folder: Path, wanted: Wanted, output: Output) -> None:
     """Prints the logs of a local run; raises NotFoundError when there are none."""
-    files = sorted(folder.rglob("*.log"))
-    pods = [file for file in files if file.parent.name != "zygote" and "workers" not in file.parts]
+    pods = sorted(folder.glob("pods/*.log"))
     if not pods:
         raise NotFoundError(f"{folder}: no logs in it; has the run started a pod?")
-    places = {}
+    places: dict[Path, int] = {}
     shown = 0
     for file in pods:
         text = file.read_text(errors="replace")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from pydantic import ValidationError
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_cli.errors import CliError
 
-JOB_FILE = "job.json"
-"""In the folder of a local run: the job's metadata and spec, written at its start."""
-STATUS_FILE = "status.json"
-"""Beside it: the job's status, kept up to date."""
+JOB_FILE = "status.json"
+"""In the folder of a local run: the job, its status kept up to date."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +49,7 @@ def find(arguments: argparse.Namespace) -> TrainingJob:
 def load_local(folder: Path) -> TrainingJob:
     """The job of a local run, with its newest status."""
     try:
-        job = json.loads((folder / JOB_FILE).read_text())
-        status = folder / STATUS_FILE
-        if status.is_file():
-            job["status"] = json.loads(status.read_text())
-        return TrainingJob.model_validate(job)
+        return TrainingJob.model_validate_json((folder / JOB_FILE).read_text())
     except (OSError, ValueError, ValidationError) as error:
         raise CliError(f"{folder / JOB_FILE}: can't be read: {error}") from None
 

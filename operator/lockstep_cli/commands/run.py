@@ -59,15 +59,14 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def prepare(job: TrainingJob, folder: Path) -> TrainingJob:
-    """The job with an identity of its own, and its folder on disk. A folder that has run before goes on from its
-    newest checkpoint: the same uid names the same chain. Raises CliError."""
+    """The job with an identity of its own, and its folder on disk. Raises CliError for a folder that was used."""
+    if target.is_local(str(folder)):
+        raise CliError(f"--workdir {folder}: holds another run; give a new folder, or remove this one")
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / target.JOB_FILE
-    uid = target.load_local(folder).uid if file.is_file() else str(uuid.uuid4())
-    job = job.model_copy(update={"metadata": {**job.metadata, "namespace": job.namespace, "uid": uid}})
-    wire = job.to_wire()
-    wire.pop("status", None)
-    file.write_text(json.dumps(wire, indent=2) + "\n")
+    job = job.model_copy(
+        update={"metadata": {**job.metadata, "namespace": job.namespace, "uid": str(uuid.uuid4()), "generation": 1}}
+    )
+    (folder / target.JOB_FILE).write_text(json.dumps(job.to_wire(), indent=1) + "\n")
     checkpoint = job.spec.checkpoint
     if checkpoint and checkpoint.uri.startswith("file://"):
         Path(checkpoint.uri.removeprefix("file://")).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""The demonstration behind ``make demo``; the end-to-end tests install and break things with the same functions."""

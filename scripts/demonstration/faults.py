@@ -1,0 +1,66 @@
+"""Breaks things in a running job, from outside: what a demonstration and the end-to-end tests do to it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from demonstration.target import DemoError, Target
+from lockstep_api import constants
+
+# Runs inside the pod. A worker's folder has pid.json from its start and exit.json from its end.
+_FIND = """
+import json, os, pathlib, signal, sys
+folders = sorted(pathlib.Path("/lockstep/run/workers").glob("e*-g*-r*"), key=lambda f: f.stat().st_mtime)
+alive = []
+for folder in folders:
+    if (folder / "exit.json").exists() or not (folder / "pid.json").exists():
+        continue
+    pid = json.loads((folder / "pid.json").read_text())["pid"]
+    if os.path.exists(f"/proc/{pid}"):
+        alive.append((folder.name, pid))
+if not alive:
+    sys.exit("no worker is alive in this pod")
+name, pid = alive[-1]
+os.kill(pid, signal.SIGKILL)
+print(json.dumps({"worker": name, "pid": pid, "rank": int(name.rpartition("-r")[2])}))
+"""
+
+
+def pods(target: Target, namespace: str, job: str) -> list[dict[str, Any]]:
+    """The job's pods that hold a slot and are not being deleted, by slot."""
+    selector = f"{constants.LABEL_JOB_NAME}={job},{constants.LABEL_SLOT}"
+    items = target.get("pods", "-n", namespace, "-l", selector)["items"]
+    live = [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
+    return sorted(live, key=slot_of)
+
+
+def slot_of(pod: dict[str, Any]) -> int:
+    """The slot that a pod holds."""
+    return int(pod["metadata"]["labels"][constants.LABEL_SLOT])
+
+
+def kill_worker(target: Target, namespace: str, pod: str) -> dict[str, Any]:
+    """SIGKILL to the last worker of a pod; which one it was."""
+    told: dict[str, Any] = json.loads(target.exec(namespace, pod, ["python3", "-c", _FIND]))
+    return told
+
+
+def pod_away_from(target: Target, namespace: str, job: str, node: str) -> dict[str, Any]:
+    """A member pod on another node than ``node``, of the highest slot."""
+    for pod in reversed(pods(target, namespace, job)):
+        if pod["spec"].get("nodeName") not in (None, node):
+            return dict(pod)
+    raise DemoError(f"all pods of {job} are on {node}")
+
+
+def cut_node(target: Target, node: str) -> None:
+    """Cuts a node's power, or, where the machines are somebody else's, takes all of the job's pods off it by force."""
+    if target.cluster is not None:
+        target.cluster.power_cut(int(node.removeprefix("node")))
+        return
+    target.kubectl("cordon", node)
+    target.kubectl(
+        "delete", "pods", "--all-namespaces", "--field-selector", f"spec.nodeName={node}",
+        "-l", constants.LABEL_JOB_NAME, "--force", "--grace-period=0", "--wait=false",
+    )  # fmt: skip

@@ -1,0 +1,99 @@
+"""Puts Lockstep, a bucket and a namespace into a cluster."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from demonstration.target import REPOSITORY, DemoError, Target
+
+RELEASE = "lockstep"
+SYSTEM_NAMESPACE = "lockstep-system"
+SECRET = "s3-credentials"
+
+
+def build_images(target: Target) -> list[Path]:
+    """Builds operator and trainer image, unless nothing they are made of has changed."""
+    from localcluster import images
+
+    return [
+        images.build_image(REPOSITORY / f"images/{name}.Dockerfile", tag)
+        for name, tag in (("operator", target.operator_image), ("trainer", target.trainer_image))
+    ]
+
+
+def helm_install(target: Target, values: dict[str, str] | None = None) -> None:
+    """Installs or upgrades the chart, and waits until the operator is ready."""
+    repository, _, tag = target.operator_image.rpartition(":")
+    settings = {
+        "image.repository": repository,
+        "image.tag": tag,
+        "trainer.image": target.trainer_image,
+        # Images of one tag change while one works on them: a new pod must take the new image.
+        "podAnnotations.restarted": _image_stamp(target),
+        **(values or {}),
+    }
+    target.run(
+        "helm", "upgrade", "--install", RELEASE, str(REPOSITORY / "charts/lockstep"),
+        "--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s",
+        *(word for name, value in settings.items() for word in ("--set-string", f"{name}={value}")),
+    )  # fmt: skip
+
+
+def _image_stamp(target: Target) -> str:
+    """Something that differs when the local operator image does."""
+    if target.cluster is None:
+        return "never"
+    from localcluster.images import content_hash
+
+    sources = ("crds/lockstep_api", "operator", "requirements/operator.txt", "images")
+    return content_hash([REPOSITORY / source for source in sources])[:16]
+
+
+def prepare_namespace(target: Target, namespace: str, bucket: str) -> None:
+    """Namespace, Secret with the S3 keys, bucket."""
+    keys = {"accessKeyId": target.s3.access_key, "secretAccessKey": target.s3.secret_key}
+    encoded = {name: base64.b64encode(value.encode()).decode() for name, value in keys.items()}
+    target.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    target.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": SECRET, "namespace": namespace},
+            "data": encoded,
+        }
+    )
+    client = s3_client(target)
+    if bucket not in {each["Name"] for each in client.list_buckets()["Buckets"]}:
+        client.create_bucket(Bucket=bucket)
+
+
+def s3_client(target: Target) -> Any:
+    """A boto3 client for the target's S3 server, from here."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=target.s3.endpoint_host,
+        aws_access_key_id=target.s3.access_key,
+        aws_secret_access_key=target.s3.secret_key,
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}),
+    )
+
+
+def load_images(target: Target, files: list[Path]) -> None:
+    """Gives images to the nodes."""
+    assert target.cluster is not None
+    target.cluster.load_image(*files)
+
+
+def operator_node(target: Target) -> str:
+    """The node that the operator runs on."""
+    pods = target.get("pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
+    running = [pod["spec"].get("nodeName") for pod in pods if pod["status"].get("phase") == "Running"]
+    if not running:
+        raise DemoError(f"no operator pod is running in {SYSTEM_NAMESPACE}")
+    return str(running[0])
