@@ -1,0 +1,354 @@
+"""The chain of durable checkpoints of one job, as its leader keeps it.
+
+``latest`` names a manifest, that its parent, and so on: what is not on this chain does not exist. All methods block
+and may be called from a thread; they raise StoreError where the store fails, with ``temporary`` set where the same call
+may succeed later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import assert_never
+
+from lockstep_api.messages import RestorePoint, Term
+from lockstep_api.v1alpha1 import S3Spec
+from lockstep_trainer.checkpoint import commit as swap_protocol
+from lockstep_trainer.checkpoint.manifest import (
+    ANCESTORS,
+    LATEST,
+    MANIFEST,
+    Listing,
+    Manifest,
+    Pointer,
+    parse_step_folder,
+)
+from lockstep_trainer.checkpoint.retention import Folder, disposable
+from lockstep_trainer.errors import (
+    CheckpointError,
+    Conflict,
+    Corrupt,
+    NotFenced,
+    NotFound,
+    PreconditionFailed,
+    StoreError,
+    Superseded,
+)
+from lockstep_trainer.storage import ObjectStore, open_store
+
+log = logging.getLogger(__name__)
+
+_MOVES = 8  # times that `latest` may be swapped under us before we say that something is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """``latest`` as it was read."""
+
+    pointer: Pointer | None
+    etag: str | None
+
+    @property
+    def point(self) -> RestorePoint | None:
+        """The state that it names."""
+        return self.pointer.point if self.pointer else None
+
+    @property
+    def named(self) -> tuple[RestorePoint, ...]:
+        """That state and the older ones that it names too."""
+        if self.pointer is None or self.pointer.point is None:
+            return ()
+        return (self.pointer.point, *self.pointer.ancestors)
+
+    def behind(self, point: RestorePoint | None) -> tuple[RestorePoint, ...]:
+        """The named states that are older than ``point``."""
+        return self.named[self.named.index(point) + 1 :] if point in self.named else ()
+
+
+class Chain:
+    """Durable checkpoints of one job: read, fence, commit, clear away."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        prefix: str = "",
+        *,
+        s3: S3Spec | None = None,
+        resume_from: RestorePoint | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """``store`` rooted at ``checkpoint.uri``; ``prefix`` is ``<namespace>/<job>/<uid>``.
+
+        ``resume_from`` is where a job without a checkpoint of its own begins (``resolve`` makes it from a URI); ``s3``
+        is how stores of other jobs are reached.
+        """
+        self.store = store.below(prefix) if prefix else store
+        self._s3 = s3
+        self._resume_from = resume_from
+        self._sleep = sleep
+        self.problems: list[str] = []
+        """Corrupt manifests met so far, a sentence each. They are passed over, never repaired."""
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def latest(self) -> Latest:
+        """``latest`` as it is now. Raises Corrupt where it can't be read."""
+        try:
+            data, etag = self.store.get(LATEST)
+        except NotFound:
+            return Latest(None, None)
+        return Latest(Pointer.from_bytes(data, f"{self.store.uri}/{LATEST}"), etag)
+
+    def manifest(self, point: RestorePoint) -> Manifest:
+        """The manifest that ``point`` names; raises Corrupt where it is gone or its checksum differs."""
+        return read_manifest(self.store, point, self._s3)
+
+    def newest(self) -> RestorePoint | None:
+        """The newest state whose manifest is whole, on the chain; None for a job without any checkpoint."""
+        return self._newest(self.latest())
+
+    def lineage(self, latest: Latest) -> Iterator[tuple[RestorePoint, Manifest | Corrupt]]:
+        """The newest state, its parent, its parent's parent … with their manifests, as far as they are kept.
+
+        Behind a manifest that can't be read it goes on with the ancestors that ``latest`` names. Ends at the first
+        checkpoint, at one that retention has removed, or at one of another job.
+        """
+        point = latest.point
+        seen: set[str] = set()
+        while point is not None and point.manifest not in seen:
+            seen.add(point.manifest)
+            manifest = self._read(point)
+            yield point, manifest
+            if "://" in point.manifest:
+                return
+            point = manifest.parent if isinstance(manifest, Manifest) else next(iter(latest.behind(point)), None)
+            if point is not None and "://" not in point.manifest and not self._exists(point.manifest):
+                return
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def fence(self, term: Term, nonce: str) -> RestorePoint | None:
+        """Take ``latest`` for ``term`` and return the state that this term descends from.
+
+        From here on no older term can commit. Where the newest manifest is corrupt, ``latest`` moves back to the newest
+        whole one. Raises Superseded where a newer term has it.
+        """
+        latest = self.latest()
+        for _ in range(_MOVES):
+            if latest.pointer and latest.pointer.term > term:
+                raise Superseded(_superseded(term, latest.pointer))
+            target = self._newest(latest)
+            moved = self._swap(latest, self._pointer(latest, term, nonce, target, latest.behind(target)))
+            if moved is None:
+                return target
+            latest = moved
+        raise CheckpointError(f"{self.store.uri}/{LATEST} is swapped again and again: is this job led twice?")
+
+    def commit(self, listing: Listing, term: Term, nonce: str) -> RestorePoint:
+        """Make the step folder that ``listing`` describes the newest state.
+
+        Calling it again with the same listing is harmless. Raises NotFenced or Superseded where ``latest`` is not this
+        epoch's, CheckpointError where the state does not descend from it.
+        """
+        latest = self.latest()
+        for _ in range(_MOVES):
+            if latest.pointer is None or latest.pointer.epoch < term.epoch:
+                raise NotFenced(f"{self.store.uri}/{LATEST} is not fenced for epoch {term.epoch}")
+            if latest.pointer.term > term:
+                raise Superseded(_superseded(term, latest.pointer))
+            if latest.point and latest.point.state == listing.state:
+                return latest.point
+            self._check_descent(listing, term, latest)
+            point = self._put_manifest(listing)
+            ancestors = (listing.parent, *latest.behind(listing.parent)) if listing.parent else ()
+            moved = self._swap(latest, self._pointer(latest, term, nonce, point, ancestors))
+            if moved is None:
+                return point
+            latest = moved
+        raise CheckpointError(f"{self.store.uri}/{LATEST} is swapped again and again: is this job led twice?")
+
+    def collect_garbage(self, keep_last: int, *, now: float | None = None, grace: float = 600.0) -> tuple[str, ...]:
+        """Remove step folders that nobody needs any more, and return their names.
+
+        ``retention.disposable`` says which; ``grace`` is in seconds. Reading and removing race no writer: only terms
+        older than the fence are touched off the chain.
+        """
+        latest = self.latest()
+        if latest.pointer is None:
+            return ()
+        chain = [
+            (point.state, isinstance(manifest, Manifest))
+            for point, manifest in self.lineage(latest)
+            if "://" not in point.manifest
+        ]
+        files: dict[str, list[str]] = {}
+        newest: dict[str, float] = {}
+        for entry in self.store.list("step-"):
+            name = entry.key.split("/", 1)[0]
+            files.setdefault(name, []).append(entry.key)
+            newest[name] = max(newest.get(name, 0.0), entry.modified)
+        folders = [Folder(name, state, newest[name]) for name in files if (state := parse_step_folder(name))]
+        names = disposable(
+            folders, chain, latest.pointer.term, keep_last, now=time.time() if now is None else now, grace=grace
+        )
+        for name in names:
+            # The manifest goes first: a folder without one is no checkpoint, whatever else is left of it.
+            for key in sorted(files[name], key=lambda key: not key.endswith(f"/{MANIFEST}")):
+                self.store.delete(key)
+        return names
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _newest(self, latest: Latest) -> RestorePoint | None:
+        """The newest whole state that ``latest`` leads to."""
+        if latest.point is None:
+            return self._resume_from
+        for point, manifest in self.lineage(latest):
+            if isinstance(manifest, Manifest):
+                return point
+            self._report(str(manifest))
+        raise Corrupt(
+            f"{self.store.uri}: no checkpoint can be read ({self.problems[-1]}); "
+            "restore the files from a backup, or start another job with checkpoint.resumeFrom"
+        )
+
+    def _read(self, point: RestorePoint) -> Manifest | Corrupt:
+        try:
+            return self.manifest(point)
+        except Corrupt as error:
+            return error
+
+    def _check_descent(self, listing: Listing, term: Term, latest: Latest) -> None:
+        if Term(listing.state.epoch, listing.state.generation) != term:
+            raise CheckpointError(f"{listing.folder} was not written by term {_text(term)}: not committed")
+        if listing.parent == latest.point:
+            return
+        # A worker that found the newest state's files corrupt has restored one of its ancestors.
+        if listing.parent is None or all(point != listing.parent for point, _ in self.lineage(latest)):
+            raise CheckpointError(
+                f"{listing.folder} descends from {listing.parent.manifest if listing.parent else 'fresh weights'}, not "
+                f"from the chain of {latest.point.manifest if latest.point else 'this job'}: not committed"
+            )
+
+    def _put_manifest(self, listing: Listing) -> RestorePoint:
+        manifest = Manifest.model_validate(listing.model_dump())
+        point = manifest.point()
+        try:
+            self.store.put(point.manifest, manifest.to_bytes(), only_if_absent=True)
+        except PreconditionFailed:
+            # An earlier try of the same commit; its bytes are a function of the listing.
+            data, _ = self.store.get(point.manifest)
+            if data != manifest.to_bytes():
+                raise CheckpointError(
+                    f"{self.store.uri}/{point.manifest} exists and names other files: not committed"
+                ) from None
+        return point
+
+    def _pointer(
+        self, latest: Latest, term: Term, nonce: str, point: RestorePoint | None, ancestors: tuple[RestorePoint, ...]
+    ) -> Pointer:
+        return Pointer(
+            sequence=(latest.pointer.sequence if latest.pointer else 0) + 1,
+            epoch=term.epoch,
+            generation=term.generation,
+            nonce=nonce,
+            point=point,
+            ancestors=ancestors[:ANCESTORS],
+        )
+
+    def _swap(self, latest: Latest, pointer: Pointer) -> Latest | None:
+        """Swap ``latest``; None where it worked, its new value where somebody else has moved it."""
+        state, effect = swap_protocol.begin(pointer, latest.etag)
+        problem: StoreError | None = None
+        while True:
+            match effect:
+                case swap_protocol.Done():
+                    return None
+                case swap_protocol.Moved(current, etag):
+                    return Latest(current, etag)
+                case swap_protocol.Lost(current):
+                    raise Superseded(_superseded(pointer.term, current))
+                case swap_protocol.GaveUp():
+                    raise StoreError(f"{self.store.uri}/{LATEST} can't be swapped: {problem}", temporary=True)
+                case swap_protocol.Put(pause=pause) | swap_protocol.Get(pause=pause):
+                    if pause:
+                        self._sleep(pause)
+                    event, problem = self._perform(effect, problem)
+                    state, effect = swap_protocol.step(state, event)
+                case _:
+                    assert_never(effect)
+
+    def _perform(
+        self, effect: swap_protocol.Put | swap_protocol.Get, problem: StoreError | None
+    ) -> tuple[swap_protocol.Event, StoreError | None]:
+        try:
+            if isinstance(effect, swap_protocol.Get):
+                latest = self.latest()
+                return swap_protocol.GetOk(latest.pointer, latest.etag), problem
+            data = effect.pointer.to_bytes()
+            self.store.put(LATEST, data, only_if_absent=effect.if_match is None, if_match=effect.if_match)
+            return swap_protocol.PutOk(), problem
+        except PreconditionFailed as error:
+            return swap_protocol.PutRefused(), error
+        except Conflict as error:
+            return swap_protocol.PutUnsure(), error
+        except StoreError as error:
+            if not error.temporary:
+                raise
+            failed = swap_protocol.GetFailed() if isinstance(effect, swap_protocol.Get) else swap_protocol.PutUnsure()
+            return failed, error
+
+    def _exists(self, key: str) -> bool:
+        return any(entry.key == key for entry in self.store.list(key))
+
+    def _report(self, problem: str) -> None:
+        if problem not in self.problems:
+            log.warning("%s; trying its parent", problem)
+            self.problems.append(problem)
+
+
+def read_manifest(store: ObjectStore, point: RestorePoint, s3: S3Spec | None = None) -> Manifest:
+    """The manifest that ``point`` names, in ``store`` or, where it is a full URI, in another; raises Corrupt."""
+    home, key = locate(store, point, s3)
+    where = f"{home.uri}/{key}"
+    try:
+        data, _ = home.get(key)
+    except NotFound:
+        raise Corrupt(f"{where} is missing") from None
+    if hashlib.sha256(data).hexdigest() != point.sha256:
+        raise Corrupt(f"{where} differs from its checksum")
+    manifest = Manifest.from_bytes(data, where)
+    if manifest.state != point.state:
+        raise Corrupt(f"{where} speaks of another state, {manifest.folder}")
+    return manifest
+
+
+def locate(store: ObjectStore, point: RestorePoint, s3: S3Spec | None = None) -> tuple[ObjectStore, str]:
+    """The store and the key of a point's manifest."""
+    if "://" not in point.manifest:
+        return store, point.manifest
+    root, folder, name = point.manifest.rsplit("/", 2)
+    return open_store(root, s3), f"{folder}/{name}"
+
+
+def resolve(uri: str, s3: S3Spec | None = None) -> RestorePoint:
+    """The restore point that a manifest's URI (``checkpoint.resumeFrom``) names; raises Corrupt, StoreError."""
+    if uri.count("/") < 4 or not uri.endswith(f"/{MANIFEST}"):
+        raise CheckpointError(
+            f"checkpoint.resumeFrom: {uri} is no manifest; write the URI of a manifest.json, "
+            "for example s3://bucket/prefix/namespace/job/uid/step-100-e1-g1/manifest.json"
+        )
+    root, folder, name = uri.rsplit("/", 2)
+    data, _ = open_store(root, s3).get(f"{folder}/{name}")
+    return RestorePoint(Manifest.from_bytes(data, uri).state, uri, hashlib.sha256(data).hexdigest())
+
+
+def _superseded(term: Term, pointer: Pointer) -> str:
+    return f"term {_text(pointer.term)} has taken over from term {_text(term)}"
+
+
+def _text(term: Term) -> str:
+    return f"{term.epoch}/{term.generation}"

@@ -1,0 +1,296 @@
+"""torch's distributed checkpoint on an object store, with a checksum on everything that is read.
+
+The step folder is what torch itself writes, ``.metadata`` and ``__<rank>_<i>.distcp``, so its own FileSystemReader
+opens it unaided. Besides, the writer keeps size and SHA-256 of every file and of every byte range that a reader may ask
+for; they become the manifest, and the reader checks what it gets against it before anything else sees the bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import StorageReader, StorageWriter
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from lockstep_trainer.checkpoint.manifest import ByteRange, FileEntry, Manifest
+from lockstep_trainer.checkpoint.metadata import METADATA, load_metadata
+from lockstep_trainer.errors import Corrupt, NotFound
+from lockstep_trainer.storage import ObjectStore, put_once
+
+_FILE_BYTES = 256 * 1024**2
+"""A file is closed when it is larger: far below the 5 GiB that one S3 put takes, and enough to upload in parallel."""
+_UPLOADS = 4  # at once, per rank
+_GAP_BYTES = 1024**2
+"""Ranges that lie closer than this are read in one request: a request costs some milliseconds, as much as this."""
+_READ_BYTES = 64 * 1024**2  # largest request that joins several ranges
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Written:
+    """What a rank tells the coordinator about one item: torch's own storage info, and the checksums."""
+
+    info: _StorageInfo
+    sha256: str
+    file_size: int
+    file_sha256: str
+
+
+class ObjectStoreWriter(StorageWriter):
+    """Writes one step folder. A new one is made for each save.
+
+    ``extra`` are files of this rank that lie in the folder beside the state. After ``dcp.save`` the coordinator finds
+    all files of all ranks in ``files``.
+    """
+
+    def __init__(self, store: ObjectStore, folder: str, extra: Mapping[str, bytes] | None = None) -> None:
+        self._store = store
+        self._folder = folder
+        self._extra = dict(extra or {})
+        self._rank = 0
+        self.files: tuple[FileEntry, ...] = ()
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        self.files = ()
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        self._rank = int(kwargs.get("rank", 0) or 0)
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        # The writer's own rank is not passed to it in all versions of torch; the plan carries it.
+        return [dataclasses.replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        rank = plan.storage_data if isinstance(plan.storage_data, int) else self._rank
+        results: list[WriteResult] = []
+        with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="upload") as uploads:
+            pending = [
+                uploads.submit(put_once, self._store, f"{self._folder}/{name}", data)
+                for name, data in self._extra.items()
+            ]
+            results += [
+                WriteResult(MetadataIndex(name), len(data), _file(name, data)) for name, data in self._extra.items()
+            ]
+            for number, (data, items) in enumerate(_files(plan.items, planner)):
+                name = f"__{rank}_{number}.distcp"
+                results += _results(name, data, items)
+                pending.append(uploads.submit(put_once, self._store, f"{self._folder}/{name}", data))
+            for upload in pending:
+                upload.result()
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        everything = [result for per_rank in results for result in per_rank]
+        extra = [result.storage_data for result in everything if isinstance(result.storage_data, FileEntry)]
+        written = [result for result in everything if isinstance(result.storage_data, _Written)]
+        metadata.storage_data = {result.index: result.storage_data.info for result in written}
+        metadata.version = CURRENT_DCP_VERSION
+        metadata.storage_meta = self.storage_meta()
+        data = pickle.dumps(metadata)
+        put_once(self._store, f"{self._folder}/{METADATA}", data)
+        ranges: dict[str, list[_Written]] = defaultdict(list)
+        for result in written:
+            ranges[result.storage_data.info.relative_path].append(result.storage_data)
+        self.files = (
+            _file(METADATA, data),
+            *sorted(extra, key=lambda file: file.name),
+            *(_entry(name, ranges[name]) for name in sorted(ranges)),
+        )
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return True
+
+    def storage_meta(self) -> StorageMeta | None:
+        return StorageMeta(checkpoint_id=f"{self._store.uri}/{self._folder}")
+
+
+class ObjectStoreReader(StorageReader):
+    """Reads one step folder whose manifest was verified. Raises Corrupt before it hands over a wrong byte."""
+
+    def __init__(self, store: ObjectStore, folder: str, manifest: Manifest) -> None:
+        self._store = store
+        self._folder = folder
+        self._manifest = manifest
+        self._checksums = {
+            (file.name, piece.offset, piece.length): piece.sha256 for file in manifest.files for piece in file.ranges
+        }
+        self._storage_data: dict[MetadataIndex, _StorageInfo] = {}
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        self._storage_data = {}
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        data = read_file(self._store, self._folder, self._manifest.file(METADATA))
+        return load_metadata(data, f"{self._store.uri}/{self._folder}/{METADATA}")
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        self._storage_data = metadata.storage_data
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        by_file: dict[str, list[tuple[_StorageInfo, ReadItem]]] = defaultdict(list)
+        for item in plan.items:
+            info = self._storage_data[item.storage_index]
+            by_file[info.relative_path].append((info, item))
+        for name, wanted in by_file.items():
+            wanted.sort(key=lambda pair: pair[0].offset)
+            for group in _groups(wanted):
+                self._read_group(name, group, planner)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return True
+
+    def _read_group(self, name: str, group: list[tuple[_StorageInfo, ReadItem]], planner: LoadPlanner) -> None:
+        start = group[0][0].offset
+        end = max(info.offset + info.length for info, _ in group)
+        where = f"{self._store.uri}/{self._folder}/{name}"
+        try:
+            data = memoryview(self._store.get_range(f"{self._folder}/{name}", start, end - start))
+        except NotFound:
+            raise Corrupt(f"{where} is missing") from None
+        for info, item in group:
+            piece = data[info.offset - start : info.offset - start + info.length]
+            expected = self._checksums.get((name, info.offset, info.length))
+            if expected is None:
+                raise Corrupt(f"{where}: bytes {info.offset}+{info.length} are not in the manifest")
+            if len(piece) != info.length or hashlib.sha256(piece).hexdigest() != expected:
+                raise Corrupt(f"{where}: bytes {info.offset}+{info.length} differ from their checksum")
+            _hand_over(io.BytesIO(piece), item, planner)
+
+
+def read_file(store: ObjectStore, folder: str, file: FileEntry) -> bytes:
+    """A whole file of a step folder, verified; raises Corrupt."""
+    where = f"{store.uri}/{folder}/{file.name}"
+    try:
+        data, _ = store.get(f"{folder}/{file.name}")
+    except NotFound:
+        raise Corrupt(f"{where} is missing") from None
+    if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+        raise Corrupt(f"{where} differs from its checksum")
+    return data
+
+
+_Packed = list[tuple[WriteItem, int, int]]  # item, offset, length
+
+
+def _files(items: Iterable[WriteItem], planner: SavePlanner) -> Iterator[tuple[bytes, _Packed]]:
+    """The rank's items packed into files, with the place of each."""
+    buffer, packed = io.BytesIO(), _Packed()
+    for item in items:
+        offset = buffer.tell()
+        _serialize(planner.resolve_data(item), item, buffer)
+        packed.append((item, offset, buffer.tell() - offset))
+        if buffer.tell() >= _FILE_BYTES:
+            yield buffer.getvalue(), packed
+            buffer, packed = io.BytesIO(), []
+    if packed:
+        yield buffer.getvalue(), packed
+
+
+def _serialize(data: torch.Tensor | io.BytesIO, item: WriteItem, buffer: io.BytesIO) -> None:
+    if item.type == WriteItemType.BYTE_IO:
+        assert isinstance(data, io.BytesIO)
+        buffer.write(data.getbuffer())
+        return
+    assert isinstance(data, torch.Tensor)
+    tensor = data.detach().cpu()
+    # A view would take its whole storage with it.
+    if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        tensor = tensor.clone()
+    torch.save(tensor, buffer)
+
+
+def _results(name: str, data: bytes, items: _Packed) -> list[WriteResult]:
+    view, file_sha256 = memoryview(data), hashlib.sha256(data).hexdigest()
+    return [
+        WriteResult(
+            index=item.index,
+            size_in_bytes=length,
+            storage_data=_Written(
+                info=_StorageInfo(name, offset, length),
+                sha256=hashlib.sha256(view[offset : offset + length]).hexdigest(),
+                file_size=len(data),
+                file_sha256=file_sha256,
+            ),
+        )
+        for item, offset, length in items
+    ]
+
+
+def _file(name: str, data: bytes) -> FileEntry:
+    return FileEntry(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _entry(name: str, written: list[_Written]) -> FileEntry:
+    return FileEntry(
+        name=name,
+        size=written[0].file_size,
+        sha256=written[0].file_sha256,
+        ranges=tuple(
+            ByteRange(offset=item.info.offset, length=item.info.length, sha256=item.sha256)
+            for item in sorted(written, key=lambda item: item.info.offset)
+        ),
+    )
+
+
+def _groups(wanted: list[tuple[_StorageInfo, ReadItem]]) -> Iterator[list[tuple[_StorageInfo, ReadItem]]]:
+    """Neighbours in one file that are worth one request; ``wanted`` is sorted by offset."""
+    group: list[tuple[_StorageInfo, ReadItem]] = []
+    end = 0
+    for info, item in wanted:
+        far = group and (info.offset - end > _GAP_BYTES or info.offset + info.length - group[0][0].offset > _READ_BYTES)
+        if far:
+            yield group
+            group, end = [], 0
+        group.append((info, item))
+        end = max(end, info.offset + info.length)
+    if group:
+        yield group
+
+
+def _hand_over(data: io.BytesIO, item: ReadItem, planner: LoadPlanner) -> None:
+    if item.type == LoadItemType.BYTE_IO:
+        planner.load_bytes(item, data)
+        return
+    tensor = torch.load(data, map_location="cpu", weights_only=True)
+    for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+        tensor = tensor.narrow(dim, offset, length)
+    target = planner.resolve_tensor(item).detach()
+    target.copy_(tensor)
+    planner.commit_tensor(item, target)

@@ -1,0 +1,161 @@
+"""What a checkpoint consists of, and the pointer to the newest one.
+
+A **listing** is what the workers say they have written (``saved.json``); the leader puts the same facts beside the
+files as ``manifest.json`` and then swaps ``latest`` to it. Each document carries a version; what can't be read is
+Corrupt, never guessed at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_trainer.errors import Corrupt
+
+MANIFEST = "manifest.json"
+LATEST = "latest"
+ANCESTORS = 8
+"""Older states that ``latest`` names besides the newest: a manifest that can't be read can't name its parent."""
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Document(BaseModel):
+    """Base of the documents in the store: frozen, unknown fields refused, JSON with sorted keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """The document's one byte form: its checksum is taken over this."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Self:
+        """Read it back; raises Corrupt, naming ``where`` it was found and what is wrong."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "its start"
+            raise Corrupt(f"{where} can't be read at {place}: {first['msg']}") from None
+
+
+class ByteRange(Document):
+    """A piece of a file that a reader may ask for by itself: one tensor shard."""
+
+    offset: int = Field(ge=0)
+    length: int = Field(ge=0)
+    sha256: Sha256
+
+
+class FileEntry(Document):
+    """One file of a step folder."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/]+$")
+    size: int = Field(ge=0)
+    sha256: Sha256
+    ranges: tuple[ByteRange, ...] = ()
+
+
+class Layout(Document):
+    """How the GPUs were used by those who wrote it."""
+
+    world_size: int = Field(ge=1)
+    replicate: int = Field(ge=1)
+
+
+class SamplerState(Document):
+    """Where the order of samples stands: with the data's fingerprint, these name every sample to come."""
+
+    seed: int
+    steps: int = Field(ge=0)  # optimizer steps done
+    samples_per_step: int = Field(ge=1)
+    samples: int = Field(ge=1)  # training samples in one pass over the data
+    data: Sha256  # fingerprint of tokenizer and tokens
+
+
+class Listing(Document):
+    """A step folder that is whole, as its writers saw it."""
+
+    version: Literal[1] = 1
+    state: StateId
+    parent: RestorePoint | None  # the state that it descends from; its samples files begin there
+    files: tuple[FileEntry, ...]
+    layout: Layout
+    sampler: SamplerState
+    versions: dict[str, str]  # of lockstep, torch, python
+    verified: tuple[str, ...]  # checks that this state passed before it was written
+    written_at: float  # Unix seconds
+    seconds: float  # that training stood still for it
+
+    @model_validator(mode="after")
+    def _files_are_distinct(self) -> Self:
+        names = [file.name for file in self.files]
+        if len(set(names)) != len(names):
+            raise ValueError("a file is listed twice")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """The step folder's key below the job's prefix."""
+        return step_folder(self.state)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def file(self, name: str) -> FileEntry:
+        """The entry of one file; raises Corrupt where it is not listed."""
+        for file in self.files:
+            if file.name == name:
+                return file
+        raise Corrupt(f"{self.folder} has no file {name} in its manifest")
+
+
+class Manifest(Listing):
+    """A committed step folder: ``manifest.json``, written last."""
+
+    def point(self) -> RestorePoint:
+        """Names this manifest, with its checksum."""
+        return RestorePoint(
+            state=self.state,
+            manifest=f"{self.folder}/{MANIFEST}",
+            sha256=hashlib.sha256(self.to_bytes()).hexdigest(),
+        )
+
+
+class Pointer(Document):
+    """``latest``: the newest state of the job, and the term that may move it."""
+
+    version: Literal[1] = 1
+    sequence: int = Field(ge=1)  # counts the swaps
+    epoch: int = Field(ge=0)
+    generation: int = Field(ge=0)
+    nonce: str = Field(min_length=1)
+    point: RestorePoint | None  # None: fenced before the first checkpoint
+    ancestors: tuple[RestorePoint, ...] = Field(default=(), max_length=ANCESTORS)  # newest first
+
+    @property
+    def term(self) -> Term:
+        """Who wrote it."""
+        return Term(self.epoch, self.generation)
+
+
+def step_folder(state: StateId) -> str:
+    """The key of a state's folder: ``step-40-e3-g1``."""
+    return f"step-{state.step}-e{state.epoch}-g{state.generation}"
+
+
+def parse_step_folder(name: str) -> StateId | None:
+    """The state that a folder's name speaks of; None for any other name."""
+    parts = name.split("-")
+    if len(parts) != 4 or parts[0] != "step" or parts[2][:1] != "e" or parts[3][:1] != "g":
+        return None
+    numbers = (parts[1], parts[2][1:], parts[3][1:])
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        return None
+    return StateId(*map(int, numbers))

@@ -1,0 +1,51 @@
+"""``.metadata`` of torch's distributed checkpoints: a pickle, read without running what it names.
+
+A pickle can call anything that it can import. Bytes are verified before they come here; the restricted unpickler holds
+where the manifest itself was forged: only the classes that torch writes there can be named.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+from torch.distributed.checkpoint.metadata import Metadata
+
+from lockstep_trainer.errors import Corrupt
+
+METADATA = ".metadata"
+
+_ALLOWED = {
+    "builtins": {"set", "frozenset", "slice"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "PurePosixPath", "Path"},
+    "torch": {
+        "Size", "bfloat16", "bool", "complex64", "complex128", "device", "float16", "float32", "float64",
+        "float8_e4m3fn", "float8_e5m2", "int16", "int32", "int64", "int8", "uint16", "uint32", "uint64", "uint8",
+    },
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+}  # fmt: skip
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _ALLOWED.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong there")
+
+
+def load_metadata(data: bytes, where: str) -> Metadata:
+    """The metadata in ``data``; raises Corrupt, naming ``where`` it was found."""
+    try:
+        metadata = _Unpickler(io.BytesIO(data)).load()
+    except Exception as error:  # a broken pickle may raise nearly anything
+        raise Corrupt(f"{where} can't be read: {error}") from None
+    if not isinstance(metadata, Metadata):
+        raise Corrupt(f"{where} holds a {type(metadata).__name__}, not the metadata of a checkpoint")
+    return metadata

@@ -1,0 +1,100 @@
+"""What a worker is told: the job (``job.json``) and its orders for one generation (``start.json``)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from lockstep_api.messages import Rendezvous, RestorePoint, Term
+from lockstep_api.v1alpha1 import CheckpointSpec, TrainerSpec, TrainingJobSpec
+from lockstep_trainer.errors import TrainerError, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The job as ``job.json`` holds it: identity, and the whole spec with its defaults."""
+
+    name: str
+    namespace: str
+    uid: str
+    spec: TrainingJobSpec
+    trainer: TrainerSpec
+    checkpoint: CheckpointSpec
+
+    @property
+    def prefix(self) -> str:
+        """Where the job's checkpoints lie below ``checkpoint.uri``."""
+        return f"{self.namespace}/{self.name}/{self.uid}"
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one optimizer step over all ranks."""
+        return self.trainer.recipe.global_batch_tokens // self.trainer.data.sequence_length
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """A worker's orders: ``start.json``, written by its agent."""
+
+    job: str  # path of job.json
+    job_uid: str
+    epoch: int
+    generation: int
+    rank: int
+    local_rank: int
+    node_rank: int
+    world_size: int
+    local_world_size: int
+    rendezvous: Rendezvous
+    restore: RestorePoint | None
+    data_dir: str
+
+    @property
+    def term(self) -> Term:
+        """The generation that this worker belongs to."""
+        return Term(self.epoch, self.generation)
+
+
+_ORDERS = TypeAdapter(Orders)
+
+
+def load_job(path: Path) -> Job:
+    """Read ``job.json``; raises UserError naming the field that is wrong."""
+    document = _read(path)
+    try:
+        spec = TrainingJobSpec.model_validate(document["spec"])
+        name, namespace, uid = (str(document[key]) for key in ("name", "namespace", "uid"))
+    except KeyError as error:
+        raise UserError(f"{path} has no {error}") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first(error)}") from None
+    if spec.trainer is None or spec.checkpoint is None:
+        raise UserError(f"{path}: this worker runs spec.trainer, with spec.checkpoint; the job has spec.command")
+    return Job(name, namespace, uid, spec, spec.trainer, spec.checkpoint)
+
+
+def load_orders(path: Path) -> Orders:
+    """Read ``start.json``; raises TrainerError where the agent wrote something else."""
+    try:
+        return _ORDERS.validate_python(_read(path))
+    except ValidationError as error:
+        raise TrainerError(f"{path}: {_first(error)}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"{path} can't be read: {error}") from None
+    if not isinstance(document, dict):
+        raise TrainerError(f"{path} holds no JSON object")
+    return document
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'spec'}: {first['msg'].removeprefix('Value error, ')}"

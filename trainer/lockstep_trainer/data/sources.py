@@ -1,0 +1,122 @@
+"""Which files a job reads, and which of them are held out.
+
+The choice depends on nothing but names and sizes, in sorted order, so that every pod makes the same one.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import re
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from lockstep_api.v1alpha1 import DataSource, S3Spec
+from lockstep_trainer.errors import UserError
+from lockstep_trainer.storage import ObjectStore, open_store
+
+STDLIB = "{stdlib}"
+_WILDCARD = re.compile(r"[*?\[]")
+_NEVER = ("site-packages/**", "dist-packages/**", "**/__pycache__/**")
+"""Left out of {stdlib}: installed packages differ from machine to machine, byte code is no text."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """One file of a source."""
+
+    source: str  # name of the source
+    path: str  # below the source's fixed part, with /
+    size: int  # bytes
+    root: ObjectStore
+
+    def read(self) -> str:
+        """Its text: UTF-8, where what is not is replaced."""
+        data, _ = self.root.get(self.path)
+        return data.decode("utf-8", errors="replace")
+
+    def held_out(self, share: float) -> bool:
+        """Whether it is kept out of training: by a hash of its path, the same everywhere."""
+        digest = hashlib.sha256(f"{self.source}/{self.path}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") < share * 2**64
+
+
+def find_files(sources: Sequence[DataSource], s3: S3Spec) -> list[TextFile]:
+    """All files of all sources, in their order; raises UserError where a source has none."""
+    files: list[TextFile] = []
+    for number, source in enumerate(sources):
+        found = list(_files_of(source, s3))
+        if not found:
+            raise UserError(
+                f"trainer.data.sources[{number}].uri: {source.uri} matches no file in this pod (after exclude); "
+                "check the path, the volume, and the wildcards (** crosses folders, * does not)"
+            )
+        files += found
+    return files
+
+
+def _files_of(source: DataSource, s3: S3Spec) -> Iterator[TextFile]:
+    uri = source.uri
+    excluded = list(source.exclude)
+    if STDLIB in uri:
+        uri = uri.replace(STDLIB, sysconfig.get_paths()["stdlib"])
+        excluded += _NEVER
+    root, pattern = _split(uri)
+    wanted = glob_regex(pattern)
+    unwanted = [glob_regex(each) for each in excluded]
+    taken = 0
+    store = open_store(root, s3)
+    for path, size in _listing(root, store):
+        if not wanted.fullmatch(path) or any(each.fullmatch(path) for each in unwanted):
+            continue
+        if source.max_bytes is not None and taken + size > source.max_bytes:
+            return
+        taken += size
+        yield TextFile(source.name, path, size, store)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """The folder in front of the first wildcard, and the pattern below it."""
+    parts = uri.split("/")
+    for index, part in enumerate(parts):
+        if index > 2 and _WILDCARD.search(part):
+            return "/".join(parts[:index]), "/".join(parts[index:])
+    return "/".join(parts[:-1]), parts[-1]
+
+
+def _listing(root: str, store: ObjectStore) -> list[tuple[str, int]]:
+    """All files below ``root`` as (path, size), sorted by path."""
+    parts = urlsplit(root)
+    if parts.scheme != "file":
+        return [(entry.key, entry.size) for entry in store.list()]
+    top = Path(unquote(parts.path))
+    return sorted(
+        (path.relative_to(top).as_posix(), path.stat().st_size)
+        for folder, _, names in os.walk(top)
+        for name in names
+        if (path := Path(folder, name)).is_file()
+    )
+
+
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """A path pattern as a regular expression: ``**`` crosses folders (none included), ``*`` and ``?`` stay in one."""
+    pieces = []
+    for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern):
+        match part:
+            case "**/":
+                pieces.append(r"(?:.*/)?")
+            case "**":
+                pieces.append(r".*")
+            case "*":
+                pieces.append(r"[^/]*")
+            case "?":
+                pieces.append(r"[^/]")
+            case _ if part.startswith("["):
+                pieces.append(fnmatch.translate(part).removeprefix("(?s:").rsplit(")", 1)[0])
+            case _:
+                pieces.append(re.escape(part))
+    return re.compile("".join(pieces))

@@ -1,0 +1,28 @@
+"""Imports everything that a worker needs, for the process that workers are forked from.
+
+Import it in a parent with one thread: nothing here starts a thread, touches a GPU, or reads the state of a job. What
+would otherwise be imported after the fork, by each worker anew, is named here too.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+MODULES = (
+    "boto3",
+    "numpy",
+    "tokenizers",
+    "torch",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "lockstep_trainer.storage.folder",
+    "lockstep_trainer.storage.s3",
+    "lockstep_trainer.worker",
+)
+
+
+def preload() -> None:
+    """Import all of MODULES."""
+    for name in MODULES:
+        importlib.import_module(name)

@@ -1,0 +1,47 @@
+"""Whether a store keeps its conditions.
+
+The whole commit protocol stands on them. Some S3 servers take a conditional put and ignore the condition; such a store
+loses checkpoints silently, so it is refused before the first step.
+"""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from lockstep_trainer.errors import PreconditionFailed, StoreError
+from lockstep_trainer.storage.store import ObjectStore
+
+
+def probe(store: ObjectStore) -> None:
+    """Put, read and remove two small objects; raises StoreError with a sentence where the store can't be used."""
+    here = store.below(f"probe-{uuid4().hex}")
+    try:
+        here.put("once", b"first", only_if_absent=True)
+        _must_refuse(here, "once", "If-None-Match: *", only_if_absent=True)
+        etag = here.put("latest", b"first", only_if_absent=True)
+        here.put("latest", b"second", if_match=etag)
+        _must_refuse(here, "latest", "If-Match with an old etag", if_match=etag)
+        for key, expected in (("once", b"first"), ("latest", b"second")):
+            if here.get(key)[0] != expected:
+                raise StoreError(f"{store.uri} returned other bytes than were written: it can't hold checkpoints")
+        if here.get_range("once", 1, 3) != b"irs":
+            raise StoreError(f"{store.uri} does not serve ranges of bytes: checkpoints can't be read from it")
+    finally:
+        for key in ("once", "latest"):
+            try:
+                here.delete(key)
+            except StoreError:  # what the probe found matters more; a leftover is a few bytes
+                continue
+
+
+def _must_refuse(
+    store: ObjectStore, key: str, condition: str, *, only_if_absent: bool = False, if_match: str | None = None
+) -> None:
+    try:
+        store.put(key, b"overwritten", only_if_absent=only_if_absent, if_match=if_match)
+    except PreconditionFailed:
+        return
+    raise StoreError(
+        f"{store.uri} accepted a put whose condition ({condition}) was false: two leaders could overwrite each other's "
+        "checkpoints; use a store with conditional writes, AWS S3 for example, or a folder"
+    )
