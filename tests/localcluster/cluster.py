@@ -257,8 +257,6 @@ class Cluster:
         self.network.remove()
         cgroups.remove(layout.cgroup)
         layout.record.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            os.rmdir("/var/lib/kubelet")  # the nodes' mount point, unless something else uses it
         for entry in layout.state.glob("*"):
             if entry == layout.logs and keep_logs:
                 continue

@@ -190,7 +190,8 @@ wait
 
     def start(self) -> None:
         """Switch it on."""
-        Path("/var/lib/kubelet").mkdir(parents=True, exist_ok=True)  # where each node mounts a folder of its own
+        # Where each node mounts a folder of its own. It is never removed: that would undo the mounts of all nodes.
+        Path("/var/lib/kubelet").mkdir(parents=True, exist_ok=True)
         cgroups.make(self.layout.cgroup, self.number)
         namespaces = ["--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
         argv = in_network(self.layout.namespace(self.number), "unshare", *namespaces, "bash", self.folder / "start.sh")
