@@ -3,8 +3,8 @@
     python scripts/generate.py           write what is out of date
     python scripts/generate.py --check   write nothing; say what is out of date and exit 1
 
-Made here: the CRD and its reference (by ``lockstep_api.generate``), the pinned packages (by ``requirements.py``), the
-reference of the chart's values, of the metrics and of the names that users see (by ``reference.py``).
+Made here: the CRD and its reference (``lockstep_api.generate``), the pinned packages (``requirements.py``), the
+reference of chart values, metrics and names (``reference.py``), the dashboards (``dashboard.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dashboard
 import reference
 import requirements
 
@@ -33,7 +34,7 @@ def main() -> int:
     check: bool = parser.parse_args().check
     status = models(check=check)
     stale = requirements.stale()
-    for path, text in reference.pages().items():
+    for path, text in (reference.pages() | dashboard.files()).items():
         if not path.exists() or path.read_text() != text:
             stale.append(path)
             if not check:

@@ -14,12 +14,20 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "docs/reference"
 VALUES = REPOSITORY / "charts/lockstep/values.yaml"
+METRICS = {
+    "Agents": REPOSITORY / "trainer/lockstep_trainer/agent/metrics.py",
+    "Operator": REPOSITORY / "operator/lockstep_operator/metrics.py",
+}
 CONSTANTS = REPOSITORY / "crds/lockstep_api/constants.py"
 
 
 def pages() -> dict[Path, str]:
     """File → content."""
-    return {FOLDER / "values.md": values_page(VALUES.read_text()), FOLDER / "names.md": names_page()}
+    return {
+        FOLDER / "values.md": values_page(VALUES.read_text()),
+        FOLDER / "names.md": names_page(),
+        FOLDER / "metrics.md": metrics_page(),
+    }
 
 
 def _header(source: Path) -> str:
@@ -109,4 +117,60 @@ def names_page() -> str:
         lines += ["", f"## {title}", "", _row("Name", "Meaning"), "|---|---|", *rows]
     rows = [_row(f"`{value}`", text) for name, (value, text) in known.items() if name not in taken]
     lines += ["", "## Ports, paths and others", "", _row("Value", "Meaning"), "|---|---|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+# --------------------------------------------------------------------------------------------------- metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric as the code declares it. ``name`` is that of the series: a counter's ends in ``_total``."""
+
+    name: str
+    kind: str  # counter, gauge, histogram, summary or info
+    labels: tuple[str, ...]
+    text: str
+
+
+def read_metrics(source: str) -> list[Metric]:
+    """Metrics declared in Python with prometheus_client's classes, in the order of their names."""
+    found = [_metric(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return sorted({metric for metric in found if metric}, key=lambda metric: metric.name)
+
+
+def _metric(call: ast.Call) -> Metric | None:
+    called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    kind = called.removesuffix("MetricFamily").lower()
+    if kind not in {"counter", "gauge", "histogram", "summary", "info"}:
+        return None
+    given = dict(zip(("name", "documentation", "labels"), call.args, strict=False))
+    given |= {word.arg.replace("labelnames", "labels"): word.value for word in call.keywords if word.arg}
+    try:
+        name = ast.literal_eval(given["name"])
+        text = " ".join(ast.literal_eval(given["documentation"]).split())
+        labels = tuple(ast.literal_eval(given["labels"])) if "labels" in given else ()
+    except (KeyError, ValueError):
+        return None  # not a declaration with literal names
+    suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
+    return Metric(name.removesuffix(suffix) + suffix, kind, labels, text)
+
+
+def metrics_page() -> str:
+    """The reference of the metrics of agents and operator."""
+    sources = " and ".join(str(path.relative_to(REPOSITORY)) for path in METRICS.values())
+    lines = [
+        f"<!-- Made from {sources} by `make generate`; do not edit. -->",
+        "# Metrics",
+        "",
+        "OpenMetrics at `/metrics`, under the port name `metrics`. A scrape adds `namespace`, `pod` and, for agents, "
+        "`lockstep_job`, the name of the job.",
+    ]
+    for title, path in METRICS.items():
+        metrics = read_metrics(path.read_text()) if path.exists() else []
+        rows = [
+            _row(f"`{metric.name}`", metric.kind, " ".join(f"`{label}`" for label in metric.labels), metric.text)
+            for metric in metrics
+        ]
+        lines += ["", f"## {title}", "", _row("Name", "Type", "Labels", "Meaning"), "|---|---|---|---|", *rows]
     return "\n".join(lines) + "\n"

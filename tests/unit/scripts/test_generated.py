@@ -1,0 +1,77 @@
+"""Readers behind the generated pages: what they miss would be missing from the reference without a word."""
+
+from __future__ import annotations
+
+import re
+
+import requirements as pins
+from reference import Metric, Value, read_constants, read_metrics, read_values
+
+
+def test_values_with_their_comments_and_defaults() -> None:
+    text = """
+# How many.
+# Really.
+replicas: 1
+
+image:
+  # Where from.
+  repository: a/b
+# All of it.
+resources:
+  limits: {memory: 1Gi}
+bare: x
+"""
+    assert read_values(text) == [
+        Value("replicas", "1", "How many. Really."),
+        Value("image.repository", "a/b", "Where from."),
+        Value("resources", "{limits: {memory: 1Gi}}", "All of it."),
+        Value("bare", "x", ""),
+    ]
+
+
+def test_metrics_of_every_spelling() -> None:
+    source = """
+faults = Counter("lockstep_faults", "Faults\\nby cause.", ["cause", "rung"], registry=registry)
+step = prometheus_client.Gauge(name="lockstep_step", documentation="Step.", labelnames=("a",))
+yield GaugeMetricFamily("lockstep_age_seconds", "Age.", labels=["job"])
+other = Counter(words)
+"""
+    assert read_metrics(source) == [
+        Metric("lockstep_age_seconds", "gauge", ("job",), "Age."),
+        Metric("lockstep_faults_total", "counter", ("cause", "rung"), "Faults by cause."),
+        Metric("lockstep_step", "gauge", ("a",), "Step."),
+    ]
+
+
+def test_constants_with_their_docstrings() -> None:
+    known = read_constants()
+    assert known["CONDITION_READY"] == ("Ready", "All members hold a slot and training steps advance.")
+    assert known["AGENT_PORT"][0] == "29400"
+
+
+def test_every_pin_has_a_hash() -> None:
+    for pinned in pins.LISTS:
+        blocks = re.split(r"^[\w.-]+==", pinned.path.read_text(), flags=re.MULTILINE)[1:]
+        assert len(blocks) > 10, pinned.name
+        assert all("--hash=sha256:" in block for block in blocks), pinned.name
+
+
+def test_images_and_tests_run_the_same_versions() -> None:
+    def versions(pinned: pins.PinnedList) -> set[str]:
+        lines = pinned.path.read_text().splitlines()
+        return {line.split(" ")[0] for line in lines if "==" in line and not line.startswith((" ", "#"))}
+
+    for pinned in pins.LISTS:
+        assert versions(pinned) <= versions(pins.DEV), pinned.name
+
+
+def test_torch_is_in_the_trainer_image_only_and_kopf_in_the_operators_only() -> None:
+    def names(pinned: pins.PinnedList) -> set[str]:
+        return {line.partition("==")[0] for line in pinned.path.read_text().splitlines() if "==" in line}
+
+    by_name = {pinned.name: names(pinned) for pinned in pins.LISTS}
+    assert "torch" in by_name["trainer"] & by_name["torch"]
+    assert "torch" not in by_name["operator"]
+    assert "kopf" in by_name["operator"]
+    assert "kopf" not in by_name["trainer"]
