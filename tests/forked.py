@@ -1,7 +1,7 @@
 """Runs code on several ranks in a test: forks them from this process, which must not have started threads.
 
-Each rank gets a folder; what it raises fails the test with its traceback. Used where a test needs a process group; whole
-workers are started with ``run_workers``.
+What a rank raises fails the test, with its traceback. ``run_ranks`` gives the ranks a process group; ``run_workers``
+starts whole workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 
 def run_ranks(ranks: int, body: Callable[[int], None], *, timeout: float = 60.0) -> None:
-    """Run ``body(rank)`` on each of ``ranks`` forked processes that share a gloo group. Fails where one of them does."""
+    """Run ``body(rank)`` on each of ``ranks`` forked processes that share a gloo group; fails where one does."""
     store = host_store()
 
     def rank_main(rank: int) -> None:

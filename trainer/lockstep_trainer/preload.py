@@ -13,6 +13,7 @@ MODULES = (
     "numpy",
     "tokenizers",
     "torch",
+    "torch._dynamo",  # imported by nearly everything at its first call: 1.5 s
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",

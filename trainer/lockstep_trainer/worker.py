@@ -87,7 +87,8 @@ def _make_deterministic(local_world_size: int) -> None:
     torch.set_num_threads(threads)
     log.info("torch %s, %d thread(s)", torch.__version__, threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS sums in a changing order
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Not use_deterministic_algorithms: it imports the compiler, 1.8 s that each worker would pay after its fork.
+    torch.set_deterministic_debug_mode("warn")
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time
 
 

@@ -12,7 +12,6 @@ import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lockstep_api.v1alpha1 import DataSource, S3Spec
@@ -70,7 +69,7 @@ def _files_of(source: DataSource, s3: S3Spec) -> Iterator[TextFile]:
     unwanted = [glob_regex(each) for each in excluded]
     taken = 0
     store = open_store(root, s3)
-    for path, size in _listing(root, store):
+    for path, size in _listing(root, store, [each for each in unwanted if each.pattern.endswith(".*")]):
         if not wanted.fullmatch(path) or any(each.fullmatch(path) for each in unwanted):
             continue
         if source.max_bytes is not None and taken + size > source.max_bytes:
@@ -88,18 +87,25 @@ def _split(uri: str) -> tuple[str, str]:
     return "/".join(parts[:-1]), parts[-1]
 
 
-def _listing(root: str, store: ObjectStore) -> list[tuple[str, int]]:
-    """All files below ``root`` as (path, size), sorted by path."""
+def _listing(root: str, store: ObjectStore, pruned: list[re.Pattern[str]]) -> list[tuple[str, int]]:
+    """All files below ``root`` as (path, size), sorted by path; folders that ``pruned`` leaves out are not read."""
     parts = urlsplit(root)
     if parts.scheme != "file":
         return [(entry.key, entry.size) for entry in store.list()]
-    top = Path(unquote(parts.path))
-    return sorted(
-        (path.relative_to(top).as_posix(), path.stat().st_size)
-        for folder, _, names in os.walk(top)
-        for name in names
-        if (path := Path(folder, name)).is_file()
-    )
+    return sorted(_walk(unquote(parts.path), "", pruned))
+
+
+def _walk(top: str, below: str, pruned: list[re.Pattern[str]]) -> Iterator[tuple[str, int]]:
+    try:
+        entries = list(os.scandir(f"{top}/{below}"))
+    except OSError:  # no such folder, or not ours to read: an empty source is reported with its URI
+        return
+    for entry in entries:
+        path = f"{below}{entry.name}"
+        if entry.is_file():
+            yield path, entry.stat().st_size
+        elif entry.is_dir(follow_symlinks=False) and not any(each.fullmatch(f"{path}/") for each in pruned):
+            yield from _walk(top, f"{path}/", pruned)
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:
