@@ -132,7 +132,6 @@ state = "/run/containerd"
             "cgroupRoot": f"/{self.layout.cgroup}/{self.name}",
             "enforceNodeAllocatable": ["pods"],
             "systemReserved": {"memory": "2Gi"},
-            "localStorageCapacityIsolation": False,
             "failSwapOn": False,
             # Absolute, because the usual percentages trip on any disk that is rather full.
             "evictionHard": {"memory.available": "200Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},
