@@ -1,0 +1,211 @@
+"""The agent's loop: events in, effects out, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import ClientSession, ClientTimeout, web
+
+from lockstep_api.messages import Finished, Inventory, Start, Term, ToOperator
+from lockstep_trainer.agent.durable import DurableStore
+from lockstep_trainer.agent.memory import Volume
+from lockstep_trainer.agent.rendezvous import RendezvousStore
+from lockstep_trainer.agent.server import Server
+from lockstep_trainer.agent.settings import Job, Settings, SettingsError
+from lockstep_trainer.agent.streams import Inviter, LeaderStream
+from lockstep_trainer.agent.workers import Workers
+from lockstep_trainer.agent.zygote_client import ZygoteClient
+from lockstep_trainer.protocol import effects, events
+from lockstep_trainer.protocol.member import Identity
+from lockstep_trainer.protocol.node import Node
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1
+_END_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 15.0
+"""How long the end of the job is held back from the operator for the journal's last lines."""
+
+
+class Clock:
+    """Unix time that never runs backwards or jumps: wall clock at start, monotonic from there."""
+
+    def __init__(self) -> None:
+        self._base = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        return self._base + time.monotonic()
+
+
+class Agent:
+    """One pod's agent."""
+
+    def __init__(self, settings: Settings, job: Job) -> None:
+        self.settings = settings
+        self.job = job
+        self.clock = Clock()
+        self.volume = Volume(settings.run_dir)
+        me = Identity(
+            job_uid=job.uid,
+            pod=settings.pod,
+            pod_uid=settings.pod_uid,
+            boot_id=self.volume.boot_id,
+            container_starts=self.volume.container_starts,
+            agent_starts=self.volume.agent_starts,
+        )
+        memory = self.volume.load()
+        self.node = Node(
+            me, job.plan(), memory, leaderless_seconds=job.leaderless_seconds, now=self.clock()
+        )
+        self.server = Server(self)
+        self.durable = DurableStore(job, self.tell)
+        self._zygote = ZygoteClient(settings.run_dir, self.volume.agent_starts, lambda _: None)
+        self.workers = Workers(settings, job, self._zygote, self.tell)
+        self._rendezvous = RendezvousStore(settings, job, self._zygote, self.tell)
+        self._queue: deque[events.Event] = deque()
+        self._draining = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stream: LeaderStream
+        self._inviter: Inviter
+        self._perform: dict[type, Callable[[Any], None]] = {
+            effects.Persist: lambda _: self.volume.save(self.node.memory()),
+            effects.OpenStream: lambda effect: self._stream.open(effect.leader, effect.epoch),
+            effects.CloseStream: lambda _: self._stream.close(),
+            effects.SendLeader: lambda effect: self._stream.send(effect.message),
+            effects.Launch: lambda effect: self.workers.launch(effect.start, effect.slot),
+            effects.Kill: lambda effect: self.workers.kill(effect.term),
+            effects.PostInvite: lambda effect: self._inviter.post(effect.address, effect.invite),
+            effects.SendMember: lambda effect: self.server.send_member(effect.connection, effect.message),
+            effects.DropMember: lambda effect: self.server.drop_member(effect.connection),
+            effects.SendOperator: lambda effect: self._send_operator(effect.message),
+            effects.ChooseRestore: lambda effect: self.durable.choose(effect.term),
+            effects.EnsureStore: lambda _: self._rendezvous.ensure(),
+            effects.Commit: lambda effect: self.durable.commit(effect.term, effect.state, effect.listing),
+            effects.Journal: lambda effect: self._journal(effect.line),
+        }
+
+    def tell(self, event: events.Event) -> None:
+        """Hand an event to the core and carry out what it asks for. An effect may tell a further event: it waits."""
+        self._queue.append(event)
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            while self._queue:
+                self._carry_out(self.node.handle(self._queue.popleft(), self.clock()))
+        finally:
+            self._draining = False
+
+    def inventory(self) -> Inventory:
+        """Who this agent is."""
+        return self.node.inventory(self.clock())
+
+    @property
+    def newest_start(self) -> Start | None:
+        """Orders of the running generation."""
+        return self.node.member.running
+
+    def ranks(self) -> str:
+        """Ranks of this node, for people."""
+        start = self.newest_start
+        return ", ".join(map(str, self.node.member.ranks(start))) if start else "none"
+
+    async def run(self, listening: socket.socket) -> None:
+        """Serve until SIGTERM; then end the workers."""
+        loop = asyncio.get_running_loop()
+        ending = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ending.set)
+        headers = {"Authorization": f"Bearer {self.settings.token}"}
+        runner = web.AppRunner(self.server.app, access_log=None, shutdown_timeout=1.0)
+        async with ClientSession(headers=headers, timeout=ClientTimeout(total=None)) as session:
+            self._stream = LeaderStream(session, self.tell)
+            self._inviter = Inviter(session, self.tell)
+            await runner.setup()
+            await web.SockSite(runner, listening).start()
+            background = [self._zygote.run(), self.workers.poll(), self.durable.write_journal(), self._tick()]
+            for coroutine in background:
+                self._spawn(coroutine, ending)
+            member = self.node.member
+            if member.running and member.slot is not None:
+                self.workers.adopt(member.running, member.slot)
+            self._carry_out(self.node.resume(self.clock()))
+            await ending.wait()
+            await self._end()
+            self._stream.close()
+            await self.server.close()
+        await runner.cleanup()
+        for task in self._tasks:
+            task.cancel()
+        self.durable.close()
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _carry_out(self, wanted: list[effects.Effect]) -> None:
+        for effect in wanted:
+            self._perform[type(effect)](effect)
+
+    def _spawn(self, coroutine: Any, fatal: asyncio.Event | None = None) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[Any]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()):
+                log.error("the agent can't go on", exc_info=error)
+                if fatal:  # a new agent adopts the workers; this one would only be half alive
+                    os._exit(1)
+
+        task.add_done_callback(done)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.tell(events.Tick())
+
+    def _journal(self, line: dict[str, Any]) -> None:
+        self.durable.journal(line)
+        if line["kind"] in ("start", "fault", "recovered", "checkpoint", "finished"):
+            log.info("%s", json.dumps(line, separators=(", ", ": ")))
+
+    def _send_operator(self, message: ToOperator) -> None:
+        if isinstance(message, Finished):
+            self._spawn(self._send_last_words(message))
+        else:
+            self.server.send_operator(message)
+
+    async def _send_last_words(self, message: Finished) -> None:
+        """The pod is deleted once the operator knows: first the journal."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self.durable.flush()
+        self.server.send_operator(message)
+
+    async def _end(self) -> None:
+        """SIGTERM: the pod goes. Workers end, the leader hears of it, the journal gets its last lines."""
+        self.workers.kill(Term(1 << 62, 0))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                await self.workers.all_ended()
+                if self.node.leader:
+                    await self.durable.flush()
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The agent's port; raises SettingsError."""
+    try:
+        return socket.create_server((settings.bind, settings.port), backlog=4096)
+    except OSError as error:
+        raise SettingsError(
+            f"LOCKSTEP_AGENT_PORT {settings.port} on {settings.bind} can't be listened on: {error.strerror}"
+        ) from None

@@ -1,0 +1,188 @@
+"""The leader's hand on the object store: fence, commit, journal, garbage; in one thread, in order.
+
+Nothing here may stop training: what fails is told to the core as a problem and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError
+from lockstep_trainer.protocol import events
+
+if TYPE_CHECKING:
+    from lockstep_trainer.agent.settings import Job
+    from lockstep_trainer.checkpoint.chain import Chain
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
+_FLUSH_SECONDS = 2.0
+_URGENT = frozenset({"fault", "recovered", "checkpoint", "finished"})
+_LONGEST_BACKLOG = 50_000  # journal lines kept while the store is away; then the oldest go
+
+
+class DurableStore:
+    """The chain and the journal of a job."""
+
+    def __init__(self, job: Job, tell: Callable[[events.Event], None]) -> None:
+        self._job = job
+        self._tell = tell
+        self._nonce = secrets.token_hex(8)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._journal_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._chain: Chain | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._choosing: asyncio.Task[None] | None = None
+        self._lines: list[dict[str, Any]] = []
+        self._files = 0
+        self._urgent = asyncio.Event()
+        self._flushing = asyncio.Lock()
+
+    def choose(self, term: Term) -> None:
+        """Fence to ``term`` and tell the newest restore point; tries until it has an answer."""
+        if self._choosing:
+            self._choosing.cancel()
+        self._choosing = self._spawn(self._choose(term))
+
+    def commit(self, term: Term, state: StateId, listing: str) -> None:
+        """Make this state the newest, and tell."""
+        self._spawn(self._commit(term, state, listing))
+
+    def journal(self, line: dict[str, Any]) -> None:
+        """Write this line soon."""
+        self._lines.append(line)
+        del self._lines[:-_LONGEST_BACKLOG]
+        if line["kind"] in _URGENT:
+            self._urgent.set()
+
+    async def write_journal(self) -> None:
+        """Flush every few seconds, at once where it matters; never returns."""
+        while True:
+            try:
+                async with asyncio.timeout(_FLUSH_SECONDS):
+                    await self._urgent.wait()
+            except TimeoutError:
+                pass
+            self._urgent.clear()
+            if not await self.flush():
+                await asyncio.sleep(_FLUSH_SECONDS)
+
+    async def flush(self) -> bool:
+        """Write all lines so far; False where the store does not take them."""
+        if not self._job.spec.get("checkpoint"):
+            self._lines.clear()
+            return True
+        async with self._flushing:
+            lines = list(self._lines)
+            if not lines:
+                return True
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._journal_thread, self._put_lines, lines)
+            except TrainerError as error:
+                log.warning("journal: %s", error)
+                return False
+            del self._lines[: len(lines)]
+            return True
+
+    def close(self) -> None:
+        """Stop; what is under way in a thread ends on its own."""
+        for task in self._tasks:
+            task.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._journal_thread.shutdown(wait=False, cancel_futures=True)
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    async def _choose(self, term: Term) -> None:
+        attempt = 0
+        while True:
+            try:
+                restore = await self._call(lambda: self._open().fence(term, self._nonce))
+            except Superseded as error:
+                log.warning("%s", error)
+                self._tell(events.RestoreUnavailable(term, str(error)))
+                return
+            except TrainerError as error:
+                fatal = isinstance(error, Corrupt) or (isinstance(error, StoreError) and not error.temporary)
+                self._tell(events.RestoreUnavailable(term, str(error), fatal=fatal))
+                if fatal:
+                    return
+                log.warning("choosing a restore point: %s", error)
+            else:
+                self._tell(events.RestoreChosen(term, restore))
+                return
+            await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
+            attempt += 1
+
+    async def _commit(self, term: Term, state: StateId, listing: str) -> None:
+        begun = time.monotonic()
+        try:
+            restore, uri, size = await self._call(lambda: self._commit_now(term, listing))
+        except TrainerError as error:
+            log.warning("commit of step %d: %s", state.step, error)
+            self._tell(events.CommitFailed(state, str(error), superseded=isinstance(error, Superseded)))
+            return
+        self._tell(events.CommitDone(restore, uri, time.monotonic() - begun, size))
+        try:
+            await self._call(self._collect_garbage)
+        except TrainerError as error:
+            log.warning("retention: %s", error)
+
+    def _open(self) -> Chain:
+        """In the thread: its imports are slow."""
+        if self._chain is None:
+            from lockstep_api.v1alpha1 import CheckpointSpec
+            from lockstep_trainer.checkpoint.chain import Chain, resolve
+            from lockstep_trainer.storage import open_store
+
+            spec = CheckpointSpec.model_validate(self._job.spec["checkpoint"])
+            resume = resolve(spec.resume_from, spec.s3) if spec.resume_from else None
+            store = open_store(spec.uri, spec.s3)
+            self._chain = Chain(store, self._job.checkpoint_prefix, s3=spec.s3, resume_from=resume)
+        return self._chain
+
+    def _commit_now(self, term: Term, text: str) -> tuple[RestorePoint, str, int]:
+        from lockstep_trainer.checkpoint.manifest import Listing
+
+        chain = self._open()
+        listing = Listing.model_validate_json(text)
+        restore = chain.commit(listing, term, self._nonce)
+        return restore, f"{chain.store.uri}/{restore.manifest}", sum(file.size for file in listing.files)
+
+    def _collect_garbage(self) -> None:
+        keep = self._job.spec["checkpoint"].get("keep", {}).get("last", 3)
+        self._open().collect_garbage(keep)
+
+    def _put_lines(self, lines: list[dict[str, Any]]) -> None:
+        store = self._open().store
+        term = lines[-1]
+        data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+        while True:
+            self._files += 1
+            key = f"journal/e{term['epoch']}-g{term['generation']}-{self._files}.jsonl"
+            try:
+                store.put(key, data, only_if_absent=True)
+                return
+            except PreconditionFailed:
+                existing, _ = store.get(key)
+                if existing == data:
+                    return  # an earlier try of ours, whose answer was lost

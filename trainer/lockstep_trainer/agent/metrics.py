@@ -1,0 +1,123 @@
+"""The agent's metrics, in OpenMetrics names with units.
+
+They are read from the cores when Prometheus asks, so nothing is kept twice. Training and ledger metrics come from the
+leader alone: one series a job, whichever pod leads. Imported at the first scrape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+
+if TYPE_CHECKING:
+    from lockstep_trainer.agent.agent import Agent
+    from lockstep_trainer.protocol.leader import Leader
+
+NAMES = {
+    "lockstep_agent_running_workers": "Worker processes of this pod that are alive.",
+    "lockstep_agent_starts_total": "Starts of this pod's agent in this boot.",
+    "lockstep_agent_container_starts_total": "Starts of this pod's container in this boot.",
+    "lockstep_agent_leader_connected": "1 while this pod has a stream to its leader.",
+    "lockstep_epoch": "Number of the current membership.",
+    "lockstep_generation": "Number of the running generation in its epoch.",
+    "lockstep_members_connected": "Members that have a stream to the leader.",
+    "lockstep_step": "Newest optimizer step.",
+    "lockstep_steps": "Optimizer steps in all.",
+    "lockstep_loss_nats": "Mean training loss of the newest step, per token.",
+    "lockstep_eval_loss_nats": "Loss on held-out files, per token.",
+    "lockstep_grad_norm": "Gradient norm of the newest step, before clipping.",
+    "lockstep_learning_rate": "Learning rate of the newest step.",
+    "lockstep_step_seconds": "Wall time of the newest step.",
+    "lockstep_section_seconds": "Time of the newest step by section, mean over ranks.",
+    "lockstep_tokens_total": "Tokens trained on, recomputed ones left out.",
+    "lockstep_tokens_per_second": "Throughput over the last steps.",
+    "lockstep_goodput_ratio": "Productive share of the members' GPU time in this epoch.",
+    "lockstep_ledger_gpu_seconds": "The members' GPU time in this epoch, by class.",
+    "lockstep_checkpoint_step": "Step of the newest durable checkpoint.",
+    "lockstep_checkpoint_age_seconds": "Time since the newest durable checkpoint was committed.",
+    "lockstep_checkpoint_degraded": "1 while checkpoints can't be made durable.",
+    "lockstep_faults_total": "Faults that this leader has judged, by cause and rung.",
+}
+"""Every metric of the agent and its help text; the reference is made from this."""
+
+
+def render(agent: Agent, accept: str) -> tuple[bytes, str]:
+    """The metrics in the format that ``accept`` asks for, and its content type."""
+    encode, content_type = choose_encoder(accept)
+    registry = CollectorRegistry()
+    registry.register(_Collector(agent))
+    return encode(registry), content_type
+
+
+class _Collector:
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def collect(self) -> Iterator[Metric]:
+        agent, member = self._agent, self._agent.node.member
+        base = {"namespace": agent.job.namespace, "job_name": agent.job.name, "pod": agent.settings.pod}
+        yield _gauge("lockstep_agent_running_workers", base, len(member.live))
+        yield _counter("lockstep_agent_starts_total", base, member.me.agent_starts)
+        yield _counter("lockstep_agent_container_starts_total", base, member.me.container_starts)
+        yield _gauge("lockstep_agent_leader_connected", base, member.connected)
+        leader = agent.node.leader
+        if leader and not leader.superseded:
+            job = {"namespace": agent.job.namespace, "job_name": agent.job.name}
+            yield from _of_leader(leader, job, agent.clock())
+
+
+def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metric]:
+    yield _gauge("lockstep_epoch", job, leader.epoch)
+    yield _gauge("lockstep_generation", job, leader.generation)
+    yield _gauge("lockstep_members_connected", job, sum(peer.connected for peer in leader.peers.values()))
+    if leader.plan.steps is not None:
+        yield _gauge("lockstep_steps", job, leader.plan.steps)
+    reports, durability = leader.reports, leader.durability
+    if step := reports.newest:
+        yield _gauge("lockstep_step", job, step.step)
+        yield _gauge("lockstep_loss_nats", job, step.loss)
+        yield _gauge("lockstep_grad_norm", job, step.grad_norm)
+        yield _gauge("lockstep_learning_rate", job, step.lr)
+        yield _gauge("lockstep_step_seconds", job, step.seconds)
+        yield _counter("lockstep_tokens_total", job, step.step * step.tokens)
+        yield _family(GaugeMetricFamily, "lockstep_section_seconds", job, "section", step.sections)
+    if reports.tokens_per_second is not None:
+        yield _gauge("lockstep_tokens_per_second", job, reports.tokens_per_second)
+    if reports.eval_loss is not None:
+        yield _gauge("lockstep_eval_loss_nats", job, reports.eval_loss)
+    if (goodput := leader.ledger.goodput()) is not None:
+        yield _gauge("lockstep_goodput_ratio", job, goodput)
+    yield _family(GaugeMetricFamily, "lockstep_ledger_gpu_seconds", job, "class", leader.ledger.totals())
+    if durability.durable and durability.durable_at is not None:
+        yield _gauge("lockstep_checkpoint_step", job, durability.durable.state.step)
+        yield _gauge("lockstep_checkpoint_age_seconds", job, max(0.0, now - durability.durable_at))
+    yield _gauge("lockstep_checkpoint_degraded", job, durability.problem is not None)
+    faults = CounterMetricFamily("lockstep_faults", NAMES["lockstep_faults_total"], labels=[*job, "cause", "rung"])
+    for (cause, rung), count in reports.fault_counts().items():
+        faults.add_metric([*job.values(), cause, rung], count)
+    yield faults
+
+
+def _gauge(name: str, labels: dict[str, str], value: float) -> Metric:
+    family = GaugeMetricFamily(name, NAMES[name], labels=list(labels))
+    family.add_metric(list(labels.values()), float(value))
+    return family
+
+
+def _counter(name: str, labels: dict[str, str], value: float) -> Metric:
+    family = CounterMetricFamily(name.removesuffix("_total"), NAMES[name], labels=list(labels))
+    family.add_metric(list(labels.values()), float(value))
+    return family
+
+
+def _family(
+    kind: type[GaugeMetricFamily], name: str, labels: dict[str, str], extra: str, values: dict[str, float]
+) -> Metric:
+    family = kind(name, NAMES[name], labels=[*labels, extra])
+    for value, number in values.items():
+        family.add_metric([*labels.values(), value], number)
+    return family

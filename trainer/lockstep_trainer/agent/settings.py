@@ -1,0 +1,144 @@
+"""Where this agent is and what job it serves: the pod's environment and its ``job.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lockstep_api.constants import AGENT_PORT, STORE_PORT
+from lockstep_trainer.errors import TrainerError
+from lockstep_trainer.protocol.leader import JobPlan
+from lockstep_trainer.protocol.policy import Ladder, RetryRule
+from lockstep_trainer.protocol.progress import HangBounds
+
+
+class SettingsError(TrainerError):
+    """The pod's environment or its job.json is not what the agent needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The environment, as ``docs/design/contracts.md`` lists it."""
+
+    pod: str
+    pod_uid: str
+    namespace: str
+    node: str
+    host: str
+    bind: str
+    port: int
+    store_port: int
+    run_dir: Path
+    config_dir: Path
+    token: str
+
+    @property
+    def address(self) -> str:
+        """host:port that other agents reach this one at."""
+        return f"{self.host}:{self.port}"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Raises SettingsError that names the variable."""
+
+        def need(name: str) -> str:
+            value = env.get(name)
+            if not value:
+                raise SettingsError(f"{name} is not set; the operator sets it on every pod of a job")
+            return value
+
+        def number(name: str, default: int) -> int:
+            text = env.get(name) or str(default)
+            if not text.isdigit():
+                raise SettingsError(f"{name} is {text!r}; it must be a port number")
+            return int(text)
+
+        token_file = Path(need("LOCKSTEP_TOKEN_DIR"), "token")
+        try:
+            token = token_file.read_text().strip()
+        except OSError as error:
+            raise SettingsError(f"{token_file} can't be read: {error.strerror}") from None
+        return cls(
+            pod=need("LOCKSTEP_POD_NAME"),
+            pod_uid=need("LOCKSTEP_POD_UID"),
+            namespace=env.get("LOCKSTEP_NAMESPACE", "default"),
+            node=env.get("LOCKSTEP_NODE_NAME", ""),
+            host=need("LOCKSTEP_HOST"),
+            bind=env.get("LOCKSTEP_BIND") or "0.0.0.0",
+            port=number("LOCKSTEP_AGENT_PORT", AGENT_PORT),
+            store_port=number("LOCKSTEP_STORE_PORT", STORE_PORT),
+            run_dir=Path(need("LOCKSTEP_RUN_DIR")),
+            config_dir=Path(need("LOCKSTEP_CONFIG_DIR")),
+            token=token,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """``job.json``: the job's names and its spec, as JSON with all defaults."""
+
+    name: str
+    namespace: str
+    uid: str
+    spec: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """Raises SettingsError that names the file and what is missing."""
+        try:
+            raw = json.loads(path.read_text())
+            return cls(raw["name"], raw["namespace"], raw["uid"], raw["spec"])
+        except OSError as error:
+            raise SettingsError(f"{path} can't be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingsError(f"{path} is no job: {type(error).__name__} {error}") from None
+
+    @property
+    def command(self) -> list[str] | None:
+        """The user's own script, where there is one."""
+        command: list[str] | None = self.spec.get("command")
+        return command
+
+    @property
+    def checkpoint_prefix(self) -> str:
+        """Below checkpoint.uri."""
+        return f"{self.namespace}/{self.name}/{self.uid}"
+
+    def plan(self) -> JobPlan:
+        """What the protocol needs of the spec."""
+        spec = self.spec
+        resilience = spec.get("resilience", {})
+        hang = resilience.get("hang", {})
+        trainer = spec.get("trainer")
+        return JobPlan(
+            job_uid=self.uid,
+            nodes=spec["nodes"],
+            gpus_per_node=spec["gpusPerNode"],
+            steps=trainer["recipe"]["steps"] if trainer else None,
+            reports_steps=trainer is not None,
+            checkpoints=trainer is not None,
+            own_store=trainer is None,
+            rejoin_grace=resilience.get("rejoinGraceSeconds", 5.0),
+            ladder=Ladder(
+                process_budget=resilience.get("budgets", {}).get("process", 10),
+                rules=tuple(
+                    RetryRule(frozenset(rule["exitCodes"]), fail=rule["action"] == "Fail")
+                    for rule in resilience.get("retry", ())
+                ),
+                crash_loops=trainer is not None,
+            ),
+            hang=HangBounds(
+                factor=hang.get("factor", 5.0),
+                minimum_seconds=hang.get("minimumSeconds", 60.0),
+                first_step_seconds=hang.get("firstStepSeconds", 1800.0),
+            ),
+        )
+
+    @property
+    def leaderless_seconds(self) -> float:
+        """How long workers of a node without a leader go on without a step."""
+        return float(self.spec.get("resilience", {}).get("leaderDeadlineSeconds", 60.0))

@@ -1,0 +1,111 @@
+"""The streams that this agent opens: to its leader; and the leader's invitations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, WSMsgType
+
+from lockstep_api.messages import Inventory, Invite, ToLeader
+from lockstep_api.wire import WireError, decode, encode
+from lockstep_trainer.agent.channel import MAX_MESSAGE_BYTES, Channel
+from lockstep_trainer.protocol import events
+
+log = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 3.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_INVITE_SECONDS = 2.0
+
+
+class LeaderStream:
+    """The one stream to the leader, made again with growing, jittered pauses for as long as it is wanted."""
+
+    def __init__(self, session: ClientSession, tell: Callable[[events.Event], None]) -> None:
+        self._session = session
+        self._tell = tell
+        self._task: asyncio.Task[None] | None = None
+        self._channel: Channel | None = None
+
+    def open(self, leader: str, epoch: int) -> None:
+        """Leave any older stream and open one to this leader."""
+        self.close()
+        self._task = asyncio.create_task(self._keep(leader, epoch))
+
+    def close(self) -> None:
+        """Leave."""
+        if self._task:
+            self._task.cancel()
+            self._task = None
+        self._channel = None
+
+    def send(self, message: ToLeader) -> None:
+        """Lost where there is no stream."""
+        if self._channel:
+            self._channel.send(message)
+
+    async def _keep(self, leader: str, epoch: int) -> None:
+        pause = _SHORTEST_PAUSE
+        while True:
+            try:
+                if await self._converse(leader, epoch):
+                    pause = _SHORTEST_PAUSE
+            except (ClientError, OSError, TimeoutError, WireError) as error:
+                log.debug("stream to leader %s: %s", leader, error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # jitter: members must not come back in step
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _converse(self, leader: str, epoch: int) -> bool:
+        connecting = self._session.ws_connect(
+            f"http://{leader}/v1/member", heartbeat=10.0, max_msg_size=MAX_MESSAGE_BYTES
+        )
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            socket = await connecting
+        channel = Channel(socket)
+        self._channel = channel
+        heard = False
+        try:
+            self._tell(events.StreamOpened(epoch))
+            async for frame in socket:
+                if frame.type is WSMsgType.TEXT:
+                    heard = True
+                    self._tell(events.LeaderSaid(epoch, decode(frame.data)))  # type: ignore[arg-type]
+        finally:
+            if self._channel is channel:
+                self._channel = None
+            channel.close()
+            self._tell(events.StreamClosed(epoch))
+        return heard
+
+
+class Inviter:
+    """Posts invitations, one at a time per address."""
+
+    def __init__(self, session: ClientSession, tell: Callable[[events.Event], None]) -> None:
+        self._session = session
+        self._tell = tell
+        self._busy: dict[str, asyncio.Task[None]] = {}
+
+    def post(self, address: str, invite: Invite) -> None:
+        """At once, unless one is still under way; the core repeats it."""
+        if address not in self._busy:
+            task = self._busy[address] = asyncio.create_task(self._post(address, invite))
+            task.add_done_callback(lambda _: self._busy.pop(address, None))
+
+    async def _post(self, address: str, invite: Invite) -> None:
+        url = f"http://{address}/v1/invite"
+        try:
+            async with self._session.post(
+                url, data=encode(invite), timeout=ClientTimeout(total=_INVITE_SECONDS)
+            ) as response:
+                if response.status != 409:
+                    return
+                inventory = decode(await response.text())
+        except (ClientError, OSError, TimeoutError, WireError) as error:
+            log.debug("invite %s: %s", address, error)
+            return
+        if isinstance(inventory, Inventory):
+            self._tell(events.InviteRefused(invite.slot, inventory))

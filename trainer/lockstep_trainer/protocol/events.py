@@ -1,0 +1,206 @@
+"""What a shell tells its core. Every one of them may come late, twice or for a generation long gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lockstep_api.messages import (
+    FromOperator,
+    Inventory,
+    Invite,
+    Join,
+    RestorePoint,
+    StateId,
+    StepSummary,
+    Term,
+    ToLeader,
+    ToMember,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; at least four times a second."""
+
+
+# ------------------------------------------------------------------------------------------------ member
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """A leader asks for a stream."""
+
+    invite: Invite
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpened:
+    """The stream to this epoch's leader is open."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamClosed:
+    """It is closed."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderSaid:
+    """A message on it."""
+
+    epoch: int
+    message: ToMember
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnded:
+    """A worker of this node has ended and was reaped, or could not be started."""
+
+    term: Term
+    rank: int
+    exit_code: int
+    at: float
+    error: str | None = None
+    user_error: bool = False
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersStepped:
+    """All local workers have finished these steps (none: they are only somewhere else)."""
+
+    term: Term
+    done: tuple[StepSummary, ...]
+    section: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateSaved:
+    """A step folder is whole."""
+
+    term: Term
+    state: StateId
+    listing: str
+
+
+# ------------------------------------------------------------------------------------------------ leader
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorConnected:
+    """The operator opened a stream to this agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorClosed:
+    """It is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSaid:
+    """A message on it."""
+
+    message: FromOperator
+
+
+@dataclass(frozen=True, slots=True)
+class MemberConnected:
+    """A stream with this first message. ``connection`` numbers streams; a later one replaces an earlier one."""
+
+    connection: int
+    join: Join
+
+
+@dataclass(frozen=True, slots=True)
+class MemberClosed:
+    """A stream is closed."""
+
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSaid:
+    """A message on a stream."""
+
+    connection: int
+    message: ToLeader
+
+
+@dataclass(frozen=True, slots=True)
+class InviteRefused:
+    """The agent at a member's address is not that member; this is who it is."""
+
+    slot: int
+    inventory: Inventory
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreChosen:
+    """The chain is fenced to ``term``; this is its newest state, None: there is none yet."""
+
+    term: Term
+    restore: RestorePoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreUnavailable:
+    """The chain can't be read; the shell goes on trying and this is why it has no answer yet. ``fatal``: never will."""
+
+    term: Term
+    problem: str
+    fatal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReady:
+    """Workers can meet here."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLost:
+    """The store is dead or could not be started."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitDone:
+    """``latest`` names this state."""
+
+    restore: RestorePoint
+    uri: str = ""
+    seconds: float = 0.0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFailed:
+    """It does not, or nobody knows. ``superseded``: a newer term holds the chain and this leader must never commit
+    again."""
+
+    state: StateId
+    problem: str
+    superseded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReported:
+    """A line that rank 0 left in events.jsonl: an evaluation, a generated text, a restore time."""
+
+    line: dict[str, Any]
+
+
+MemberEvent = Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkersStepped | StateSaved
+LeaderEvent = (
+    Tick | OperatorConnected | OperatorClosed | OperatorSaid | MemberConnected | MemberClosed | MemberSaid
+    | InviteRefused | RestoreChosen | RestoreUnavailable | StoreReady | StoreLost | CommitDone | CommitFailed
+    | WorkerReported
+)  # fmt: skip
+Event = MemberEvent | LeaderEvent

@@ -1,0 +1,594 @@
+"""The conductor of one epoch, in the agent of slot 0.
+
+Between generations it waits until all members have a stream and are quiet, until the restore point and a rendezvous
+store are known; then it writes the next generation's number to its volume and sends Start. While a generation runs it
+watches; the first fault ends it: Abandon to all, and the circle begins anew. ``policy`` says when to go on with the
+same members, when to ask the operator for others, and when to give up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lockstep_api.messages import (
+    Abandon,
+    Beat,
+    Committed,
+    EpochRequest,
+    FaultAck,
+    Finished,
+    Invite,
+    Join,
+    Membership,
+    Quiesced,
+    Release,
+    Rendezvous,
+    ReplaceRequest,
+    RestorePoint,
+    Saved,
+    Start,
+    Steps,
+    Stop,
+    Term,
+    ToMember,
+    WorkerExited,
+)
+from lockstep_trainer.protocol import events, policy
+from lockstep_trainer.protocol.durability import Durability
+from lockstep_trainer.protocol.effects import (
+    DropMember,
+    Effect,
+    EnsureStore,
+    Persist,
+    PostInvite,
+    SendMember,
+    SendOperator,
+)
+from lockstep_trainer.protocol.ledger import Ledger
+from lockstep_trainer.protocol.member import BEAT_SECONDS, RESEND_SECONDS, SILENCE_SECONDS
+from lockstep_trainer.protocol.peers import Peer
+from lockstep_trainer.protocol.policy import Fault, Ladder
+from lockstep_trainer.protocol.progress import HangBounds, Recovery, StepFold
+from lockstep_trainer.protocol.reports import Reports
+
+INVITE_SECONDS = 0.5
+"""Between invitations of a member that has no stream."""
+QUIESCE_SECONDS = 20.0
+"""A member that can't reap its killed workers for so long has a process stuck in the kernel: its pod is condemned."""
+FINAL_SAVE_SECONDS = 60.0
+"""How long the last checkpoint's listing may stay away once all workers have ended well."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """What of the job's spec matters to its leader."""
+
+    job_uid: str
+    nodes: int
+    gpus_per_node: int
+    steps: int | None = None  # in all; None for a user's script
+    reports_steps: bool = True  # false for a user's script
+    checkpoints: bool = True
+    own_store: bool = False  # workers bring their own store and need a fresh port each generation
+    rejoin_grace: float = 5.0
+    ladder: Ladder = Ladder()  # noqa: RUF009  (frozen)
+    hang: HangBounds = HangBounds()  # noqa: RUF009  (frozen)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderMemory:
+    """What the leader must remember over its agent's death, or takes into its next epoch."""
+
+    membership: Membership
+    generation: int = 0
+    running: Start | None = None
+    durable: RestorePoint | None = None
+    faults: tuple[Fault, ...] = ()
+    restarts_used: int = 0
+    reports: Reports | None = None
+    ledger: Ledger | None = None
+    recovery: Recovery | None = None
+    finished: Finished | None = None
+
+
+class Leader:
+    """The leader's state; ``handle`` is its only entry, after ``begin``."""
+
+    def __init__(self, plan: JobPlan, membership: Membership, memory: LeaderMemory | None, now: float) -> None:
+        """``memory`` of the same epoch goes on where it stood; of an older one it brings history."""
+        same = memory is not None and memory.membership.epoch == membership.epoch
+        self.plan = plan
+        self.membership = membership
+        self.epoch = membership.epoch
+        self.generation = memory.generation if memory and same else 0
+        self.peers = {info.slot: Peer(info, missing_since=now) for info in membership.slots}
+        self.spares = {info.pod_uid: Peer(info, missing_since=now) for info in membership.spares}
+        self.running: Start | None = memory.running if memory and same else None
+        self.finished: Finished | None = memory.finished if memory and same else None
+        self.superseded = False
+        self.durability = Durability(plan.checkpoints)
+        if memory and same and self.running and plan.checkpoints:
+            # This leader made every commit of the epoch; what it remembers may miss the last one, so the chain is
+            # asked again before a restore, but not before the running generation goes on.
+            self.durability.durable = memory.durable
+        self.faults = list(memory.faults) if memory else []
+        self.restarts_used = memory.restarts_used if memory and same else 0
+        self.recovery = memory.recovery if memory else None
+        ledger = memory.ledger if memory and same else None
+        highest = memory.ledger.highest if memory and memory.ledger else 0
+        phase = "starting" if membership.epoch <= 1 and not self.faults else "recovering"
+        self.ledger = ledger or Ledger(plan.nodes * plan.gpus_per_node, now, highest, phase)  # type: ignore[arg-type]
+        self.reports = (memory.reports if memory and memory.reports else None) or Reports()
+        self.reports.new_leader(self, now)
+        self._connections: dict[int, Peer] = {}
+        self._steps = StepFold(plan.nodes)
+        self._suspects: list[Fault] = []
+        self._judged = True
+        self._replace: dict[int, tuple[str, str]] = {}
+        self._condemned: set[int] = set()
+        self._replace_said_at = 0.0
+        self._store: tuple[str, int] | None = None
+        self._store_asked = False
+        self._stopping: str | None = None
+        self.formed_at = now
+        """When the present forming began."""
+        self._started_at = now
+        self._stepped_at = now
+        self._done_at: float | None = None
+        self._abandoned = Term(self.epoch, self.generation)
+        self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
+            events.Tick: lambda _, now: self._tick(now),
+            events.OperatorConnected: lambda _, now: self.reports.operator_connected(self, now),
+            events.OperatorClosed: lambda _, __: self.reports.operator_closed(),
+            events.OperatorSaid: self._operator_said,
+            events.MemberConnected: self._member_connected,
+            events.MemberClosed: self._member_closed,
+            events.MemberSaid: self._member_said,
+            events.InviteRefused: self._invite_refused,
+            events.RestoreChosen: self._restore_chosen,
+            events.RestoreUnavailable: self._restore_unavailable,
+            events.StoreReady: self._store_ready,
+            events.StoreLost: self._store_lost,
+            events.CommitDone: self._commit_done,
+            events.CommitFailed: self._commit_failed,
+            events.WorkerReported: lambda event, now: self.reports.worker_reported(self, event.line, now),
+        }
+
+    # ------------------------------------------------------------------------------------- entries
+
+    def begin(self, now: float) -> list[Effect]:
+        """First effects: invitations, and all that can be prepared while members come."""
+        effects: list[Effect] = [Persist(), *self.reports.membership(self, now), *self._invite(now)]
+        if self.running:  # it goes on; only the chain must be known again before the next commit
+            return effects + self.durability.choose(self.term)
+        return effects + self._advance(now)
+
+    def handle(self, event: events.LeaderEvent, now: float) -> list[Effect]:
+        """What is to be done about ``event``."""
+        effects = self._handlers[type(event)](event, now)
+        return effects if self.running else effects + self._advance(now)
+
+    def memory(self) -> LeaderMemory:
+        """What Persist writes."""
+        return LeaderMemory(
+            membership=self.membership,
+            generation=self.generation,
+            running=self.running,
+            durable=self.durability.durable,
+            faults=tuple(self.faults[-8:]),
+            restarts_used=self.restarts_used,
+            reports=self.reports,
+            ledger=self.ledger,
+            recovery=self.recovery,
+            finished=self.finished,
+        )
+
+    @property
+    def term(self) -> Term:
+        """Epoch and newest generation."""
+        return Term(self.epoch, self.generation)
+
+    @property
+    def newest_step(self) -> int:
+        """Newest step of the running or last generation, its restore point included."""
+        restored = self.running.restore if self.running else self.durability.durable
+        return max(self.reports.step_of(self.term), restored.state.step if restored else 0)
+
+    @property
+    def finishing(self) -> bool:
+        """All workers have ended well; only the last commit is missing."""
+        return self._done_at is not None
+
+    # ------------------------------------------------------------------------------------- members
+
+    def _member_connected(self, event: events.MemberConnected, now: float) -> list[Effect]:
+        join = event.join
+        peer = self._peer_of(join)
+        if peer is None:
+            return [DropMember(event.connection)]
+        effects: list[Effect] = []
+        if peer.connection is not None and peer.connection != event.connection:
+            self._connections.pop(peer.connection, None)
+            effects.append(DropMember(peer.connection))
+        peer.connection = event.connection
+        self._connections[event.connection] = peer
+        peer.heard_at = now
+        peer.inventory = inventory = join.inventory
+        peer.term = inventory.term
+        if join.inventory.slot is None:
+            return effects  # a spare: nothing to tell it
+        if self.finished or self.superseded:
+            return effects
+        self.ledger.highest = max(self.ledger.highest, inventory.step)
+        if inventory.term.epoch > self.epoch or (
+            inventory.term.epoch == self.epoch and inventory.term.generation > self.generation
+        ):
+            return effects + self._ask_for_epoch("a member has seen a newer generation: the leader's count is lost")
+        if self.running is None:
+            peer.quiet = False
+            return effects + self._say(peer, Abandon(self.plan.job_uid, self._abandoned, "forming"), now)
+        if inventory.running == self.running.term:
+            return effects
+        if inventory.term < self.running.term:
+            return effects + self._say(peer, self.running, now)
+        cause = "ContainerRestarted" if inventory.container_starts > 1 else "AgentLost"
+        return effects + self._fault(self._suspect(cause, "stream", now, slot=peer.info.slot), now)
+
+    def _peer_of(self, join: Join) -> Peer | None:
+        if join.job_uid != self.plan.job_uid or join.epoch != self.epoch:
+            return None
+        if join.inventory.slot is None:
+            return self.spares.get(join.inventory.pod_uid)
+        peer = self.peers.get(join.slot)
+        return peer if peer and peer.is_me(join.inventory) else None
+
+    def _member_closed(self, event: events.MemberClosed, now: float) -> list[Effect]:
+        peer = self._connections.pop(event.connection, None)
+        if peer and peer.connection == event.connection:
+            peer.lose(now)
+        return []
+
+    def _member_said(self, event: events.MemberSaid, now: float) -> list[Effect]:
+        message = event.message
+        peer = self._connections.get(event.connection)
+        if peer is None or isinstance(message, Join) or message.job_uid != self.plan.job_uid:
+            return []
+        peer.heard_at = now
+        if message.term.epoch != self.epoch or peer.info.slot != message.slot or peer.info.slot not in self.peers:
+            return []
+        if isinstance(message, Quiesced):
+            if self.running is None and message.term >= self._abandoned:
+                peer.quiet = True
+            return []
+        peer.term = max(peer.term or message.term, message.term)
+        if isinstance(message, Beat):
+            return []
+        if message.term != self.term:
+            return self._say(peer, Beat(self.plan.job_uid, self.term, peer.info.slot), now)  # older: here is ours
+        match message:
+            case Steps():
+                return self._member_stepped(peer, message, now)
+            case WorkerExited():
+                return self._worker_exited(peer, message, now)
+            case Saved():
+                return self._saved(peer, message, now)
+
+    def _member_stepped(self, peer: Peer, message: Steps, now: float) -> list[Effect]:
+        if self.running is None:
+            return []
+        peer.section = message.section
+        if self.recovery:
+            self.recovery.section(peer.info.slot, message.section, now)
+        finished = self._steps.add(peer.info.slot, message.done)
+        if message.done:
+            self._stepped_at = now
+        return self.reports.steps(self, finished, now) if finished else []
+
+    def _worker_exited(self, peer: Peer, message: WorkerExited, now: float) -> list[Effect]:
+        if message.exit_code == 0 and self.running:
+            peer.exits[message.rank] = 0
+            if all(len(other.exits) == self.plan.gpus_per_node for other in self.peers.values()):
+                self._done_at = now
+                return self._finish(now)
+            return []
+        if message.exit_code == 0:
+            return []
+        suspect = replace(
+            self._suspect("WorkerExited", "exit", now, slot=message.slot),
+            at=min(message.at or now, now),
+            rank=message.rank,
+            exit_code=message.exit_code,
+            error=message.error,
+            user_error=message.user_error,
+            log_tail=message.log_tail,
+        )
+        return self._fault(suspect, now)
+
+    def _saved(self, peer: Peer, message: Saved, now: float) -> list[Effect]:
+        durable = self.durability.durable
+        if durable and self.durability.committed(message.state):
+            return self._say(peer, Committed(self.plan.job_uid, self.term, durable), now)
+        return self.durability.saved(message, now)
+
+    def _invite_refused(self, event: events.InviteRefused, now: float) -> list[Effect]:
+        """Whoever answers at the address is not the member: its node was rebooted, or the address has a new owner."""
+        peer = self.peers.get(event.slot)
+        if peer is None or peer.connected or self.finished or event.inventory.job_uid != self.plan.job_uid:
+            return []
+        if event.inventory.term.epoch > self.epoch:
+            self.superseded = True
+            return []
+        if not peer.is_me(event.inventory):
+            self._condemned.add(event.slot)
+            return self._fault(self._suspect("MemberLost", "stream", now, slot=event.slot), now)
+        return []
+
+    def _say(self, peer: Peer, message: ToMember, now: float) -> list[Effect]:
+        peer.said_at = now
+        return [] if peer.connection is None else [SendMember(peer.connection, message)]
+
+    def _say_all(self, make: ToMember, now: float) -> list[Effect]:
+        return [effect for peer in self.peers.values() for effect in self._say(peer, make, now)]
+
+    # -------------------------------------------------------------------------------------- faults
+
+    def _suspect(self, cause: str, witness: str, now: float, slot: int | None = None) -> Fault:
+        return Fault(cause=cause, witness=witness, at=now, noticed=now, step=self.newest_step, slot=slot)
+
+    def _fault(self, suspect: Fault, now: float) -> list[Effect]:
+        """End the generation now; what it was is judged once all are quiet and have said what they know."""
+        if self._judged and self.running is None:
+            return []  # between generations nothing runs that could fail
+        self._suspects.append(suspect)
+        if self.running is None:
+            return []
+        effects = self._end_generation(f"{suspect.cause}, slot {suspect.slot}", now)
+        self._judged = False
+        self.ledger.fault(suspect.noticed)
+        if self.recovery:
+            self.recovery.again(now)
+        else:
+            self.recovery = Recovery(suspect.at, suspect.noticed, self.ledger.highest)
+        return effects
+
+    def _end_generation(self, cause: str, now: float) -> list[Effect]:
+        assert self.running is not None
+        self._abandoned = self.running.term
+        self.running = None
+        self._done_at = None
+        self.formed_at = now
+        self.durability.abandon()
+        if self.plan.own_store:
+            self._store = None
+        for peer in self.peers.values():
+            peer.quiet = False
+        return [*self._say_all(Abandon(self.plan.job_uid, self._abandoned, cause), now), Persist()]
+
+    def _judge(self, now: float) -> list[Effect]:
+        """Decide what the last fault leads to."""
+        self._judged = True
+        fault = policy.root_cause(self._suspects)
+        self._suspects.clear()
+        if fault.slot in self._condemned:
+            return []  # the operator is asked anyway, and keeps that record
+        decision = policy.decide(fault, self.faults, self.restarts_used, self.plan.ladder)
+        self.faults.append(fault)
+        rung = decision.rung if isinstance(decision, policy.Restart) else "pod"
+        effects = self.reports.fault(self, fault, rung, now)
+        match decision:
+            case policy.Restart():
+                self.restarts_used += decision.rung == "process"
+            case policy.Replace():
+                self._condemned.add(decision.slot)
+                self._replace[decision.slot] = (fault.cause, fault.witness)
+            case policy.Fail():
+                failed = Finished(self.plan.job_uid, self.term, "failed", decision.reason, decision.message)
+                effects += self._end(failed, now)
+        return [*effects, Persist()]
+
+    def _ask_for_epoch(self, cause: str) -> list[Effect]:
+        self.superseded = True
+        return [SendOperator(EpochRequest(self.plan.job_uid, self.epoch, cause))]
+
+    # ---------------------------------------------------------------------------- between generations
+
+    def _advance(self, now: float) -> list[Effect]:
+        """Go as far as what is known allows; called after each event while no generation runs."""
+        if self.finished or self.superseded or self.running:
+            return []
+        effects = self.durability.choose(self._abandoned) + self.durability.push(now)
+        quiet = all(peer.connected and peer.quiet for peer in self.peers.values())
+        fatal = any(s.user_error or s.exit_code == policy.USER_ERROR_EXIT for s in self._suspects)
+        if not self._judged and (quiet or fatal):
+            effects += self._judge(now)
+        if self.finished or not quiet:
+            return effects
+        if self.recovery and self.recovery.quiesced_at is None:
+            self.recovery.quiesced_at = now
+        if self._stopping is not None:
+            stopped = Finished(self.plan.job_uid, self.term, "stopped", "Stopped", self._stopping)
+            return effects + self._end(stopped, now)
+        if self._store is None:
+            if not self._store_asked:
+                self._store_asked = True
+                effects.append(EnsureStore())
+            return effects
+        if self._replace or self._condemned or not self.durability.known or self.durability.busy:
+            return effects
+        return effects + self._start(now)
+
+    def _start(self, now: float) -> list[Effect]:
+        """The next generation. Its number is written before anybody hears of it."""
+        assert self._store is not None
+        host, port = self._store
+        self.generation += 1
+        self.running = Start(
+            job_uid=self.plan.job_uid,
+            term=self.term,
+            nodes=self.plan.nodes,
+            gpus_per_node=self.plan.gpus_per_node,
+            rendezvous=Rendezvous(host, port, f"{self.epoch}/{self.generation}"),
+            restore=self.durability.durable,
+        )
+        self.durability.begin()
+        self._steps = StepFold(self.plan.nodes)
+        self._started_at = self._stepped_at = now
+        for peer in self.peers.values():
+            peer.exits.clear()
+            peer.section = "starting"
+        return [Persist(), *self.reports.start(self, now), *self._say_all(self.running, now)]
+
+    def _restore_chosen(self, event: events.RestoreChosen, now: float) -> list[Effect]:
+        self.durability.chosen(event.term, event.restore, now)
+        return self.durability.push(now)
+
+    def _restore_unavailable(self, event: events.RestoreUnavailable, now: float) -> list[Effect]:
+        self.durability.problem = event.problem
+        if event.fatal and not self.running:
+            return self._end(Finished(self.plan.job_uid, self.term, "failed", "CheckpointCorrupt", event.problem), now)
+        return []
+
+    def _store_ready(self, event: events.StoreReady, now: float) -> list[Effect]:
+        self._store = (event.host, event.port)
+        self._store_asked = False
+        return []
+
+    def _store_lost(self, event: events.StoreLost, now: float) -> list[Effect]:
+        self._store = None
+        self._store_asked = False
+        return self._fault(self._suspect("StoreLost", "exit", now, slot=0), now) if self.running else []
+
+    # ------------------------------------------------------------------------------ commits and ends
+
+    def _commit_done(self, event: events.CommitDone, now: float) -> list[Effect]:
+        self.durability.done(event.restore, event.uri, now)
+        if self.faults and event.restore.state.step > max(fault.step for fault in self.faults):
+            self.restarts_used = 0
+        told = self._say_all(Committed(self.plan.job_uid, self.term, event.restore), now)
+        effects = [Persist(), *self.reports.checkpoint(self, event, now), *told, *self.durability.push(now)]
+        return effects + (self._finish(now) if self.finishing else [])
+
+    def _commit_failed(self, event: events.CommitFailed, now: float) -> list[Effect]:
+        self.durability.failed(event.problem, event.superseded, now)
+        if not self.running:
+            self.durability.abandon()
+        return []
+
+    def _finish(self, now: float) -> list[Effect]:
+        """All workers have ended well. The job has succeeded once its last state is durable."""
+        if self.plan.checkpoints:
+            durable = self.durability.durable
+            last = self.plan.steps or 0
+            if self.durability.pending or durable is None or durable.state.step < last:
+                return []
+        message = f"{self.plan.steps} steps done" if self.plan.steps else "all processes exited with 0"
+        return self._end(Finished(self.plan.job_uid, self.term, "succeeded", "Completed", message), now)
+
+    def _end(self, finished: Finished, now: float) -> list[Effect]:
+        self.finished = finished
+        effects: list[Effect] = []
+        if self.running:
+            self._abandoned = self.running.term
+            self.running = None
+        release = Release(self.plan.job_uid, Term(self.epoch, self.generation), finished.reason)
+        effects += self._say_all(release, now)
+        return [*effects, Persist(), *self.reports.finished(self, now)]
+
+    def _operator_said(self, event: events.OperatorSaid, now: float) -> list[Effect]:
+        match event.message:
+            case FaultAck(term=term):
+                self.reports.acknowledged(term)
+                return [Persist()]
+            case Stop(epoch=epoch, reason=reason) if epoch >= self.epoch and not self.finished:
+                self._stopping = reason
+                return self._end_generation(reason, now) if self.running else []
+            case _:
+                return []
+
+    # ---------------------------------------------------------------------------------------- time
+
+    def _tick(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for peer in (*self.peers.values(), *self.spares.values()):
+            if peer.connected and now - peer.heard_at > SILENCE_SECONDS:
+                assert peer.connection is not None
+                effects.append(DropMember(peer.connection))
+                self._connections.pop(peer.connection, None)
+                peer.lose(now)
+        if not self.finished and not self.superseded:
+            effects += self._invite(now)
+            effects += self._watch(now) if self.running else self._wait(now)
+            effects += self.durability.push(now)
+        effects += self._repeat(now)
+        return effects + self.reports.tick(self, now)
+
+    def _invite(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        leader = self.peers[0].info.address
+        peers: Iterable[tuple[Peer, bool]] = [(p, False) for p in self.peers.values()]
+        for peer, spare in [*peers, *((p, True) for p in self.spares.values())]:
+            if not peer.connected and now - peer.invited_at >= INVITE_SECONDS:
+                peer.invited_at = now
+                info = peer.info
+                invite = Invite(self.plan.job_uid, self.epoch, info.slot, info.pod_uid, info.boot_id, leader, spare)
+                effects.append(PostInvite(info.address, invite))
+        return effects
+
+    def _watch(self, now: float) -> list[Effect]:
+        """A generation runs: is it alive? A step needs all members, so steps prove that all are."""
+        assert self.running is not None
+        median = self._steps.median
+        missing = [peer for peer in self.peers.values() if not peer.connected]
+        if missing:
+            grace = self.plan.rejoin_grace + 2 * (median or 0.0)
+            since = max(min(peer.missing_since for peer in missing), self._stepped_at)
+            if now - since > grace:
+                slot = min(peer.info.slot for peer in missing)
+                return self._fault(self._suspect("MemberLost", "stream", now, slot=slot), now)
+        if self._done_at is not None:
+            if now - self._done_at > FINAL_SAVE_SECONDS and not self.durability.pending:
+                return self._fault(self._suspect("FinalCheckpointMissing", "progress", now), now)
+            return []
+        if self.plan.reports_steps:
+            sections = {peer.section for peer in self.peers.values()}
+            if now - max(self._started_at, self._stepped_at) > self.plan.hang.allowed(median, sections):
+                return self._fault(self._suspect("Hang", "progress", now), now)
+        return []
+
+    def _wait(self, now: float) -> list[Effect]:
+        """Members that do not come back, or can't end their workers, are given up."""
+        lost: dict[int, tuple[str, str]] = {}
+        for slot, peer in self.peers.items():
+            if slot in self._condemned:
+                lost[slot] = self._replace.get(slot, ("MemberLost", "stream"))
+            elif not peer.connected:
+                if now - max(peer.missing_since, self.formed_at) > self.plan.rejoin_grace:
+                    lost[slot] = ("MemberLost", "stream")
+            elif not peer.quiet and now - self.formed_at > QUIESCE_SECONDS:
+                lost[slot] = ("CannotQuiesce", "stream")
+        changed = lost.keys() != self._replace.keys()
+        self._replace = lost
+        if not lost or (not changed and now - self._replace_said_at < RESEND_SECONDS):
+            return []
+        self._replace_said_at = now
+        cause, witness = lost[min(lost)]
+        return [SendOperator(ReplaceRequest(self.plan.job_uid, self.epoch, tuple(sorted(lost)), cause, witness))]
+
+    def _repeat(self, now: float) -> list[Effect]:
+        """Orders that seem not to have arrived, and a beat where there was nothing to say."""
+        effects: list[Effect] = []
+        for peer in self.peers.values():
+            if not peer.connected or now - peer.said_at < BEAT_SECONDS:
+                continue
+            if self.running and (peer.term is None or peer.term < self.running.term):
+                effects += self._say(peer, self.running, now)
+            elif not self.running and not self.finished and not peer.quiet:
+                effects += self._say(peer, Abandon(self.plan.job_uid, self._abandoned, "again"), now)
+            else:
+                effects += self._say(peer, Beat(self.plan.job_uid, self.term, peer.info.slot), now)
+        for spare in self.spares.values():
+            if now - spare.said_at >= BEAT_SECONDS:
+                effects += self._say(spare, Beat(self.plan.job_uid, self.term, spare.info.slot), now)
+        return effects

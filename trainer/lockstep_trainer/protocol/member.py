@@ -1,0 +1,343 @@
+"""An agent as member or spare: follows one leader, runs the workers it is told to run.
+
+Three rules carry it. It compares every message by (job uid, epoch, generation) and drops what is older. It starts a
+generation once, and only while none of its workers is alive. It says Quiesced only when all its workers are reaped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lockstep_api.messages import (
+    Abandon,
+    Beat,
+    Committed,
+    Inventory,
+    Invite,
+    Join,
+    Quiesced,
+    Release,
+    Saved,
+    Start,
+    Steps,
+    StepSummary,
+    Term,
+    WorkerExited,
+)
+from lockstep_trainer.protocol.effects import CloseStream, Effect, Kill, Launch, OpenStream, Persist, SendLeader
+from lockstep_trainer.protocol.events import (
+    Invited,
+    LeaderSaid,
+    MemberEvent,
+    StateSaved,
+    StreamClosed,
+    StreamOpened,
+    Tick,
+    WorkerEnded,
+    WorkersStepped,
+)
+
+BEAT_SECONDS = 1.0
+"""Something is said at least so often on an open stream."""
+SILENCE_SECONDS = 4.0
+"""A stream without a word for so long counts as closed: three beats lost, and some room for a busy machine."""
+RESEND_SECONDS = 2.0
+"""What was not acknowledged is said again after so long."""
+RETAINED_STEPS = 64
+"""Summaries kept for a leader that was away while steps went on."""
+ABANDONED_EXIT = -9
+"""How workers end that their agent kills."""
+
+
+NO_TERM = Term(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What this pod is for as long as the agent lives."""
+
+    job_uid: str
+    pod: str
+    pod_uid: str
+    boot_id: str
+    container_starts: int = 1
+    agent_starts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MemberMemory:
+    """What a member must remember over its agent's death."""
+
+    epoch: int = 0
+    slot: int | None = None
+    spare: bool = False
+    leader: str | None = None
+    term: Term = NO_TERM
+    """Highest ever seen."""
+    running: Start | None = None
+    step: int = 0
+    container_starts: int = 1
+
+
+class Member:
+    """The member's state; ``handle`` is its only entry."""
+
+    def __init__(self, me: Identity, memory: MemberMemory, *, leaderless_seconds: float, now: float) -> None:
+        """With ``memory.running``, the shell tells with WorkerEnded which of its workers did not survive."""
+        self.me = me
+        self.epoch = memory.epoch
+        self.slot = memory.slot
+        self.spare = memory.spare
+        self.leader = memory.leader
+        self.term = memory.term
+        self.step = memory.step
+        # A container that was started again has none of its processes left.
+        self.running = memory.running if memory.container_starts == me.container_starts else None
+        self.live = set(self.ranks(self.running)) if self.running else set()
+        self.connected = False
+        self.last_heard: float | None = now if memory.leader else None
+        self._leaderless_seconds = leaderless_seconds
+        self._abandoning: Term | None = None
+        self._abandoned_at = 0.0
+        self._exits: dict[int, WorkerExited] = {}
+        self._recent: deque[StepSummary] = deque(maxlen=RETAINED_STEPS)
+        self._saved: Saved | None = None
+        self._section = "starting"
+        self._said_at = now
+        self._saved_said_at = now
+        self._progress_at = now
+        self._persisted_step = self.step
+        self._opened_at = now
+        self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
+            Tick: lambda _, now: self._tick(now),
+            Invited: lambda event, now: self._invited(event.invite, now),
+            StreamOpened: lambda event, now: self._stream_opened(event.epoch, now),
+            StreamClosed: lambda event, _: self._stream_closed(event.epoch),
+            LeaderSaid: self._leader_said,
+            WorkerEnded: self._worker_ended,
+            WorkersStepped: self._workers_stepped,
+            StateSaved: self._state_saved,
+        }
+
+    def handle(self, event: MemberEvent, now: float) -> list[Effect]:
+        """What is to be done about ``event``."""
+        return self._handlers[type(event)](event, now)
+
+    def memory(self) -> MemberMemory:
+        """What Persist writes."""
+        return MemberMemory(
+            self.epoch, self.slot, self.spare, self.leader, self.term, self.running, self.step, self.me.container_starts
+        )
+
+    def resume(self) -> list[Effect]:
+        """After the agent's own restart: find the leader again."""
+        return [OpenStream(self.leader, self.epoch)] if self.leader else []
+
+    def inventory(self, now: float, leading: int | None) -> Inventory:
+        """Who this agent is and what it last heard."""
+        return Inventory(
+            job_uid=self.me.job_uid,
+            pod=self.me.pod,
+            pod_uid=self.me.pod_uid,
+            boot_id=self.me.boot_id,
+            term=self.term,
+            leading=leading,
+            slot=None if self.spare else self.slot,
+            running=self.running.term if self.running else None,
+            step=self.step,
+            leader_silent=None if self.last_heard is None else max(0.0, now - self.last_heard),
+            container_starts=self.me.container_starts,
+            agent_starts=self.me.agent_starts,
+        )
+
+    def accepts(self, invite: Invite) -> bool:
+        """True where the invite is for this pod in this boot, and not of an older epoch or of another leader."""
+        mine = (invite.job_uid, invite.pod_uid, invite.boot_id) == (self.me.job_uid, self.me.pod_uid, self.me.boot_id)
+        return mine and (
+            invite.epoch > self.epoch or (invite.epoch == self.epoch and self.leader in (None, invite.leader))
+        )
+
+    def ranks(self, start: Start) -> range:
+        """Global ranks of this node."""
+        first = (self.slot or 0) * start.gpus_per_node
+        return range(first, first + start.gpus_per_node)
+
+    # -------------------------------------------------------------------------------------- stream
+
+    def _invited(self, invite: Invite, now: float) -> list[Effect]:
+        if not self.accepts(invite):
+            return []
+        if invite.epoch == self.epoch and self.leader and (now - self._opened_at < 1.0 or self._hears(now)):
+            return []  # already on its way there, or there
+        changed = invite.epoch != self.epoch or self.leader is None
+        if invite.epoch != self.epoch:
+            self._saved = None
+        self.epoch, self.slot, self.spare, self.leader = invite.epoch, invite.slot, invite.spare, invite.leader
+        self.connected = False
+        self._opened_at = now
+        self.last_heard = now
+        return [*([Persist()] if changed else []), OpenStream(invite.leader, invite.epoch)]
+
+    def _hears(self, now: float) -> bool:
+        return self.connected and self.last_heard is not None and now - self.last_heard < BEAT_SECONDS * 1.5
+
+    def _stream_opened(self, epoch: int, now: float) -> list[Effect]:
+        """Join, then all that the leader may have missed."""
+        if epoch != self.epoch or self.slot is None:
+            return []
+        self.connected = True
+        self.last_heard = self._said_at = now
+        join = Join(self.me.job_uid, self.epoch, self.slot, self.inventory(now, None))
+        effects: list[Effect] = [SendLeader(join)]
+        if self.running:
+            term = self.running.term
+            steps = Steps(self.me.job_uid, term, self.slot, tuple(self._recent), self._section)
+            effects.append(SendLeader(steps))
+            effects += [SendLeader(saved) for saved in (self._saved,) if saved]
+            effects += [SendLeader(ended) for ended in self._exits.values()]
+        return effects
+
+    def _stream_closed(self, epoch: int) -> list[Effect]:
+        if epoch == self.epoch:
+            self.connected = False
+        return []
+
+    def _leader_said(self, event: LeaderSaid, now: float) -> list[Effect]:
+        message = event.message
+        if event.epoch != self.epoch or message.job_uid != self.me.job_uid or self.slot is None:
+            return []
+        self.last_heard = now
+        match message:
+            case Start():
+                return self._start(message, now)
+            case Abandon():
+                return self._abandon(message.term, now)
+            case Committed():
+                if self._saved and self._saved.state.step <= message.restore.state.step:
+                    self._saved = None
+                return []
+            case Release():
+                self.leader = None
+                return [*self._abandon(message.term, now), CloseStream(), Persist()]
+            case _:
+                return []
+
+    # ------------------------------------------------------------------------------------- workers
+
+    def _start(self, start: Start, now: float) -> list[Effect]:
+        assert self.slot is not None
+        if self.spare or start.term.epoch != self.epoch:
+            return []
+        if start.term <= self.term or self.running:
+            return [self._beat(now)]  # a repeated order; where it is a newer one, Abandon comes first
+        self.term = start.term
+        self.running = start
+        self.live = set(self.ranks(start))
+        self._exits.clear()
+        self._recent.clear()
+        self._saved = None
+        self._section = "starting"
+        self._progress_at = now
+        return [Persist(), Launch(start, self.slot), self._beat(now)]
+
+    def _abandon(self, term: Term, now: float) -> list[Effect]:
+        """End all workers up to ``term``. Remembered first: a Start that was overtaken must not be obeyed later."""
+        raised = term > self.term
+        self.term = max(self.term, term)
+        effects: list[Effect] = [Persist()] if raised else []
+        if self.running and self.running.term > term:
+            return [self._beat(now)]  # an old order
+        if self._abandoning is None:
+            self._abandoned_at = now
+        self._abandoning = term
+        if self.live:
+            return [*effects, Kill(term)]
+        return [*effects, *self._quiesced(now)]
+
+    def _quiesced(self, now: float) -> list[Effect]:
+        term, self._abandoning, self.running = self._abandoning, None, None
+        self._exits.clear()
+        self._saved = None
+        effects: list[Effect] = [Persist()]
+        if term and self.slot is not None:
+            self._said_at = now
+            effects.append(SendLeader(Quiesced(self.me.job_uid, term, self.slot)))
+        return effects
+
+    def _worker_ended(self, event: WorkerEnded, now: float) -> list[Effect]:
+        if not self.running or event.term != self.running.term or event.rank not in self.live or self.slot is None:
+            return []
+        self.live.discard(event.rank)
+        ended = WorkerExited(
+            job_uid=self.me.job_uid,
+            term=event.term,
+            slot=self.slot,
+            rank=event.rank,
+            exit_code=event.exit_code,
+            error=event.error,
+            user_error=event.user_error,
+            log_tail=event.log_tail,
+            at=event.at,
+        )
+        if self._abandoning is None:
+            self._exits[event.rank] = ended
+            self._said_at = now
+            return [SendLeader(ended)]
+        # What ended before we killed it may be the root of the fault: the leader wants to hear of it.
+        own_end = event.at < self._abandoned_at or event.exit_code not in (ABANDONED_EXIT, 0)
+        effects: list[Effect] = [SendLeader(ended)] if own_end else []
+        return effects if self.live else [*effects, *self._quiesced(now)]
+
+    def _workers_stepped(self, event: WorkersStepped, now: float) -> list[Effect]:
+        if not self.running or event.term != self.running.term or self.slot is None:
+            return []
+        self._section = event.section
+        if event.done:
+            self._recent.extend(event.done)
+            self.step = max(self.step, event.done[-1].step)
+            self._progress_at = now
+        self._said_at = now
+        return [SendLeader(Steps(self.me.job_uid, event.term, self.slot, event.done, event.section))]
+
+    def _state_saved(self, event: StateSaved, now: float) -> list[Effect]:
+        if not self.running or event.term != self.running.term or self.slot is None:
+            return []
+        self._saved = Saved(self.me.job_uid, event.term, self.slot, event.state, event.listing)
+        self._said_at = self._saved_said_at = now
+        return [SendLeader(self._saved)]
+
+    # ---------------------------------------------------------------------------------------- time
+
+    def _tick(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        silent = self.last_heard is not None and now - self.last_heard > SILENCE_SECONDS
+        if self.connected and silent and self.leader:
+            self.connected = False
+            self._opened_at = now
+            effects.append(OpenStream(self.leader, self.epoch))
+        if self.connected and now - self._said_at >= BEAT_SECONDS:
+            effects.append(self._beat(now))
+        if self.connected and self._saved and now - self._saved_said_at >= RESEND_SECONDS:
+            self._saved_said_at = now
+            effects.append(SendLeader(self._saved))
+        if self.step != self._persisted_step:
+            self._persisted_step = self.step
+            effects.append(Persist())
+        if self.live and self._abandoning is not None:
+            effects.append(Kill(self._abandoning))
+        elif self.running and not self.connected and self._leaderless(now):
+            effects += self._abandon(self.running.term, now)
+        return effects
+
+    def _leaderless(self, now: float) -> bool:
+        """No leader and no step for so long: the others are gone, and whoever comes back starts anew."""
+        since = max(self.last_heard or 0.0, self._progress_at)
+        return now - since > self._leaderless_seconds
+
+    def _beat(self, now: float) -> SendLeader:
+        assert self.slot is not None
+        self._said_at = now
+        return SendLeader(Beat(self.me.job_uid, self.term, self.slot))

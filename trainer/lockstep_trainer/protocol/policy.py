@@ -1,0 +1,162 @@
+"""What a fault leads to: restart in place, another pod, or the end of the job. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+USER_ERROR_EXIT = 65
+"""EX_DATAERR of sysexits.h: the worker says that its configuration or data is wrong."""
+PEER_LOST_EXIT = 71
+"""EX_OSERR: a collective failed since another worker went away; never the root of a fault."""
+CRASH_LOOP_REPLACE = 2
+CRASH_LOOP_FAIL = 3
+"""So many faults in a row of one rank at one step are no chance: another pod is tried, then the job fails."""
+CONTAINER_RESTART_WINDOW = 600.0
+"""Seconds: a second container restart of one slot within this time goes a rung up."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRule:
+    """Exit codes that have a meaning of their own."""
+
+    exit_codes: frozenset[int]
+    fail: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """The job's rules: budget of restarts in place, and what exit codes mean."""
+
+    process_budget: int = 10
+    rules: tuple[RetryRule, ...] = ()
+    crash_loops: bool = True
+    """Watch for faults that repeat at one step; pointless where the workers report no steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault of one generation, as far as it is known."""
+
+    cause: str  # WorkerExited, AgentLost, StoreLost, Hang, ContainerRestarted, MemberLost
+    witness: str  # exit, stream, heartbeat, progress
+    at: float
+    """When it happened, as near as is known."""
+    noticed: float
+    """When the leader heard of it."""
+    step: int = 0
+    """Newest step of its generation."""
+    slot: int | None = None
+    rank: int | None = None
+    exit_code: int | None = None
+    error: str | None = None
+    user_error: bool = False
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Start the next generation with the same members."""
+
+    rung: Literal["process", "container"]
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Give the slot to another pod."""
+
+    slot: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The job can't succeed."""
+
+    reason: str
+    message: str
+
+
+Decision = Restart | Replace | Fail
+
+
+def root_cause(suspects: Iterable[Fault]) -> Fault:
+    """The fault that the others follow from.
+
+    One dead worker makes its peers' collectives fail, so several exits are reported within milliseconds, in any order.
+    A user's error speaks for itself; a signal has a cause outside the process; a worker that says that it lost a peer
+    is a victim; of the rest the earliest is the root.
+    """
+
+    def weight(fault: Fault) -> tuple[int, float]:
+        if fault.user_error or fault.exit_code == USER_ERROR_EXIT:
+            return (0, fault.at)
+        if fault.exit_code is not None and fault.exit_code < 0:
+            return (1, fault.at)
+        if fault.exit_code == PEER_LOST_EXIT:
+            return (3, fault.at)
+        return (2, fault.at)
+
+    return min(suspects, key=weight)
+
+
+def decide(fault: Fault, earlier: Sequence[Fault], restarts_used: int, ladder: Ladder) -> Decision:
+    """The cheapest rung that can work for ``fault``.
+
+    ``earlier`` are the faults before it, oldest first; ``restarts_used`` counts restarts in place since the last
+    checkpoint beyond a fault became durable.
+    """
+    if fault.cause == "WorkerExited" and (failed := _exit_code_says(fault, ladder.rules)):
+        return failed
+    repeats = 1 + _repeats(fault, earlier) if ladder.crash_loops else 1
+    where = f"at step {fault.step}" + ("" if fault.rank is None else f" on rank {fault.rank}")
+    if repeats >= CRASH_LOOP_FAIL:
+        what = fault.error or _exit_text(fault)
+        return Fail("CrashLoop", f"{repeats} faults in a row {where}, the last on another pod's turn: {what}")
+    if fault.cause == "ContainerRestarted":
+        again = any(
+            other.cause == fault.cause and other.slot == fault.slot and fault.at - other.at < CONTAINER_RESTART_WINDOW
+            for other in earlier
+        )
+        if again and fault.slot is not None:
+            return Replace(fault.slot, "its container was restarted twice within ten minutes")
+        return Restart("container")
+    if fault.slot is not None:
+        if repeats >= CRASH_LOOP_REPLACE:
+            return Replace(fault.slot, f"two faults in a row {where}")
+        if restarts_used >= ladder.process_budget:
+            return Replace(fault.slot, f"resilience.budgets.process ({ladder.process_budget}) is used up")
+    elif restarts_used >= ladder.process_budget:
+        return Fail(
+            "BudgetExceeded",
+            f"resilience.budgets.process ({ladder.process_budget}) is used up and no rank is to blame for the last "
+            f"fault: {fault.cause} {where}",
+        )
+    return Restart("process")
+
+
+def _exit_code_says(fault: Fault, rules: Iterable[RetryRule]) -> Fail | None:
+    if fault.user_error or fault.exit_code == USER_ERROR_EXIT:
+        return Fail("UserError", fault.error or f"rank {fault.rank} refused its configuration or data (exit code 65)")
+    for rule in rules:
+        if fault.exit_code in rule.exit_codes:
+            text = f"rank {fault.rank} exited with {fault.exit_code}, which resilience.retry declares fatal"
+            return Fail("FatalExitCode", f"{text}: {fault.error}" if fault.error else text) if rule.fail else None
+    return None
+
+
+def _repeats(fault: Fault, earlier: Sequence[Fault]) -> int:
+    """How many of the newest earlier faults were at the same step and rank, without another between."""
+    count = 0
+    for other in reversed(earlier):
+        if (other.step, other.rank, other.cause) != (fault.step, fault.rank, fault.cause):
+            break
+        count += 1
+    return count
+
+
+def _exit_text(fault: Fault) -> str:
+    if fault.exit_code is None:
+        return fault.cause
+    return f"signal {-fault.exit_code}" if fault.exit_code < 0 else f"exit code {fault.exit_code}"

@@ -1,0 +1,278 @@
+"""What the leader tells the operator and writes in the run's journal.
+
+Fault reports are said again until they are acknowledged, so that none is lost with a stream or an operator; everything
+else is a state that the next report repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from lockstep_api.messages import FaultReport, Progress, Recovered, RestorePoint, StateId, StepSummary, Term
+from lockstep_trainer.protocol.effects import Effect, Journal, Persist, SendOperator
+from lockstep_trainer.protocol.events import CommitDone
+from lockstep_trainer.protocol.policy import Fault
+
+if TYPE_CHECKING:
+    from lockstep_trainer.protocol.leader import Leader
+
+PROGRESS_SECONDS = 0.5
+"""Least time between two reports of progress."""
+QUIET_PROGRESS_SECONDS = 2.0
+"""A report is due after so long even if nothing is new."""
+RESEND_SECONDS = 2.0
+REMEMBER_SECONDS = 5.0
+"""How much of the ledger may have to be classified again after the agent's death."""
+LEDGER_SECONDS = 10.0
+"""Between two ledger lines in the journal."""
+PACE_STEPS = 20
+"""Steps that throughput is taken over."""
+
+Rung = Literal["process", "container", "pod"]
+State = Literal["forming", "starting", "running", "recovering", "finishing"]
+
+
+@dataclass(slots=True)
+class Reports:
+    """Mutable; goes with the leader's memory from epoch to epoch."""
+
+    unacknowledged: list[FaultReport] = field(default_factory=list)
+    newest: StepSummary | None = None
+    newest_term: Term | None = None
+    eval_loss: float | None = None
+    sequence: int = 0
+    judged: list[tuple[str, str, int]] = field(default_factory=list)  # (cause, rung, how many)
+    pace: list[tuple[float, int]] = field(default_factory=list)  # (end of step, its tokens)
+    connected: bool = False
+    dirty: bool = True
+    progress_at: float = 0.0
+    faults_said_at: float = 0.0
+    finished_said_at: float = 0.0
+    remembered_at: float = 0.0
+    ledger_at: float = 0.0
+
+    def new_leader(self, leader: Leader, now: float) -> None:
+        """A leader takes over: of this epoch after its agent's death, or of the next one."""
+        self.connected = False
+        self.dirty = True
+        self.progress_at = self.faults_said_at = self.finished_said_at = 0.0
+        self.remembered_at = self.ledger_at = now
+
+    def step_of(self, term: Term) -> int:
+        """Newest step that this term has done; 0 if none."""
+        return self.newest.step if self.newest and self.newest_term == term else 0
+
+    # ------------------------------------------------------------------------------------ operator
+
+    def operator_connected(self, leader: Leader, now: float) -> list[Effect]:
+        """Tell it all that it must know."""
+        self.connected = True
+        self.progress_at = self.faults_said_at = self.finished_said_at = 0.0
+        return self.tick(leader, now)
+
+    def operator_closed(self) -> list[Effect]:
+        """Say nothing until it is back."""
+        self.connected = False
+        return []
+
+    def acknowledged(self, term: Term) -> None:
+        """Faults up to this term are written in the job's status."""
+        self.unacknowledged = [report for report in self.unacknowledged if report.term > term]
+
+    def tick(self, leader: Leader, now: float) -> list[Effect]:
+        """What is due."""
+        effects: list[Effect] = []
+        if leader.running and not leader.plan.reports_steps:
+            effects += self._scripts_started(leader, now)
+        if leader.finishing or (leader.running and not leader.plan.reports_steps):
+            leader.ledger.pass_time(now, min((peer.section for peer in leader.peers.values()), default=""))
+        if not leader.finished and now - self.remembered_at >= REMEMBER_SECONDS:
+            self.remembered_at = now
+            effects.append(Persist())
+        if not leader.finished and now - self.ledger_at >= LEDGER_SECONDS:
+            effects.append(self._ledger(leader, now))
+        if not self.connected:
+            return effects
+        if self.unacknowledged and now - self.faults_said_at >= RESEND_SECONDS:
+            self.faults_said_at = now
+            effects += [SendOperator(report) for report in self.unacknowledged]
+        effects += self._progress(leader, now)
+        if leader.finished and now - self.finished_said_at >= RESEND_SECONDS:
+            self.finished_said_at = now
+            effects.append(SendOperator(leader.finished))
+        return effects
+
+    def _progress(self, leader: Leader, now: float) -> list[Effect]:
+        if now - self.progress_at < (PROGRESS_SECONDS if self.dirty else QUIET_PROGRESS_SECONDS):
+            return []
+        self.progress_at = now
+        self.dirty = False
+        self.sequence += 1
+        durability = leader.durability
+        newest = self.newest
+        progress = Progress(
+            job_uid=leader.plan.job_uid,
+            term=leader.term,
+            sequence=self.sequence,
+            state=state_of(leader),
+            connected=sum(peer.connected for peer in leader.peers.values()),
+            steps=leader.plan.steps,
+            newest=newest,
+            tokens_per_second=self.tokens_per_second,
+            tokens=newest.step * newest.tokens if newest else 0,
+            eval_loss=self.eval_loss,
+            durable=durability.durable,
+            durable_at=durability.durable_at,
+            durable_uri=durability.uri,
+            checkpoint_problem=durability.problem,
+            ledger=leader.ledger.totals(),
+        )
+        return [SendOperator(progress)]
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over the last steps; None where fewer than two are known."""
+        if len(self.pace) < 2 or self.pace[-1][0] <= self.pace[0][0]:
+            return None
+        return sum(tokens for _, tokens in self.pace[1:]) / (self.pace[-1][0] - self.pace[0][0])
+
+    def fault_counts(self) -> dict[tuple[str, str], int]:
+        """(cause, rung) → faults judged so far by this agent's leaders."""
+        return {(cause, rung): count for cause, rung, count in self.judged}
+
+    # ------------------------------------------------------------------------------- what happened
+
+    def membership(self, leader: Leader, now: float) -> list[Effect]:
+        """The epoch begins, or the leader's agent is back in it."""
+        slots = {str(info.slot): {"pod": info.pod, "node": info.domain} for info in leader.membership.slots}
+        return [self._line(leader, now, "membership", slots=slots, cause=leader.membership.cause)]
+
+    def start(self, leader: Leader, now: float) -> list[Effect]:
+        """A generation is started."""
+        self.pace.clear()
+        self.dirty = True
+        restore = leader.durability.durable
+        phases = leader.recovery.seconds(now) if leader.recovery else {"starting": round(now - leader.formed_at, 3)}
+        return [self._line(leader, now, "start", restore=asdict(restore.state) if restore else None, phases=phases)]
+
+    def steps(self, leader: Leader, finished: Iterable[StepSummary], now: float) -> list[Effect]:
+        """Steps were finished by all members."""
+        effects: list[Effect] = []
+        recovery = leader.recovery
+        for summary in finished:
+            if recovery and recovery.first_step_at is None:
+                recovery.first_step_at = summary.at
+            leader.ledger.step(summary)
+            self.newest, self.newest_term = summary, leader.term
+            self.pace = [*self.pace[1 - PACE_STEPS :], (summary.at, summary.tokens)]
+            effects.append(self._line(leader, now, "step", **asdict(summary)))
+            if recovery and summary.step > recovery.highest:
+                effects += self._recovered(leader, summary.at, now)
+                recovery = None
+        self.dirty = True
+        return effects + (self._progress(leader, now) if self.connected else [])
+
+    def fault(self, leader: Leader, fault: Fault, rung: Rung, now: float) -> list[Effect]:
+        """A fault was judged."""
+        report = FaultReport(
+            job_uid=leader.plan.job_uid,
+            term=leader.term,
+            at=fault.noticed,
+            cause=fault.cause,
+            rung=rung,
+            witness=fault.witness,
+            slot=fault.slot,
+            rank=fault.rank,
+            exit_code=fault.exit_code,
+            detect_seconds=round(max(0.0, fault.noticed - fault.at), 3),
+            step=fault.step,
+            log_tail=fault.log_tail,
+        )
+        self.unacknowledged.append(report)
+        counts = self.fault_counts()
+        counts[fault.cause, rung] = counts.get((fault.cause, rung), 0) + 1
+        self.judged = [(*key, count) for key, count in counts.items()]
+        self.faults_said_at = now
+        self.dirty = True
+        line = {name: value for name, value in asdict(report).items() if name not in ("kind", "job_uid", "term")}
+        effects: list[Effect] = [self._line(leader, now, "fault", **line), self._ledger(leader, now)]
+        return [*effects, SendOperator(report)] if self.connected else effects
+
+    def checkpoint(self, leader: Leader, done: CommitDone, now: float) -> list[Effect]:
+        """A state is durable."""
+        self.dirty = True
+        point: RestorePoint = done.restore
+        state: StateId = point.state
+        return [
+            self._line(
+                leader, now, "checkpoint", step=state.step, manifest=point.manifest,
+                seconds=round(done.seconds, 3), bytes=done.size,
+            )
+        ]  # fmt: skip
+
+    def worker_reported(self, leader: Leader, line: dict[str, Any], now: float) -> list[Effect]:
+        """Rank 0 says what is no step: an evaluation, a text."""
+        if line.get("kind") == "evaluate" and isinstance(line.get("loss"), float):
+            self.eval_loss = line["loss"]
+            self.dirty = True
+        fields = {name: value for name, value in line.items() if name != "kind"}
+        return [self._line(leader, now, str(line.get("kind", "note")), **fields)]
+
+    def finished(self, leader: Leader, now: float) -> list[Effect]:
+        """The job has ended."""
+        assert leader.finished is not None
+        self.finished_said_at = now
+        self.dirty = True
+        end = leader.finished
+        effects: list[Effect] = [
+            self._ledger(leader, now),
+            self._line(leader, now, "finished", outcome=end.outcome, reason=end.reason, message=end.message),
+        ]
+        if self.connected:
+            self.progress_at = 0.0
+            effects += [*self._progress(leader, now), SendOperator(end)]
+        return effects
+
+    def _scripts_started(self, leader: Leader, now: float) -> list[Effect]:
+        """A user's script reports no steps: it has recovered once every node runs it again."""
+        assert leader.running is not None
+        if leader.recovery is None or any(peer.term != leader.running.term for peer in leader.peers.values()):
+            return []
+        return self._recovered(leader, now, now)
+
+    def _recovered(self, leader: Leader, at: float, now: float) -> list[Effect]:
+        assert leader.recovery is not None
+        assert leader.running is not None
+        recovery, leader.recovery = leader.recovery, None
+        restored = leader.running.restore.state.step if leader.running.restore else 0
+        lost = max(0, recovery.highest - restored)
+        seconds = recovery.seconds(at)
+        told = {name: value for name, value in seconds.items() if name != "detect"}  # detect is in the fault report
+        self.dirty = True
+        return [
+            self._line(leader, now, "recovered", seconds=seconds, steps_lost=lost),
+            SendOperator(Recovered(leader.plan.job_uid, leader.term, told, lost, at)),
+        ]
+
+    def _ledger(self, leader: Leader, now: float) -> Journal:
+        self.ledger_at = now
+        return self._line(leader, now, "ledger", classes=leader.ledger.totals())
+
+    def _line(self, leader: Leader, now: float, kind: str, **fields: Any) -> Journal:
+        term = leader.term
+        return Journal({"at": now, **fields, "kind": kind, "epoch": term.epoch, "generation": term.generation})
+
+
+def state_of(leader: Leader) -> State:
+    """One word for where the epoch stands."""
+    if leader.finishing or leader.finished:
+        return "finishing"
+    if leader.recovery:
+        return "recovering"
+    if leader.running is None:
+        return "forming"
+    stepped = leader.reports.step_of(leader.term) > 0
+    heard = all(peer.term == leader.running.term for peer in leader.peers.values())
+    return "running" if stepped or (not leader.plan.reports_steps and heard) else "starting"

@@ -1,0 +1,173 @@
+"""PID 1 of a pod: starts the agent and the zygote, starts them again when they die, reaps what is left behind.
+
+It knows nothing of training, so that there is next to nothing in it that can fail: standard library, one thread, one
+loop over signals. Workers are the zygote's children; if the zygote dies they become the supervisor's (it is the
+subreaper), go on, and their exit codes are kept in ``exits/<pid>.json`` for the agent.
+
+SIGTERM is passed on to the agent, which ends its workers; what is still alive after LOCKSTEP_GRACE_SECONDS (25) is
+killed. Its own death ends everything: in a pod because it is PID 1, in a local run because agent and zygote ask the
+kernel for a signal when their parent dies (LOCKSTEP_DIE_WITH_PARENT=1, which also ties it to its own parent).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+_LONGEST_PAUSE = 10.0
+_LIVED_WELL = 60.0
+"""A service that lived this long, in seconds, is started again at once when it dies."""
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace the file as a whole: a reader sees the old text or the new one."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(value))
+    os.replace(fresh, path)
+
+
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel for this signal when the parent dies. A parent that is gone already counts."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def descendants(root: int) -> Iterator[int]:
+    """Processes below ``root``, in no order."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path("/proc", entry, "stat").read_text()
+            except OSError:
+                continue  # it has ended meanwhile
+            parent = int(stat.rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry))
+    waiting = [root]
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            yield child
+            waiting.append(child)
+
+
+@dataclass
+class Service:
+    """A process that is to run as long as the supervisor does."""
+
+    module: str
+    pid: int | None = None
+    started: float = 0.0  # monotonic
+    next_start: float = 0.0
+    pause: float = 0.0
+
+    def start(self, now: float) -> None:
+        self.pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", self.module],
+            {**os.environ, "LOCKSTEP_SUPERVISOR_PID": str(os.getpid())},
+            setsigmask=[],
+            setsigdef=[signal.SIGTERM, signal.SIGINT],
+        )
+        self.started = now
+
+    def ended(self, now: float) -> None:
+        """Start again at once the first time, then after 0.25, 0.5, 1 … 10 s."""
+        self.pid = None
+        self.pause = 0.0 if now - self.started >= _LIVED_WELL else self.pause
+        self.next_start = now + self.pause
+        self.pause = min(max(2 * self.pause, 0.25), _LONGEST_PAUSE)
+
+
+class Supervisor:
+    """The loop."""
+
+    def __init__(self, run_dir: Path, grace: float) -> None:
+        self.exits = run_dir / "exits"
+        self.grace = grace
+        self.agent = Service("lockstep_trainer.agent")
+        self.services = (self.agent, Service("lockstep_trainer.zygote"))
+        self.deadline: float | None = None  # set by SIGTERM
+
+    def run(self) -> None:
+        """Returns when it was told to end and nothing is left."""
+        while self.deadline is None or self.agent.pid is not None:
+            now = time.monotonic()
+            if self.deadline is not None and now >= self.deadline:
+                break
+            waits = [10.0] if self.deadline is None else [self.deadline - now]
+            for service in self.services:
+                if service.pid is None and self.deadline is None:
+                    if now >= service.next_start:
+                        service.start(now)
+                    else:
+                        waits.append(service.next_start - now)
+            caught = signal.sigtimedwait(_SIGNALS, max(0.0, min(waits)))
+            if caught and caught.si_signo != signal.SIGCHLD and self.deadline is None:
+                self.deadline = time.monotonic() + self.grace
+                if self.agent.pid is not None:
+                    os.kill(self.agent.pid, signal.SIGTERM)
+            self.reap()
+        self.kill_rest()
+
+    def reap(self) -> None:
+        """Collect every process that has ended. One signal may stand for many."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            service = next((service for service in self.services if service.pid == pid), None)
+            code = os.waitstatus_to_exitcode(status)
+            if service is None:
+                write_json(self.exits / f"{pid}.json", {"pid": pid, "code": code, "at": time.time()})
+            else:
+                service.ended(time.monotonic())
+                if self.deadline is None:
+                    print(f"supervisor: {service.module} (pid {pid}) ended with {code}; starting it again", flush=True)
+
+    def kill_rest(self) -> None:
+        """Kill all descendants. Orphans come to us, so the walk finds those whose parents die meanwhile."""
+        while True:
+            for pid in descendants(os.getpid()):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+
+
+def main() -> None:
+    """Entry point of the container."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    if os.environ.get("LOCKSTEP_DIE_WITH_PARENT") == "1":
+        die_with_parent()
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    run_dir = os.environ.get("LOCKSTEP_RUN_DIR")
+    if not run_dir:
+        sys.exit("LOCKSTEP_RUN_DIR is not set: name the memory-backed folder of this pod")
+    supervisor = Supervisor(Path(run_dir), float(os.environ.get("LOCKSTEP_GRACE_SECONDS", "25")))
+    supervisor.exits.mkdir(parents=True, exist_ok=True)
+    starts = Path(run_dir, "container-starts")
+    starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
+    supervisor.run()
+
+
+if __name__ == "__main__":
+    main()
