@@ -27,7 +27,6 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     """Which cluster and namespace."""
     parser.add_argument("-n", "--namespace", help="namespace; default: the kubeconfig's")
     parser.add_argument("--kubeconfig", help="default: $KUBECONFIG, then ~/.kube/config, then the pod's own account")
-    parser.add_argument("--context", help="context of the kubeconfig")
 
 
 def is_local(name: str) -> bool:

@@ -1,0 +1,98 @@
+"""How a run ends when it does not simply succeed: user errors, Ctrl-C, a killed command; and scripts of users' own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from integration.run import small
+from localrun import LocalRun, victims
+
+pytestmark = [pytest.mark.run, pytest.mark.timeout(120)]
+
+SCRIPT = Path(__file__).with_name("user_script.py")
+
+
+def script_manifest(folder: Path, crash_at: int | None) -> Path:
+    """A job that runs the user's script on two pods of one process."""
+    command = [
+        "env",
+        *([f"CRASH_AT_STEP={crash_at}"] if crash_at is not None else []),
+        "python",
+        str(SCRIPT),
+        str(folder),
+    ]
+    file = folder / "job.yaml"
+    spec = {"nodes": 2, "gpusPerNode": 1, "command": command}
+    manifest = {
+        "apiVersion": "lockstep.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "script"},
+        "spec": spec,
+    }
+    file.write_text(yaml.safe_dump(manifest))
+    return file
+
+
+@pytest.mark.parametrize(("crash_at", "says"), [(None, "from step 0"), (6, "from step 6")])
+def test_a_torchrun_script_runs(tmp_path: Path, crash_at: int | None, says: str) -> None:
+    with LocalRun(tmp_path, ["spec.command.0=env"], manifest=script_manifest(tmp_path, crash_at)) as run:
+        result = run.finish(100)
+        assert result.code == 0, result.errors + run.output()
+        assert (tmp_path / "done").read_text() == f"12 steps on 2 ranks {says}"
+        assert result.status.restarts.process == (0 if crash_at is None else 1)
+    if crash_at is not None:
+        fault = result.status.faults[-1]
+        assert fault.exit_code == 17
+        assert any("crashing on purpose" in line for line in fault.log_tail)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("trainer.model.preset=llama-imaginary", "llama-imaginary"),
+        ("trainer.model.overrides={layerz: 2}", "layerz"),
+        ("trainer.data.sources.0.uri=file:///nowhere/*.txt", "file:///nowhere/*.txt"),
+    ],
+)
+def test_a_user_error_fails_at_once_with_a_sentence(tmp_path: Path, override: str, says: str) -> None:
+    with LocalRun(tmp_path, [*small.overrides(20), override]) as run:
+        result = run.finish(60)
+    assert result.code == 1
+    assert says in result.errors
+    assert len(result.errors.strip().splitlines()) == 1, result.errors
+    assert result.status.restarts.total == 0
+
+
+def gone(pids: set[int], seconds: float) -> bool:
+    """Whether all processes end in time."""
+    deadline = time.monotonic() + seconds
+    while any(victims.alive(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_ending_the_command_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    with LocalRun(tmp_path, small.overrides(100_000)) as run:
+        run.until_step(2)
+        processes = victims.descendants(run.process.pid)
+        assert len(processes) >= 8  # supervisors, agents, zygotes, workers
+        os.kill(run.process.pid, number)
+        run.process.wait(20)
+        assert gone(processes, 15), [pid for pid in processes if victims.alive(pid)]
+
+
+def test_a_file_that_is_no_manifest_ends_before_anything_starts(tmp_path: Path) -> None:
+    with LocalRun(tmp_path, ["nodes=0"]) as run:
+        result = run.finish(20)
+    assert result.code == 2
+    assert "spec.nodes" in result.errors
+    assert not run.state.exists()

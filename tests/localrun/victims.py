@@ -1,0 +1,142 @@
+"""Finds the processes of a local run, and kills a worker in a chosen section of its step."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockstep_trainer.steprecord import StepReader, StepRecordError
+
+_FOLDER = re.compile(r"e(\d+)-g(\d+)-r(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A worker that is alive."""
+
+    pid: int
+    rank: int
+    term: tuple[int, int]
+    folder: Path
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def workers(state: Path) -> Iterator[Victim]:
+    """Workers of all pods that are alive, newest term last."""
+    found = []
+    for file in state.glob("pods/*/workers/*/pid.json"):
+        match = _FOLDER.fullmatch(file.parent.name)
+        pid = json.loads(file.read_text())["pid"]
+        if match and not (file.parent / "exit.json").exists() and alive(pid):
+            epoch, generation, rank = map(int, match.groups())
+            found.append(Victim(pid, rank, (epoch, generation), file.parent))
+    yield from sorted(found, key=lambda victim: (victim.term, victim.rank))
+
+
+def children_running(parent: int, module: str) -> list[int]:
+    """Children of a process that run ``python -m module``."""
+    try:
+        pids = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    except OSError:
+        return []
+    return [pid for pid in pids if module in _command_line(pid) and alive(pid)]
+
+
+def descendants(root: int) -> set[int]:
+    """All processes below ``root``."""
+    found: set[int] = set()
+    waiting = [root]
+    while waiting:
+        try:
+            tasks = list(Path(f"/proc/{waiting.pop()}/task").iterdir())
+        except OSError:
+            continue
+        for task in tasks:
+            try:
+                children = {int(pid) for pid in (task / "children").read_text().split()}
+            except OSError:
+                continue
+            waiting += children - found
+            found |= children
+    return found
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except OSError:
+        return []
+
+
+def kill_in_section(
+    state: Path, section: str, *, rank: int, seconds: float, after_term: tuple[int, int] = (0, 0)
+) -> int:
+    """SIGKILL to the worker of ``rank`` while it is in ``section``; the step it was in.
+
+    The section is read from the step records' header. The worker is stopped first and looked at again, so that the
+    kill lands where it should however late the signal is. Raises TimeoutError.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        victim = next((v for v in workers(state) if v.rank == rank and v.term > after_term), None)
+        if victim is None:
+            time.sleep(0.002)
+            continue
+        step = _kill_if_seen(victim, section, deadline)
+        if step is not None:
+            return step
+    raise TimeoutError(f"the worker of rank {rank} was not seen in section {section} within {seconds:.0f} s")
+
+
+def _kill_if_seen(victim: Victim, section: str, deadline: float) -> int | None:
+    """Watches one worker until it is caught or gone."""
+    try:
+        reader = StepReader(victim.folder / "steps")
+    except (FileNotFoundError, StepRecordError):
+        time.sleep(0.002)
+        return None
+    step = 0
+    looks = 0
+    try:
+        while time.monotonic() < deadline:
+            looks += 1
+            if reader.section == section:
+                os.kill(victim.pid, signal.SIGSTOP)
+                _wait_stopped(victim.pid)
+                step = max((record.step for record in reader.new_records()), default=step)
+                if reader.section == section:
+                    os.kill(victim.pid, signal.SIGKILL)
+                    return step + 1
+                os.kill(victim.pid, signal.SIGCONT)
+            elif looks % 2000 == 0 and not alive(victim.pid):
+                return None
+    except ProcessLookupError:
+        return None
+    finally:
+        reader.close()
+    return None
+
+
+def _wait_stopped(pid: int) -> None:
+    """A stop signal takes effect when the kernel next looks at the process."""
+    while True:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            raise ProcessLookupError(pid) from None
+        if state in "TtZX":
+            return
+        time.sleep(0)
