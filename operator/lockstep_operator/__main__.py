@@ -1,0 +1,194 @@
+"""The operator's process: ``python -m lockstep_operator``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import kopf
+
+from lockstep_operator import handlers
+from lockstep_operator.backends.kubernetes import KubernetesBackend
+from lockstep_operator.cache import ClusterCache
+from lockstep_operator.errors import ConfigError
+from lockstep_operator.health import serve
+from lockstep_operator.jobs import Jobs
+from lockstep_operator.kube import KubeClient, credentials
+from lockstep_operator.lease import Lease
+from lockstep_operator.metrics import OperatorMetrics
+from lockstep_operator.plan.pods import PodDefaults
+
+log = logging.getLogger("lockstep_operator")
+
+WATCH_AGE_LIMIT_SECONDS = 180.0
+"""A watch that was silent for so long is broken: bookmarks come every minute. The kubelet then starts the operator
+again."""
+KEY_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    namespaces: tuple[str, ...]
+    master_key: bytes
+    trainer_image: str
+    bind: str
+    metrics_port: int
+    health_port: int
+    lease: str
+    lease_namespace: str
+    identity: str
+    log_level: str
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """Options from the command line and the environment. Raises errors.ConfigError."""
+    parser = argparse.ArgumentParser(prog="lockstep-operator", description="Serves TrainingJobs.")
+    parser.add_argument("--namespace", action="append", default=[], help="serve this one only; may be repeated")
+    parser.add_argument("--master-key-file", type=Path, required=True, help="secret that the jobs' tokens come from")
+    parser.add_argument("--trainer-image", default=PodDefaults().image, help="image of pods whose template names none")
+    parser.add_argument("--bind-address", default="0.0.0.0", help="for metrics and health; default: %(default)s")
+    parser.add_argument("--metrics-port", type=int, default=8080, help="default: %(default)s")
+    parser.add_argument("--health-port", type=int, default=8081, help="default: %(default)s")
+    parser.add_argument("--lease", default="lockstep-operator", help="name of the Lease; default: %(default)s")
+    parser.add_argument("--lease-namespace", default=os.environ.get("POD_NAMESPACE", "default"))
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    given = parser.parse_args(argv)
+    return Options(
+        namespaces=tuple(given.namespace),
+        master_key=_master_key(given.master_key_file),
+        trainer_image=given.trainer_image,
+        bind=given.bind_address,
+        metrics_port=given.metrics_port,
+        health_port=given.health_port,
+        lease=given.lease,
+        lease_namespace=given.lease_namespace,
+        # The process is part of the name: a container that starts again must not believe it still holds the lease.
+        identity=f"{os.environ.get('POD_NAME', socket.gethostname())}_{os.getpid()}_{os.urandom(3).hex()}",
+        log_level=given.log_level,
+    )
+
+
+async def run(options: Options) -> None:
+    """Serve until the lease is lost or a signal comes."""
+    async with KubeClient(credentials()) as client:
+        caches: list[ClusterCache] = []
+
+        def backend(jobs: Jobs) -> KubernetesBackend:
+            caches.append(ClusterCache(client, options.namespaces, jobs.wake))
+            return KubernetesBackend(client, caches[0], PodDefaults(options.trainer_image), options.master_key)
+
+        jobs = Jobs(client, options.namespaces, backend)
+        cache = caches[0]
+        working = False
+
+        def age() -> float:
+            return cache.age() if working else 0.0
+
+        metrics = OperatorMetrics(jobs.known, age)
+        jobs.reporter = metrics
+        lease = Lease(client, options.lease_namespace, options.lease, options.identity)
+        async with serve(
+            options.bind,
+            metrics_port=options.metrics_port,
+            health_port=options.health_port,
+            registry=metrics.registry,
+            healthy=lambda: age() < WATCH_AGE_LIMIT_SECONDS,
+        ):
+            await lease.acquire()
+            working = True
+            metrics.leading.set(1)
+            try:
+                await _work(options, jobs, cache, lease)
+            finally:
+                await jobs.close()
+                await lease.release()
+
+
+async def _work(options: Options, jobs: Jobs, cache: ClusterCache, lease: Lease) -> None:
+    """The first of these to end ends the others: the lease, the watches, Kopf."""
+    watching = asyncio.create_task(cache.run(), name="pods and nodes")
+    tasks = [watching, asyncio.create_task(lease.hold(), name="lease")]
+    synced = asyncio.create_task(cache.synced())
+    try:
+        await asyncio.wait([*tasks, synced], return_when=asyncio.FIRST_COMPLETED)
+        if not synced.done():
+            return
+        tasks += [
+            asyncio.create_task(jobs.relist(), name="relist"),
+            asyncio.create_task(
+                kopf.operator(
+                    registry=handlers.registry(jobs),
+                    settings=handlers.settings(),
+                    namespaces=options.namespaces,
+                    clusterwide=not options.namespaces,
+                    standalone=True,
+                ),
+                name="kopf",
+            ),
+        ]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            log.error("%s has ended; the operator ends too", task.get_name())
+            task.result()
+    finally:
+        for task in [*tasks, synced]:
+            task.cancel()
+        await asyncio.gather(*tasks, synced, return_exceptions=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    try:
+        options = parse(argv)
+        logging.basicConfig(
+            level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
+        logging.getLogger("kopf").setLevel(logging.WARNING)
+        return asyncio.run(_until_signal(options))
+    except ConfigError as error:
+        print(f"lockstep-operator: {error}", file=sys.stderr)
+        return 2
+
+
+async def _until_signal(options: Options) -> int:
+    work = asyncio.create_task(run(options))
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    stopping = asyncio.create_task(stopped.wait())
+    await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+        work.result()
+        return 1  # the lease or a watch was lost: start again from nothing
+    work.cancel()
+    with suppress(asyncio.CancelledError):
+        await work
+    return 0
+
+
+def _master_key(path: Path) -> bytes:
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"--master-key-file {path}: {error.strerror}; mount the Secret with the key there") from None
+    if len(key) < KEY_BYTES:
+        raise ConfigError(
+            f"--master-key-file {path}: {len(key)} bytes are too few; use at least {KEY_BYTES} random ones"
+        )
+    return key
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The operator's Prometheus metrics. Label names are ``namespace`` and ``name`` of the TrainingJob: a label called
+``job`` would be renamed by Prometheus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lockstep_api.v1alpha1 import Phase, TrainingJob
+from lockstep_operator.plan.times import unix
+
+_JOB = ["namespace", "name"]
+
+
+class OperatorMetrics:
+    """Everything that the operator exposes. ``jobs`` gives the jobs as they are known now."""
+
+    def __init__(self, jobs: Callable[[], Iterable[TrainingJob]], watch_age: Callable[[], float]) -> None:
+        self.registry = CollectorRegistry()
+        self._reconcile = Histogram(
+            "lockstep_operator_reconcile_seconds",
+            "Time of one pass over a job: observe, plan, write the status, act",
+            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60),
+            registry=self.registry,
+        )
+        self._errors = Counter(
+            "lockstep_operator_reconcile_errors", "Passes that ended in an error", ["error"], registry=self.registry
+        )
+        watch = Gauge(
+            "lockstep_operator_watch_age_seconds",
+            "Time since the API server was last heard on the watch of pods",
+            registry=self.registry,
+        )
+        watch.set_function(watch_age)
+        self.leading = Gauge(
+            "lockstep_operator_leading", "1 on the replica that holds the lease", registry=self.registry
+        )
+        self.registry.register(_JobCollector(jobs))
+
+    def reconciled(self, job: TrainingJob, seconds: float, error: BaseException | None) -> None:
+        """One pass has ended."""
+        self._reconcile.observe(seconds)
+        if error is not None:
+            self._errors.labels(type(error).__name__).inc()
+
+
+class _JobCollector(Collector):
+    """Per-job values, read from the statuses when they are asked for: a job that is gone leaves none behind."""
+
+    def __init__(self, jobs: Callable[[], Iterable[TrainingJob]]) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> Iterable[Metric]:
+        """Called at each scrape."""
+        jobs = list(self._jobs())
+        phases = GaugeMetricFamily("lockstep_operator_jobs", "TrainingJobs by phase", labels=["phase"])
+        for phase in Phase:
+            phases.add_metric([phase], sum(1 for job in jobs if job.status.phase == phase))
+        yield phases
+        for name, text, labels, values in _FAMILIES:
+            family = GaugeMetricFamily(name, text, labels=[*_JOB, *labels])
+            for job in jobs:
+                for extra, value in values(job):
+                    family.add_metric([job.namespace, job.name, *extra], value)
+            yield family
+
+
+_Values = Callable[[TrainingJob], Iterable[tuple[list[str], float]]]
+
+
+def _one(read: Callable[[TrainingJob], float | None]) -> _Values:
+    def values(job: TrainingJob) -> Iterable[tuple[list[str], float]]:
+        value = read(job)
+        return [] if value is None else [([], value)]
+
+    return values
+
+
+def _checkpoint_time(job: TrainingJob) -> float | None:
+    durable = job.status.checkpoint.durable
+    return unix(durable.at) if durable else None
+
+
+_FAMILIES: tuple[tuple[str, str, list[str], _Values], ...] = (
+    ("lockstep_job_nodes", "Nodes that the job wants", [], _one(lambda job: job.spec.nodes)),
+    (
+        "lockstep_job_gpus",
+        "GPUs that the job trains on",
+        [],
+        _one(lambda job: job.spec.nodes * job.spec.gpus_per_node),
+    ),
+    ("lockstep_job_members_ready", "Members that are connected", [], _one(lambda job: job.status.members.ready)),
+    ("lockstep_job_spares_ready", "Warm spares", [], _one(lambda job: job.status.members.spares)),
+    ("lockstep_job_epoch", "Number of the current membership", [], _one(lambda job: job.status.epoch)),
+    ("lockstep_job_step", "Optimizer steps done", [], _one(lambda job: job.status.progress.step)),
+    (
+        "lockstep_job_goodput_ratio",
+        "Share of GPU time that was productive",
+        [],
+        _one(lambda job: job.status.goodput),
+    ),
+    (
+        "lockstep_job_checkpoint_timestamp_seconds",
+        "When the newest durable checkpoint was committed",
+        [],
+        _one(_checkpoint_time),
+    ),
+    (
+        "lockstep_job_phase",
+        "1 for the phase that the job is in",
+        ["phase"],
+        lambda job: [([job.status.phase], 1.0)] if job.status.phase else [],
+    ),
+    (
+        "lockstep_job_restarts",
+        "Restarts over the life of the job, by rung of the ladder",
+        ["rung"],
+        lambda job: [([rung], float(count)) for rung, count in job.status.restarts if rung != "total"],
+    ),
+    (
+        "lockstep_job_ledger_gpu_seconds",
+        "GPU time of the job by class; the classes sum to all time that pods were held",
+        ["class"],
+        lambda job: [([name], value) for name, value in job.status.ledger.items()],
+    ),
+)
