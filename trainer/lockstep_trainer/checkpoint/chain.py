@@ -114,7 +114,7 @@ class Chain:
         """The newest state, its parent, its parent's parent … with their manifests, as far as they are kept.
 
         Behind a manifest that can't be read it goes on with the ancestors that ``latest`` names. Ends at the first
-        checkpoint, at one that retention has removed, or at one of another job.
+        checkpoint, before one that retention has removed, or at one of another job.
         """
         point = latest.point
         seen: set[str] = set()
@@ -124,8 +124,11 @@ class Chain:
             yield point, manifest
             if "://" in point.manifest:
                 return
-            point = manifest.parent if isinstance(manifest, Manifest) else next(iter(latest.behind(point)), None)
-            if point is not None and "://" not in point.manifest and not self._exists(point.manifest):
+            if isinstance(manifest, Corrupt):
+                point = next(iter(latest.behind(point)), None)
+            elif (parent := manifest.parent) and ("://" in parent.manifest or self._exists(parent.manifest)):
+                point = parent
+            else:  # the first checkpoint, or retention has removed the older ones
                 return
 
     # --- writing ------------------------------------------------------------------------------------------------

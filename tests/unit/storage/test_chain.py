@@ -1,0 +1,229 @@
+"""The chain of checkpoints: what is on it, who may add to it, and what a reader does when a part is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_trainer.checkpoint.chain import Chain, resolve
+from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing, SamplerState
+from lockstep_trainer.errors import CheckpointError, Corrupt, NotFenced, StoreError, Superseded
+from lockstep_trainer.storage import ObjectStore, open_store
+
+ONE = Term(1, 1)
+
+
+def listing(step: int, term: Term = ONE, parent: RestorePoint | None = None) -> Listing:
+    return Listing(
+        state=StateId(step, term.epoch, term.generation),
+        parent=parent,
+        files=(FileEntry(name=".metadata", size=1, sha256="0" * 64),),
+        layout=Layout(world_size=4, replicate=1),
+        sampler=SamplerState(seed=0, steps=step, samples_per_step=8, samples=100, data="0" * 64),
+        versions={"torch": "2"},
+        verified=(),
+        written_at=1.0,
+        seconds=0.5,
+    )
+
+
+def chain_of(store: ObjectStore, steps: int) -> tuple[Chain, list[RestorePoint]]:
+    """A chain with checkpoints at steps 10, 20 …, all of term 1/1."""
+    chain = Chain(store, "ns/job/uid")
+    chain.fence(ONE, "leader")
+    points: list[RestorePoint] = []
+    for number in range(1, steps + 1):
+        chain.store.put(f"step-{number * 10}-e1-g1/.metadata", b"x")
+        points.append(chain.commit(listing(number * 10, parent=points[-1] if points else None), ONE, "leader"))
+    return chain, points
+
+
+def test_a_new_job_has_no_checkpoint_and_can_be_fenced(store: ObjectStore) -> None:
+    chain = Chain(store)
+    assert chain.newest() is None
+    assert chain.fence(ONE, "a") is None
+    assert chain.newest() is None
+
+
+def test_commits_follow_each_other(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 3)
+    assert chain.newest() == points[2]
+    assert [point for point, _ in chain.lineage(chain.latest())] == points[::-1]
+    assert chain.manifest(points[2]).parent == points[1]
+
+
+def test_committing_again_changes_nothing(store: ObjectStore) -> None:
+    """A leader whose answer was lost, or that was restarted, commits the same listing again."""
+    chain, points = chain_of(store, 2)
+    before = chain.latest()
+    assert Chain(chain.store).commit(listing(20, parent=points[0]), ONE, "successor") == points[1]
+    assert chain.latest() == before
+
+
+def test_an_epoch_must_be_fenced_before_it_commits(store: ObjectStore) -> None:
+    chain = Chain(store)
+    with pytest.raises(NotFenced):
+        chain.commit(listing(10), ONE, "a")
+    chain.fence(ONE, "a")
+    with pytest.raises(NotFenced):
+        chain.commit(listing(10, Term(2, 1)), Term(2, 1), "a")
+
+
+def test_a_fence_stops_the_older_term_for_good(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 1)
+    assert Chain(chain.store).fence(Term(2, 1), "b") == points[0]
+    with pytest.raises(Superseded):
+        chain.commit(listing(20, parent=points[0]), ONE, "leader")
+    with pytest.raises(Superseded):
+        chain.fence(ONE, "leader")
+    assert chain.newest() == points[0]
+
+
+def test_a_later_generation_of_the_epoch_goes_on_without_another_fence(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 1)
+    point = chain.commit(listing(20, Term(1, 2), points[0]), Term(1, 2), "leader")
+    assert chain.newest() == point
+    with pytest.raises(Superseded):  # a late message of the abandoned generation
+        chain.commit(listing(20, ONE, points[0]), ONE, "leader")
+
+
+def test_a_state_that_does_not_descend_from_the_chain_is_refused(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 1)
+    stranger = RestorePoint(StateId(5, 1, 1), "step-5-e1-g1/manifest.json", "1" * 64)
+    for parent in (None, stranger):
+        with pytest.raises(CheckpointError, match="not committed"):
+            chain.commit(listing(20, parent=parent), ONE, "leader")
+    with pytest.raises(CheckpointError, match="was not written by term"):
+        chain.commit(listing(20, Term(1, 3), points[0]), Term(1, 4), "leader")
+
+
+def test_a_state_that_was_restored_from_an_ancestor_leaves_the_damaged_one_behind(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 3)
+    again = chain.commit(listing(30, Term(1, 2), points[1]), Term(1, 2), "leader")
+    assert [point for point, _ in chain.lineage(chain.latest())] == [again, points[1], points[0]]
+
+
+def damage(store: ObjectStore, key: str, how: str) -> None:
+    data, _ = store.get(key)
+    store.delete(key)
+    if how == "truncated":
+        store.put(key, data[: len(data) // 2])
+    elif how == "bit flipped":
+        store.put(key, bytes([data[0] ^ 1]) + data[1:])
+
+
+@pytest.mark.parametrize("how", ["truncated", "bit flipped", "missing"])
+def test_a_damaged_manifest_is_reported_and_its_parent_taken(store: ObjectStore, how: str) -> None:
+    chain, points = chain_of(store, 3)
+    for point in points[1:]:
+        damage(chain.store, point.manifest, how)
+    assert chain.newest() == points[0]
+    assert len(chain.problems) == 2
+    assert "step-30-e1-g1" in chain.problems[0]
+    # The next epoch goes back to it, and goes on from there.
+    assert chain.fence(Term(2, 1), "b") == points[0]
+    assert chain.newest() == points[0]
+    point = chain.commit(listing(20, Term(2, 1), points[0]), Term(2, 1), "b")
+    assert [each for each, _ in chain.lineage(chain.latest())] == [point, points[0]]
+
+
+def test_where_nothing_is_whole_a_sentence_says_so(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 2)
+    for point in points:
+        damage(chain.store, point.manifest, "bit flipped")
+    with pytest.raises(Corrupt, match=r"no checkpoint can be read .*resumeFrom"):
+        chain.fence(Term(2, 1), "b")
+
+
+def test_a_lineage_that_bites_its_tail_ends(store: ObjectStore) -> None:
+    chain = Chain(store)
+    chain.fence(ONE, "a")
+    ghost = RestorePoint(StateId(10, 1, 1), "step-10-e1-g1/manifest.json", "2" * 64)
+    chain.store.put(ghost.manifest, b"{}")
+    latest = chain.latest()
+    assert latest.pointer is not None
+    looped = latest.pointer.model_copy(update={"point": ghost, "ancestors": (ghost, ghost)})
+    chain.store.put("latest", looped.to_bytes(), if_match=latest.etag)
+    assert len(list(chain.lineage(chain.latest()))) == 1
+
+
+class _Moody:
+    """A store whose puts to ``latest`` lose their answer, after they took effect or before."""
+
+    def __init__(self, store: ObjectStore, fates: list[str]) -> None:
+        self._store, self._fates = store, fates
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
+        fate = self._fates.pop(0) if key == "latest" and self._fates else "fine"
+        if fate != "before":
+            etag = self._store.put(key, data, only_if_absent=only_if_absent, if_match=if_match)
+        if fate != "fine":
+            raise StoreError("no answer", temporary=True)
+        return etag
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize("fates", [["after"], ["before"], ["before", "after"], ["before", "before", "after"]])
+def test_lost_answers_do_not_confuse_a_commit(store: ObjectStore, fates: list[str]) -> None:
+    chain, points = chain_of(store, 1)
+    sequence = chain.latest().pointer
+    waits: list[float] = []
+    moody = Chain(_Moody(chain.store, list(fates)), sleep=waits.append)  # type: ignore[arg-type]
+    point = moody.commit(listing(20, parent=points[0]), ONE, "leader")
+    pointer = chain.latest().pointer
+    assert pointer is not None
+    assert sequence is not None
+    assert pointer.point == point
+    assert pointer.sequence == sequence.sequence + 1
+    assert len(waits) == fates.count("before")
+
+
+def test_an_outage_is_temporary_and_the_commit_can_be_repeated(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 1)
+    moody = Chain(_Moody(chain.store, ["before"] * 50), sleep=lambda _: None)  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="can't be swapped") as caught:
+        moody.commit(listing(20, parent=points[0]), ONE, "leader")
+    assert caught.value.temporary
+    assert chain.newest() == points[0]
+    assert chain.commit(listing(20, parent=points[0]), ONE, "leader").state.step == 20
+
+
+def test_retention_keeps_the_newest_and_spares_running_terms(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 4)
+    chain.store.put("step-35-e1-g1/.metadata", b"an uncommitted folder of the fence's own term")
+    chain.store.put("step-7-e0-g9/.metadata", b"left behind by a term that is over")
+    later = max(entry.modified for entry in chain.store.list()) + 1000
+    assert chain.collect_garbage(2, now=later) == ("step-10-e1-g1", "step-20-e1-g1", "step-7-e0-g9")
+    assert chain.newest() == points[3]
+    assert [point.state.step for point, _ in chain.lineage(chain.latest())] == [40, 30]
+    assert {entry.key.split("/")[0] for entry in chain.store.list("step-")} == {
+        "step-30-e1-g1",
+        "step-35-e1-g1",
+        "step-40-e1-g1",
+    }
+
+
+def test_retention_counts_only_whole_checkpoints(store: ObjectStore) -> None:
+    """With keep 1 and a damaged newest manifest, its parent is the last verified one: it stays."""
+    chain, points = chain_of(store, 3)
+    damage(chain.store, points[2].manifest, "bit flipped")
+    assert chain.collect_garbage(1, now=1e12) == ("step-10-e1-g1",)
+    assert chain.newest() == points[1]
+
+
+def test_a_job_resumes_from_a_manifest_of_another(tmp_path: Path) -> None:
+    first, points = chain_of(open_store(f"file://{tmp_path}/first"), 2)
+    origin = resolve(f"{first.store.uri}/{points[1].manifest}")
+    assert origin.state == points[1].state
+    second = Chain(open_store(f"file://{tmp_path}/second"), resume_from=origin)
+    assert second.fence(ONE, "a") == origin
+    own = second.commit(listing(30, parent=origin), ONE, "a")
+    assert [point for point, _ in second.lineage(second.latest())] == [own, origin]
+    second.collect_garbage(1, now=1e12)
+    assert first.newest() == points[1]
+    with pytest.raises(CheckpointError, match="is no manifest"):
+        resolve(f"file://{tmp_path}/first")

@@ -1,0 +1,147 @@
+"""Every store keeps the same promises: the commit protocol relies on each of them."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from lockstep_trainer.errors import NotFound, PreconditionFailed, StoreError, UserError
+from lockstep_trainer.storage import ObjectStore, open_store, put_once
+from lockstep_trainer.storage.probe import probe
+
+
+def test_bytes_come_back_as_they_were_put(store: ObjectStore) -> None:
+    data = bytes(range(256)) * 100
+    etag = store.put("a/b c/ü.bin", data)
+    assert store.get("a/b c/ü.bin") == (data, etag)
+    assert store.get_range("a/b c/ü.bin", 250, 10) == data[250:260]
+    assert store.get_range("a/b c/ü.bin", len(data) - 3, 10) == data[-3:]
+    assert store.get_range("a/b c/ü.bin", len(data) + 5, 10) == b""
+    assert store.get_range("a/b c/ü.bin", 0, 0) == b""
+
+
+def test_a_missing_key_is_not_found(store: ObjectStore) -> None:
+    for read in (lambda: store.get("none"), lambda: store.get_range("none", 0, 1), lambda: store.get("latest")):
+        with pytest.raises(NotFound):
+            read()
+    store.delete("none")
+
+
+def test_only_the_first_conditional_put_of_a_key_succeeds(store: ObjectStore) -> None:
+    store.put("step/manifest.json", b"first", only_if_absent=True)
+    with pytest.raises(PreconditionFailed):
+        store.put("step/manifest.json", b"second", only_if_absent=True)
+    assert store.get("step/manifest.json")[0] == b"first"
+
+
+def test_a_put_under_an_old_etag_is_refused_and_changes_nothing(store: ObjectStore) -> None:
+    with pytest.raises(PreconditionFailed):
+        store.put("latest", b"0", if_match="1")
+    first = store.put("latest", b"1", only_if_absent=True)
+    second = store.put("latest", b"2", if_match=first)
+    assert second != first
+    with pytest.raises(PreconditionFailed):
+        store.put("latest", b"3", if_match=first)
+    with pytest.raises(PreconditionFailed):
+        store.put("latest", b"3", only_if_absent=True)
+    assert store.get("latest") == (b"2", second)
+
+
+def test_of_many_writers_that_saw_the_same_version_one_wins(store: ObjectStore) -> None:
+    etag = store.put("latest", b"0", only_if_absent=True)
+    won: list[int] = []
+    gate = threading.Barrier(8)
+
+    def write(number: int) -> None:
+        gate.wait()
+        try:
+            store.put("latest", str(number).encode(), if_match=etag)
+        except StoreError:  # refused, or a conflict that the server could not decide
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.get("latest")[0] == str(won[0]).encode()
+
+
+def test_listing_is_sorted_by_key_and_starts_with_the_prefix(store: ObjectStore) -> None:
+    for key in ("step-2/x", "step-10/y", "step-2/manifest.json", "journal/1", "latest"):
+        store.put(key, b"12", only_if_absent=True)
+    assert [entry.key for entry in store.list("step-2")] == ["step-2/manifest.json", "step-2/x"]
+    assert [entry.key for entry in store.list()] == sorted(
+        ("step-2/x", "step-10/y", "step-2/manifest.json", "journal/1", "latest")
+    )
+    assert {entry.size for entry in store.list()} == {2}
+    assert store.list("none/") == ()
+
+
+def test_deleted_objects_are_gone_and_their_keys_free(store: ObjectStore) -> None:
+    for key in ("folder/latest", "folder/file"):
+        store.put(key, b"1", only_if_absent=True)
+        store.delete(key)
+    assert store.list("folder") == ()
+    store.put("folder/latest", b"2", only_if_absent=True)
+    assert store.get("folder/latest")[0] == b"2"
+
+
+def test_below_is_the_same_store_further_down(store: ObjectStore) -> None:
+    store.put("ns/job/uid/latest", b"1", only_if_absent=True)
+    below = store.below("ns/job/uid")
+    assert below.get("latest")[0] == b"1"
+    assert [entry.key for entry in below.list()] == ["latest"]
+    assert below.uri == f"{store.uri}/ns/job/uid"
+    assert open_store(below.uri, getattr(store, "_s3", None)).get("latest")[0] == b"1"
+
+
+def test_a_repeated_put_of_the_same_bytes_is_success_of_others_an_error(store: ObjectStore) -> None:
+    put_once(store, "x", b"1")
+    put_once(store, "x", b"1")
+    with pytest.raises(StoreError, match="other content"):
+        put_once(store, "x", b"2")
+
+
+def test_the_probe_passes_and_leaves_nothing(store: ObjectStore) -> None:
+    probe(store)
+    assert store.list() == ()
+
+
+class _Careless:
+    """A store that takes conditional puts and ignores their conditions, as some S3 servers do."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self.uri = store.uri
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
+        self._store.delete(key)
+        return self._store.put(key, data, only_if_absent=True)
+
+    def below(self, prefix: str) -> _Careless:
+        return _Careless(self._store.below(prefix))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+
+def test_the_probe_refuses_a_store_that_accepts_a_false_condition(store: ObjectStore) -> None:
+    with pytest.raises(StoreError, match=r"condition .* was false"):
+        probe(_Careless(store))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("uri", ["http://x/y", "file://relative/path", "s3:///prefix", "/folder"])
+def test_a_uri_that_names_no_store_is_refused_with_the_remedy(uri: str) -> None:
+    with pytest.raises(UserError, match="write s3://"):
+        open_store(uri)
+
+
+def test_keys_cannot_leave_a_folder(tmp_path: object) -> None:
+    store = open_store(f"file://{tmp_path}")
+    for key in ("../x", "/x", "a/../../x"):
+        with pytest.raises(StoreError, match="leaves the folder"):
+            store.put(key, b"")
