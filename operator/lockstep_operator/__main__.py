@@ -79,8 +79,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     )
 
 
-async def run(options: Options) -> None:
-    """Serve until the lease is lost or a signal comes."""
+async def run(options: Options) -> int:
+    """Serve until the lease is lost or a signal comes; the exit code."""
     async with KubeClient(credentials()) as client:
         caches: list[ClusterCache] = []
 
@@ -109,38 +109,39 @@ async def run(options: Options) -> None:
             working = True
             metrics.leading.set(1)
             try:
-                await _work(options, jobs, cache, lease)
+                return await _work(options, jobs, cache, lease)
             finally:
                 await jobs.close()
                 await lease.release()
 
 
-async def _work(options: Options, jobs: Jobs, cache: ClusterCache, lease: Lease) -> None:
-    """The first of these to end ends the others: the lease, the watches, Kopf."""
+async def _work(options: Options, jobs: Jobs, cache: ClusterCache, lease: Lease) -> int:
+    """The first of these to end ends the others: the lease, the watches, Kopf. Exit code 1 asks for a new start."""
     watching = asyncio.create_task(cache.run(), name="pods and nodes")
     tasks = [watching, asyncio.create_task(lease.hold(), name="lease")]
     synced = asyncio.create_task(cache.synced())
     try:
         await asyncio.wait([*tasks, synced], return_when=asyncio.FIRST_COMPLETED)
         if not synced.done():
-            return
-        tasks += [
-            asyncio.create_task(jobs.relist(), name="relist"),
-            asyncio.create_task(
-                kopf.operator(
-                    registry=handlers.registry(jobs),
-                    settings=handlers.settings(),
-                    namespaces=options.namespaces,
-                    clusterwide=not options.namespaces,
-                    standalone=True,
-                ),
-                name="kopf",
+            return 1
+        serving = asyncio.create_task(
+            kopf.operator(
+                registry=handlers.registry(jobs),
+                settings=handlers.settings(),
+                namespaces=options.namespaces,
+                clusterwide=not options.namespaces,
+                standalone=True,
             ),
-        ]
+            name="kopf",
+        )
+        tasks += [asyncio.create_task(jobs.relist(), name="relist"), serving]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            log.error("%s has ended; the operator ends too", task.get_name())
             task.result()
+        if serving in done:
+            return 0  # Kopf takes SIGTERM and SIGINT over, and ends by itself on nothing else
+        log.error("%s has ended; the operator ends too", ", ".join(task.get_name() for task in done))
+        return 1
     finally:
         for task in [*tasks, synced]:
             task.cancel()
@@ -170,8 +171,7 @@ async def _until_signal(options: Options) -> int:
     stopping = asyncio.create_task(stopped.wait())
     await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if work.done():
-        work.result()
-        return 1  # the lease or a watch was lost: start again from nothing
+        return work.result()
     work.cancel()
     with suppress(asyncio.CancelledError):
         await work

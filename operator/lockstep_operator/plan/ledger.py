@@ -60,7 +60,8 @@ def close_epoch(status: TrainingJobStatus) -> TrainingJobStatus:
 
 
 def _with(status: TrainingJobStatus, state: LedgerState) -> TrainingJobStatus:
-    ledger = {name: round(value, 3) for name, value in sorted(_add(state.base, _members(status, state)).items())}
+    classes = sorted(_add(state.base, _members(status, state)).items())
+    ledger = {name: round(value, 3) for name, value in classes if value > 0}
     counted = sum(value for name, value in ledger.items() if name not in _OUTSIDE_GOODPUT)
     goodput = ledger.get(PRODUCTIVE, 0.0) / counted if counted > 0 else None
     return status.model_copy(

@@ -17,7 +17,7 @@ from lockstep_operator.plan.observed import Observed, Pod
 
 PROBED_MEMBERS = 4
 """How many members are asked whether they hear a leader that the operator does not hear."""
-PROBE_SECONDS = 1.0
+PROBE_SECONDS = 0.25
 
 
 def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:

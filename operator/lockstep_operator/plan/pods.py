@@ -16,12 +16,6 @@ Manifest = dict[str, Any]
 
 GPU_RESOURCE = "nvidia.com/gpu"
 GRACE_SECONDS = 30
-_RUN_VOLUME, _CONFIG_VOLUME, _TOKEN_VOLUME, _SHM_VOLUME = (
-    "lockstep-run",
-    "lockstep-config",
-    "lockstep-token",
-    "lockstep-shm",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +53,8 @@ def _spec(job: TrainingJob, new: NewPod, spec: Manifest, defaults: PodDefaults) 
     containers = spec.get("containers") or []
     own = next((one for one in containers if one.get("name") == constants.CONTAINER_NAME), None)
     others = [one for one in containers if one is not own]
-    spec["containers"] = [_container(job, new, own or {}, defaults), *others]
+    added = _volumes(job, own or {})
+    spec["containers"] = [_container(job, new, own or {}, [mount for mount, _ in added], defaults), *others]
     # A worker or agent that dies is handled inside the pod; a container that dies starts again in place and finds
     # its memory-backed volume as it left it.
     spec["restartPolicy"] = "Always"
@@ -82,14 +77,16 @@ def _spec(job: TrainingJob, new: NewPod, spec: Manifest, defaults: PodDefaults) 
     taken = {volume["name"] for volume in spec.get("volumes", [])}
     spec["volumes"] = [
         *spec.get("volumes", []),
-        *(volume for volume in _volumes(job, own or {}) if volume["name"] not in taken),
+        *(volume for _, volume in added if volume["name"] not in taken),
     ]
     if new.avoid_nodes:
         _avoid(spec, new.avoid_nodes)
     return spec
 
 
-def _container(job: TrainingJob, new: NewPod, container: Manifest, defaults: PodDefaults) -> Manifest:
+def _container(
+    job: TrainingJob, new: NewPod, container: Manifest, mounts: list[Manifest], defaults: PodDefaults
+) -> Manifest:
     port = agent_port(job)
     container["name"] = constants.CONTAINER_NAME
     container.setdefault("image", defaults.image)
@@ -103,9 +100,7 @@ def _container(job: TrainingJob, new: NewPod, container: Manifest, defaults: Pod
         *container.get("ports", []),
         {"name": constants.AGENT_PORT_NAME, "containerPort": port, "protocol": "TCP"},
     ]
-    mounts = container.get("volumeMounts", [])
-    taken = {mount["mountPath"].rstrip("/") for mount in mounts}
-    container["volumeMounts"] = [*mounts, *(mount for mount in _mounts() if mount["mountPath"] not in taken)]
+    container["volumeMounts"] = [*container.get("volumeMounts", []), *mounts]
     _request_gpus(container, job.spec.gpus_per_node)
     security = container.setdefault("securityContext", {})
     if not security.get("privileged"):
@@ -154,25 +149,24 @@ def _environment(job: TrainingJob, new: NewPod, port: int) -> list[Manifest]:
     return variables
 
 
-def _volumes(job: TrainingJob, container: Mapping[str, Any]) -> list[Manifest]:
-    own = [
-        {"name": _RUN_VOLUME, "emptyDir": {"medium": "Memory"}},
-        {"name": _CONFIG_VOLUME, "configMap": {"name": config_map_name(job)}},
-        {"name": _TOKEN_VOLUME, "secret": {"secretName": secret_name(job)}},
-    ]
-    if not any(mount["mountPath"].rstrip("/") == "/dev/shm" for mount in container.get("volumeMounts", [])):
-        own.append({"name": _SHM_VOLUME, "emptyDir": {"medium": "Memory"}})
-    return own
-
-
-def _mounts() -> list[Manifest]:
-    return [
-        {"name": _RUN_VOLUME, "mountPath": constants.VOLUME_MOUNT},
-        {"name": _CONFIG_VOLUME, "mountPath": constants.CONFIG_MOUNT, "readOnly": True},
-        {"name": _TOKEN_VOLUME, "mountPath": constants.TOKEN_MOUNT, "readOnly": True},
+def _volumes(job: TrainingJob, container: Mapping[str, Any]) -> list[tuple[Manifest, Manifest]]:
+    """(mount, volume) of everything that the agent needs and the template's container does not mount itself."""
+    memory = {"emptyDir": {"medium": "Memory"}}
+    needed: list[tuple[Manifest, Manifest]] = [
+        ({"name": "lockstep-run", "mountPath": constants.VOLUME_MOUNT}, memory),
+        (
+            {"name": "lockstep-config", "mountPath": constants.CONFIG_MOUNT, "readOnly": True},
+            {"configMap": {"name": config_map_name(job)}},
+        ),
+        (
+            {"name": "lockstep-token", "mountPath": constants.TOKEN_MOUNT, "readOnly": True},
+            {"secret": {"secretName": secret_name(job)}},
+        ),
         # Container runtimes give /dev/shm 64 MiB, too little for NCCL's and gloo's shared buffers.
-        {"name": _SHM_VOLUME, "mountPath": "/dev/shm"},
+        ({"name": "lockstep-shm", "mountPath": "/dev/shm"}, memory),
     ]
+    taken = {mount["mountPath"].rstrip("/") for mount in container.get("volumeMounts", [])}
+    return [(mount, {"name": mount["name"], **source}) for mount, source in needed if mount["mountPath"] not in taken]
 
 
 def _request_gpus(container: Manifest, gpus: int) -> None:
