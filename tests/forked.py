@@ -18,6 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lockstep_trainer.preload import preload
+
+preload()  # once here, and not in every forked process
+
+
 
 def run_ranks(ranks: int, body: Callable[[int], None], *, timeout: float = 60.0) -> None:
     """Run ``body(rank)`` on each of ``ranks`` forked processes that share a gloo group; fails where one does."""

@@ -8,15 +8,13 @@ import socket
 import struct
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from lockstep_trainer.config import Orders
 from lockstep_trainer.errors import PeerLost, TrainerError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +30,6 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this is rank 0, which speaks for all."""
         return self.rank == 0
-
-    def gather(self, value: T) -> list[T]:
-        """Every rank's value, by rank, on all ranks."""
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
-        return values
-
-    def from_first(self, value: T) -> T:
-        """Rank 0's value, on all ranks."""
-        values: list[Any] = [value]
-        dist.broadcast_object_list(values, src=0, group=self.control)
-        return values[0]  # type: ignore[no-any-return]
 
 
 def join(orders: Orders, timeout: timedelta) -> Ranks:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.utils import deterministic
 
+from lockstep_trainer.agreement import from_all
 from lockstep_trainer.config import load_job, load_orders
 from lockstep_trainer.data.prepare import prepare
 from lockstep_trainer.errors import PeerLost, TrainerError, UserError
@@ -94,7 +95,7 @@ def _make_deterministic(local_world_size: int) -> None:
 
 def _check_same_data(ranks: Ranks, fingerprint: str) -> None:
     """Pods that train on different text would never notice: their losses look alike."""
-    seen = ranks.gather(fingerprint)
+    seen = from_all(fingerprint, ranks.control)
     odd = [rank for rank, each in enumerate(seen) if each != seen[0]]
     if odd:
         raise UserError(

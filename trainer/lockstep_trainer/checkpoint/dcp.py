@@ -132,12 +132,13 @@ class ObjectStoreWriter(StorageWriter):
 
 
 class ObjectStoreReader(StorageReader):
-    """Reads one step folder whose manifest was verified. Raises Corrupt before it hands over a wrong byte."""
+    """Reads one step folder whose manifest was verified, as were the bytes of its ``.metadata``. Raises Corrupt before
+    it hands over a wrong byte."""
 
-    def __init__(self, store: ObjectStore, folder: str, manifest: Manifest) -> None:
+    def __init__(self, store: ObjectStore, folder: str, manifest: Manifest, metadata: bytes) -> None:
         self._store = store
         self._folder = folder
-        self._manifest = manifest
+        self._metadata = metadata
         self._checksums = {
             (file.name, piece.offset, piece.length): piece.sha256 for file in manifest.files for piece in file.ranges
         }
@@ -147,8 +148,7 @@ class ObjectStoreReader(StorageReader):
         self._storage_data = {}
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        data = read_file(self._store, self._folder, self._manifest.file(METADATA))
-        return load_metadata(data, f"{self._store.uri}/{self._folder}/{METADATA}")
+        return load_metadata(self._metadata, f"{self._store.uri}/{self._folder}/{METADATA}")
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self._storage_data = metadata.storage_data

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lockstep_api.messages import RestorePoint, StateId
 from lockstep_trainer import __version__
+from lockstep_trainer.agreement import by_first
 from lockstep_trainer.checkpoint.chain import Chain, locate, read_manifest
 from lockstep_trainer.checkpoint.manifest import Layout, Listing, Manifest, SamplerState
 from lockstep_trainer.checkpoint.state import load_state, save_state
@@ -88,7 +89,7 @@ class Keeper:
         def read() -> Manifest:
             return self._until_stored(lambda: read_manifest(self._store, point, self._job.checkpoint.s3))
 
-        return self._by_first(read)
+        return by_first(read, self._ranks.control)
 
     def _check_data(self, point: RestorePoint, manifest: Manifest) -> None:
         saved = manifest.sampler
@@ -179,22 +180,9 @@ class Keeper:
             own = committed and (committed.state.epoch, committed.state.generation)
             return committed if own == (self._orders.epoch, self._orders.generation) else self._restored
 
-        return self._by_first(look)
+        return by_first(look, self._ranks.control)
 
     # ------------------------------------------------------------------------------------------------------------
-
-    def _by_first(self, call: Callable[[], T]) -> T:
-        """Rank 0's result, on all ranks; where it raises a TrainerError, all raise it."""
-        answer: T | TrainerError | None = None
-        if self._ranks.leads:
-            try:
-                answer = call()
-            except TrainerError as error:
-                answer = error
-        answer = self._ranks.from_first(answer)
-        if isinstance(answer, TrainerError):
-            raise answer
-        return answer  # type: ignore[return-value]  # only the other ranks' None is replaced
 
     def _until_stored(self, call: Callable[[], T]) -> T:
         """Try until the store answers. The agent sees the section and knows that this worker waits."""

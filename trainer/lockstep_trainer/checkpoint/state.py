@@ -15,8 +15,10 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lockstep_trainer.checkpoint.dcp import ObjectStoreReader, ObjectStoreWriter
+from lockstep_trainer.agreement import by_first
+from lockstep_trainer.checkpoint.dcp import ObjectStoreReader, ObjectStoreWriter, read_file
 from lockstep_trainer.checkpoint.manifest import FileEntry, Manifest
+from lockstep_trainer.checkpoint.metadata import METADATA
 from lockstep_trainer.errors import Corrupt, PeerLost, StoreError, TrainerError
 from lockstep_trainer.storage import ObjectStore
 
@@ -58,7 +60,9 @@ def load_state(
     Raises Corrupt on all ranks where one of them met a wrong byte; ``state`` is then worthless. Raises StoreError where
     the store failed one of them.
     """
-    reader = ObjectStoreReader(store, folder, manifest)
+    # torch hides why reading the metadata failed, and lets every rank read it: so it is read before, once.
+    metadata = by_first(lambda: read_file(store, folder, manifest.file(METADATA)), group)
+    reader = ObjectStoreReader(store, folder, manifest, metadata)
     try:
         dcp.load(state, storage_reader=reader, process_group=group)
     except CheckpointException as error:
