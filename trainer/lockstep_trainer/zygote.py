@@ -237,7 +237,7 @@ def _execute(argv: list[str], env: dict[str, str]) -> int:
 
 
 def _serve_store(listener: socket.socket, port: int) -> int:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     while store:
@@ -274,13 +274,16 @@ def main() -> None:
     zygote = Zygote(Path(os.environ["LOCKSTEP_RUN_DIR"]))
     zygote.listen()
     if _wants_torch(os.environ.get("LOCKSTEP_CONFIG_DIR")):
-        import lockstep_trainer.preload  # noqa: F401
+        from lockstep_trainer.preload import preload
+
+        preload()
     tasks = len(os.listdir("/proc/self/task"))
     if tasks > 1:
         print(f"zygote: {tasks} threads after the imports; forks may inherit held locks", file=sys.stderr, flush=True)
     gc.collect()
     gc.freeze()  # a collection in a child would write to every object's page and so copy it
     zygote.run()
+    os._exit(0)  # without the teardown of everything that was imported
 
 
 if __name__ == "__main__":

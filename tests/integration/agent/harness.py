@@ -230,12 +230,18 @@ class Cluster:
             logs = "\n".join(f"--- {pod.name}\n{pod.log[-6000:]}" for pod in self.pods)
             raise AssertionError(f"not heard within {timeout} s; last {self.heard[-3:]}\n{logs}") from None
 
-    async def running(self, generation: int, timeout: float = 60.0) -> Progress:
-        """Wait until this generation runs."""
-        message = await self.wait_for(
-            lambda m: isinstance(m, Progress) and m.term.generation >= generation and m.state == "running",
-            timeout=timeout,
-        )
+    async def running(self, generation: int, *, step: int = 0, epoch: int = 1, timeout: float = 60.0) -> Progress:
+        """Wait until this generation, or a newer one, runs and has done this step."""
+
+        def there(message: Message) -> bool:
+            if isinstance(message, Finished):
+                raise AssertionError(f"the job ended: {message}")
+            if not isinstance(message, Progress) or message.state != "running":
+                return False
+            done = message.newest.step if message.newest else 0
+            return (message.term.epoch, message.term.generation) >= (epoch, generation) and done >= step
+
+        message = await self.wait_for(there, timeout=timeout)
         assert isinstance(message, Progress)
         return message
 

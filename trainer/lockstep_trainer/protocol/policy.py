@@ -8,8 +8,8 @@ from typing import Literal
 
 USER_ERROR_EXIT = 65
 """EX_DATAERR of sysexits.h: the worker says that its configuration or data is wrong."""
-PEER_LOST_EXIT = 71
-"""EX_OSERR: a collective failed since another worker went away; never the root of a fault."""
+PEER_LOST_EXIT = 75
+"""EX_TEMPFAIL: a collective failed since another worker went away; never the root of a fault."""
 CRASH_LOOP_REPLACE = 2
 CRASH_LOOP_FAIL = 3
 """So many faults in a row of one rank at one step are no chance: another pod is tried, then the job fails."""
