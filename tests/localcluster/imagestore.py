@@ -24,6 +24,11 @@ PAUSE = "localhost/pause:1"
 # containerd's two databases: all other files are never changed once written, so that a hard link is a copy.
 _DATABASES = "io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"
 _WORTH_SHARING = 16 << 20
+_WITH_US = (
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+)  # what still works for a tool that was killed would be in the way of the next
 
 
 class Containerd:
@@ -92,7 +97,17 @@ class Template:
                 f'"io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]\n'
                 f'[grpc]\n  address = "{socket}"\n'
             )
-            argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
+            argv = [
+                *_WITH_US,
+                "unshare",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "--propagation",
+                "private",
+            ]
             with open(log, "wb") as output:
                 popen = subprocess.Popen(
                     [*argv, programs["containerd"], "--config", config], stdout=output, stderr=output
@@ -162,7 +177,7 @@ class Template:
         with self._lock(fcntl.LOCK_SH):
             target.parent.mkdir(parents=True, exist_ok=True)
             linked = os.stat(self.root).st_dev == os.stat(target.parent).st_dev
-            run("cp", "-al" if linked else "-a", self.root, target)
+            run(*_WITH_US, "cp", "-al" if linked else "-a", self.root, target)
             for database in _DATABASES if linked else ():
                 (target / database).unlink()
                 shutil.copy(self.root / database, target / database)
