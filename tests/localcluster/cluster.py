@@ -271,8 +271,9 @@ class Cluster:
         without power doesn't.
         """
         with self._lock():
+            node = self.node(number)
             self.network.link(number, up=False)
-            self.node(number).stop()
+            node.stop()
 
     def power_on(self, number: int) -> None:
         """Switch a node on again. Its disk is as it was."""

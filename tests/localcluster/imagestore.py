@@ -7,6 +7,7 @@ already is handed what it lacks.
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -130,25 +131,30 @@ class Template:
                     popen.wait(10)
                 process.kill()
 
-    def _has(self, path: Path) -> bool:
-        """Whether this very file was loaded: asking containerd costs starting it."""
-        mark = self._mark(path)
-        return mark.exists() and mark.read_text() == _stamp(path)
+    @property
+    def images(self) -> dict[str, str]:
+        """The digest of each image in it, by its name; written down, because asking containerd costs starting it."""
+        try:
+            content: dict[str, str] = json.loads((self.root / "images.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return content
 
-    def _mark(self, path: Path) -> Path:
-        return self.root / "loaded" / str(path.resolve()).replace("/", "%")
+    def _lacks(self, path: Path) -> bool:
+        with open_image(path) as images:
+            return any(self.images.get(image.name) != image.digest for image in images)
 
     def load(self, *paths: Path) -> None:
         """Import the images of files, unless they are in the template."""
         with self._lock(fcntl.LOCK_EX):
-            todo = [p for p in paths if not self._has(p)]
+            todo = [p for p in paths if self._lacks(p)]
             if not todo:
                 return
             with self._running() as containerd:
                 for path in todo:
                     containerd.load(path)
-                    self._mark(path).parent.mkdir(exist_ok=True)
-                    self._mark(path).write_text(_stamp(path))
+                images = containerd.images()
+            (self.root / "images.json").write_text(json.dumps(images, indent=1))
             for path in todo:
                 self._share_layers(path)
 
@@ -159,8 +165,11 @@ class Template:
             files = {layer.digest: layer.file for image in images for layer in image.layers if layer.file}
         for digest, file in files.items():
             own = blobs / digest.replace(":", "/")
-            if file.stat().st_size >= _WORTH_SHARING and own.exists() and own.stat().st_dev == file.stat().st_dev:
+            if file.stat().st_size < _WORTH_SHARING or not own.exists() or own.samefile(file):
+                continue
+            if own.stat().st_dev == file.stat().st_dev:
                 link = own.with_name(f"{own.name}.link")
+                link.unlink(missing_ok=True)
                 link.hardlink_to(file)
                 link.replace(own)
 
@@ -186,8 +195,3 @@ class Template:
         """Forget all images."""
         with self._lock(fcntl.LOCK_EX):
             shutil.rmtree(self.root, ignore_errors=True)
-
-
-def _stamp(path: Path) -> str:
-    status = path.stat()
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
