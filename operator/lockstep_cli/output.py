@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_WIDE = 400
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -22,7 +24,9 @@ class Output:
     @classmethod
     def open(cls, output: str) -> Output:
         """``output`` is ``text`` or ``json``."""
-        return cls(output == "json", Console(highlight=False), Console(stderr=True, highlight=False))
+        # A file or a pipe has no width: lines are left whole there.
+        width = None if sys.stdout.isatty() else _WIDE
+        return cls(output == "json", Console(highlight=False, width=width), Console(stderr=True, highlight=False))
 
     @property
     def live(self) -> bool:

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_cli import times
+from lockstep_cli.journal import plain_class
 from lockstep_cli.report.scale import duration, short
 
 PHASE_STYLE = {"Running": "green", "Succeeded": "bold green", "Failed": "bold red", "Recovering": "yellow"}
@@ -59,7 +60,7 @@ def progress_line(status: TrainingJobStatus) -> str:
 def ledger_line(status: TrainingJobStatus) -> str:
     """The biggest classes of GPU time."""
     spent = sorted(((seconds, name) for name, seconds in status.ledger.items() if seconds > 0), reverse=True)
-    return ", ".join(f"{name} {duration(seconds)}" for seconds, name in spent[:6])
+    return ", ".join(f"{plain_class(name)} {duration(seconds)}" for seconds, name in spent[:6])
 
 
 def restarts_line(status: TrainingJobStatus) -> str:

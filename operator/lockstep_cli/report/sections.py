@@ -92,24 +92,33 @@ def ledger_section(ledger: dict[str, float]) -> str:
     return bar + _table(("class", "GPU-seconds", "share", ""), rows, "lrrl")
 
 
+START_SECTIONS = ("data", "rendezvous", "build", "restore")
+"""What a worker does once, before its first step. The first step's record carries it."""
+
+
 def step_section(journal: Journal) -> str:
-    """How an average step spends its time."""
-    sums: dict[str, float] = {}
-    steps = [step for step in journal.steps if step.sections]
-    for step in steps:
+    """How an average step spends its time, and an average start of the workers."""
+    totals: dict[str, float] = {}
+    for step in journal.steps:
         for name, seconds in step.sections.items():
-            sums[name] = sums.get(name, 0.0) + seconds
-    if not sums:
+            totals[name] = totals.get(name, 0.0) + seconds
+    starts = sum("build" in step.sections for step in journal.steps)
+    in_steps = {name: total / len(journal.steps) for name, total in totals.items() if name not in START_SECTIONS}
+    in_starts = {name: total / starts for name, total in totals.items() if name in START_SECTIONS and starts}
+    return _average("An average step", in_steps) + _average(f"An average start of the workers, of {starts}", in_starts)
+
+
+def _average(title: str, seconds: dict[str, float]) -> str:
+    parts = {name: value for name, value in sorted(seconds.items(), key=lambda pair: -pair[1]) if value > 0}
+    total = sum(parts.values())
+    if not total:
         return ""
-    means = {name: seconds / len(steps) for name, seconds in sorted(sums.items(), key=lambda kv: -kv[1])}
-    total = sum(means.values())
     legend = "".join(
         f'<span class="key"><span class="swatch {charts.css_class(name)}"></span>{escape(name.replace("_", " "))} '
-        f"<b>{seconds * 1000:.1f} ms</b> {seconds / total:.0%}</span>"
-        for name, seconds in means.items()
-        if seconds > 0
+        f"<b>{value * 1000:,.1f} ms</b> {value / total:.0%}</span>"
+        for name, value in parts.items()
     )
-    return f"<h2>An average step</h2>{charts.bar(means)}<p class='legend'>{legend}</p>"
+    return f"<h2>{title}</h2>{charts.bar(parts)}<p class='legend'>{legend}</p>"
 
 
 def fault_section(journal: Journal) -> str:

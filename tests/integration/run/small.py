@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-STEPS = 400
+STEPS = 800
 
 
 def overrides(steps: int = STEPS, every: int = 10) -> list[str]:
