@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     folder: Path = arguments.workdir or _new_folder(loaded.name)
     job = prepare(loaded, folder)
     output.note(f"[dim]run folder[/] {folder}")
+    _prefer_own_python()
     status = asyncio.run(_run(job, folder, output))
     job = job.model_copy(update={"status": status})
     written = _report(job, arguments.report or folder / "report.html", output)
@@ -71,6 +73,13 @@ def prepare(job: TrainingJob, folder: Path) -> TrainingJob:
     if checkpoint and checkpoint.uri.startswith("file://"):
         Path(checkpoint.uri.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
     return job
+
+
+def _prefer_own_python() -> None:
+    """``python`` in spec.command is the one that has Lockstep and torch, as in the image; unless the user has chosen
+    an environment."""
+    if "VIRTUAL_ENV" not in os.environ:
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 async def _run(job: TrainingJob, folder: Path, output: Output) -> TrainingJobStatus:
