@@ -1,5 +1,5 @@
-"""The operator's Prometheus metrics. Label names are ``namespace`` and ``name`` of the TrainingJob: a label called
-``job`` would be renamed by Prometheus.
+"""The operator's Prometheus metrics. A job's have the labels ``namespace`` and ``job_name``, as the agents' have: a label
+called ``job`` would be renamed by Prometheus.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from lockstep_api.v1alpha1 import Phase, TrainingJob
 from lockstep_operator.plan.times import unix
 
-_JOB = ["namespace", "name"]
+_JOB = ["namespace", "job_name"]
 
 
 class OperatorMetrics:

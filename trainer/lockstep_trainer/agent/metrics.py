@@ -44,6 +44,13 @@ NAMES = {
 }
 """Every metric of the agent and its help text; the reference is made from this."""
 
+LABELS = {
+    "lockstep_section_seconds": ("section",),
+    "lockstep_ledger_gpu_seconds": ("class",),
+    "lockstep_faults_total": ("cause", "rung"),
+}
+"""Labels beyond those of the job, ``namespace`` and ``job_name``."""
+
 
 def render(agent: Agent, accept: str) -> tuple[bytes, str]:
     """The metrics in the format that ``accept`` asks for, and its content type."""
@@ -84,19 +91,20 @@ def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metr
         yield _gauge("lockstep_learning_rate", job, step.lr)
         yield _gauge("lockstep_step_seconds", job, step.seconds)
         yield _counter("lockstep_tokens_total", job, step.step * step.tokens)
-        yield _family(GaugeMetricFamily, "lockstep_section_seconds", job, "section", step.sections)
+        yield _by_label("lockstep_section_seconds", job, step.sections)
     if reports.tokens_per_second is not None:
         yield _gauge("lockstep_tokens_per_second", job, reports.tokens_per_second)
     if reports.eval_loss is not None:
         yield _gauge("lockstep_eval_loss_nats", job, reports.eval_loss)
     if (goodput := leader.ledger.goodput()) is not None:
         yield _gauge("lockstep_goodput_ratio", job, goodput)
-    yield _family(GaugeMetricFamily, "lockstep_ledger_gpu_seconds", job, "class", leader.ledger.totals())
+    yield _by_label("lockstep_ledger_gpu_seconds", job, leader.ledger.totals())
     if durability.durable and durability.durable_at is not None:
         yield _gauge("lockstep_checkpoint_step", job, durability.durable.state.step)
         yield _gauge("lockstep_checkpoint_age_seconds", job, max(0.0, now - durability.durable_at))
     yield _gauge("lockstep_checkpoint_degraded", job, durability.problem is not None)
-    faults = CounterMetricFamily("lockstep_faults", NAMES["lockstep_faults_total"], labels=[*job, "cause", "rung"])
+    name = "lockstep_faults_total"
+    faults = CounterMetricFamily("lockstep_faults", NAMES[name], labels=[*job, *LABELS[name]])
     for (cause, rung), count in reports.fault_counts().items():
         faults.add_metric([*job.values(), cause, rung], count)
     yield faults
@@ -114,10 +122,8 @@ def _counter(name: str, labels: dict[str, str], value: float) -> Metric:
     return family
 
 
-def _family(
-    kind: type[GaugeMetricFamily], name: str, labels: dict[str, str], extra: str, values: dict[str, float]
-) -> Metric:
-    family = kind(name, NAMES[name], labels=[*labels, extra])
+def _by_label(name: str, labels: dict[str, str], values: dict[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, NAMES[name], labels=[*labels, *LABELS[name]])
     for value, number in values.items():
         family.add_metric([*labels.values(), value], number)
     return family
