@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lockstep_operator.__main__ import parse
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 Render = Callable[..., dict[tuple[str, str], dict[str, Any]]]
 
@@ -105,24 +107,25 @@ def test_the_operator_meets_the_restricted_pod_security_standard(render: Render)
 
 def test_the_operator_may_do_what_it_does_and_no_more(render: Render) -> None:
     """The table is the review: who widens a role widens it here too."""
-    granted: dict[str, str] = {}
+    granted: dict[str, set[str]] = {}
     manifests = render()
     for name in (("ClusterRole", "ls-jobs"), ("ClusterRole", "ls-cluster"), ("Role", "ls-lease")):
         for rule in manifests[name]["rules"]:
             for group in rule["apiGroups"]:
                 for resource in rule["resources"]:
-                    granted[f"{resource}.{group}" if group else resource] = " ".join(rule["verbs"])
+                    verbs = {f"{verb} {' '.join(rule.get('resourceNames', []))}".strip() for verb in rule["verbs"]}
+                    granted.setdefault(f"{resource}.{group}".strip("."), set()).update(verbs)
     assert granted == {
-        "trainingjobs.lockstep.dev": "get list watch patch delete",
-        "trainingjobs/status.lockstep.dev": "get patch",
-        "trainingjobs/finalizers.lockstep.dev": "update",
-        "pods": "get list watch create patch delete",
-        "services": "get create patch delete",
-        "configmaps": "get create patch delete",
-        "secrets": "create",
-        "events": "create patch",
-        "nodes": "get list watch",
-        "leases.coordination.k8s.io": "get create update patch",
+        "trainingjobs.lockstep.dev": {"list", "watch", "delete"},
+        "trainingjobs/status.lockstep.dev": {"patch"},
+        "trainingjobs/finalizers.lockstep.dev": {"update"},
+        "pods": {"list", "watch", "create", "patch", "delete"},
+        "services": {"create"},
+        "configmaps": {"create"},
+        "secrets": {"create"},
+        "events": {"create"},
+        "nodes": {"list", "watch"},
+        "leases.coordination.k8s.io": {"create", "get ls", "update ls"},
     }
 
 
@@ -186,6 +189,19 @@ def test_a_digest_wins_over_a_tag(render: Render) -> None:
     assert container(render())["image"] == "lockstep-operator:0.1.0"
     assert container(render({"image": {"tag": "dev"}}))["image"] == "lockstep-operator:dev"
     assert container(render({"image": {"tag": "dev", "digest": digest}}))["image"] == f"lockstep-operator@{digest}"
+
+
+def test_the_operator_understands_its_command_line(render: Render, tmp_path: Path) -> None:
+    """Chart and operator agree on the options: the real parser reads what the chart passes."""
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    values = {"watchNamespaces": ["team-a"], "trainer": {"image": "mine:1"}, "logLevel": "debug"}
+    arguments = container(render(values))["args"]
+    mounted = [argument for argument in arguments if argument.startswith("--master-key-file=")]
+    assert mounted == ["--master-key-file=/etc/lockstep/master-key/key"]
+    options = parse([argument for argument in arguments if argument not in mounted] + [f"--master-key-file={key}"])
+    assert (options.namespaces, options.trainer_image, options.lease) == (("team-a",), "mine:1", "ls")
+    assert (options.metrics_port, options.health_port, options.log_level) == (8080, 8081, "debug")
 
 
 def test_two_replicas_are_spread_over_nodes(render: Render) -> None:
