@@ -146,8 +146,8 @@ def _from_layout(path: Path) -> Image:
     return Image(full_name(reference["name"]), data, config, tuple(map(layer, manifest["layers"])))
 
 
-def write_layout(image: Image, present: Collection[str], out: IO[bytes]) -> int:
-    """Write an image as a tar of an OCI layout without the layers that are present; the bytes of layers written."""
+def write_layout(image: Image, present: Collection[str], out: IO[bytes]) -> None:
+    """Write an image as a tar of an OCI layout, without the layers that are present."""
     index = {
         "schemaVersion": 2,
         "manifests": [
@@ -159,7 +159,6 @@ def write_layout(image: Image, present: Collection[str], out: IO[bytes]) -> int:
             }
         ],
     }
-    written = 0
 
     def add(name: str, size: int, content: IO[bytes]) -> None:
         member = tarfile.TarInfo(name)
@@ -179,9 +178,7 @@ def write_layout(image: Image, present: Collection[str], out: IO[bytes]) -> int:
         if layer.digest not in present:
             with layer.open() as file:
                 add_blob(layer.digest, layer.size, file)
-            written += layer.size
     out.write(bytes(2 * tarfile.BLOCKSIZE))
-    return written
 
 
 def write_docker_archive(path: Path, name: str, files: dict[str, bytes], command: list[str]) -> None:

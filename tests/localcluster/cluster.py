@@ -25,6 +25,7 @@ from localcluster.processes import ClusterError, Processes, run, wait_for
 from localcluster.services import S3, Services
 
 DEBIAN_PACKAGES = "iproute2", "nftables", "openssl", "procps", "util-linux"
+_LARGE = 400 << 20
 
 
 class Cluster:
@@ -112,11 +113,12 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """The variables for a user's shell."""
         path = f"{self.layout.bin}{os.pathsep}{os.environ['PATH']}"
-        return {"KUBECONFIG": str(self.kubeconfig), "PATH": path, **self.s3.environment}
+        cache = str(self.layout.state / "kubectl-cache")  # for one cluster's life: the next may have other objects
+        return {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": cache, "PATH": path, **self.s3.environment}
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl as administrator; what it printed."""
-        env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        env = {**os.environ, **self.environment}
         return run(self.layout.programs / "kubectl", *arguments, stdin=stdin, check=check, env=env)
 
     # Up and down
@@ -335,8 +337,25 @@ class Cluster:
             record = self.record
             self._write(record | {"images": sorted({*record["images"], *map(str, files)})})
             powered = [node for node in self.nodes if node.powered]
+            large = [n for n in powered if sum(map(n.containerd.missing, files)) > _LARGE and not self._pods_on(n)]
+            if large:
+                self._exchange_disks(large)
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(lambda node: [node.containerd.load(path) for path in files], powered))
+
+    def _pods_on(self, node: Node) -> int:
+        query = f"fieldSelector=spec.nodeName={node.name},status.phase!=Succeeded,status.phase!=Failed"
+        return len(self.api.get(f"/api/v1/pods?{query}")["items"])
+
+    def _exchange_disks(self, nodes: list[Node]) -> None:
+        """Give idle nodes new disks made from the template: minutes sooner than importing gigabytes into each."""
+        for node in nodes:
+            node.stop()
+            self.api.request("DELETE", f"/api/v1/nodes/{node.name}")  # what it says of itself is out of date
+            shutil.rmtree(node.folder / "containerd")
+            self.template.copy_to(node.folder / "containerd")
+            node.start()
+        self.wait_nodes([node.name for node in nodes], self.record["gpus"])
 
     def node_of(self, pod: str, namespace: str = "default") -> int:
         """The number of the node that a pod runs on."""

@@ -217,15 +217,6 @@ def _drop_unused(layout: Path, manifests: Iterable[str]) -> None:
             blob.unlink()
 
 
-def remove() -> None:
-    """Forget all built images, and the base image as well."""
-    with _lock():
-        for name in ("storage", "layout", "work", "run"):
-            shutil.rmtree(_folder() / name, ignore_errors=True)
-        for file in (*_folder().glob("*.json"), *_folder().glob("*.inputs")):
-            file.unlink()
-
-
 if __name__ == "__main__":
     try:
         print(build_image(*sys.argv[1:]))

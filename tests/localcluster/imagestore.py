@@ -13,10 +13,10 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from localcluster import build
+from localcluster import build, debian
 from localcluster.archive import Image, open_image, write_docker_archive, write_layout
 from localcluster.paths import cache_folder
 from localcluster.processes import ClusterError, Process, run, start_time
@@ -47,29 +47,36 @@ class Containerd:
         lines = run(*self.argv, "images", "list").splitlines()[1:]
         return {fields[0]: fields[2] for fields in map(str.split, lines) if len(fields) > 2}
 
-    def load(self, path: Path) -> int:
-        """Import the images of a file, but what is there already; the bytes of layers that it took."""
-        with open_image(path) as images:
-            there = self.images()
-            todo = [image for image in images if there.get(image.name) != image.digest]
-            if not todo:
-                return 0
-            present = set(run(*self.argv, "content", "list", "--quiet").split())
-            return sum(self._import(image, present) for image in todo)
+    def _lacking(self, images: Iterable[Image]) -> tuple[list[Image], set[str]]:
+        """Those of the images that are not there, and the layers that are."""
+        there = self.images()
+        todo = [image for image in images if there.get(image.name) != image.digest]
+        return todo, set(run(*self.argv, "content", "list", "--quiet").split()) if todo else set()
 
-    def _import(self, image: Image, present: set[str]) -> int:
+    def missing(self, path: Path) -> int:
+        """The bytes of layers that loading a file's images would take."""
+        with open_image(path) as images:
+            todo, present = self._lacking(images)
+            return sum({la.digest: la.size for i in todo for la in i.layers if la.digest not in present}.values())
+
+    def load(self, path: Path) -> None:
+        """Import the images of a file, but what is there already."""
+        with open_image(path) as images:
+            todo, present = self._lacking(images)
+            for image in todo:
+                self._import(image, present)
+
+    def _import(self, image: Image, present: set[str]) -> None:
         with tempfile.TemporaryFile() as errors:
             argv = [*self.argv, "images", "import", "--local", "-"]
             process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=errors, stderr=errors)
             assert process.stdin is not None
             fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, 1 << 20)
-            written = 0
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its own message says why it hung up
-                written = write_layout(image, present, pipe)
+                write_layout(image, present, pipe)
             if process.wait():
                 errors.seek(0)
                 raise ClusterError(f"importing {image.name} failed:\n{errors.read().decode()}".rstrip())
-            return written
 
 
 class Template:
@@ -152,6 +159,7 @@ class Template:
                 return
             with self._running() as containerd:
                 for path in todo:
+                    debian.say(f"importing {path.stem} …")
                     containerd.load(path)
                 images = containerd.images()
             (self.root / "images.json").write_text(json.dumps(images, indent=1))
@@ -190,8 +198,3 @@ class Template:
             for database in _DATABASES if linked else ():
                 (target / database).unlink()
                 shutil.copy(self.root / database, target / database)
-
-    def remove(self) -> None:
-        """Forget all images."""
-        with self._lock(fcntl.LOCK_EX):
-            shutil.rmtree(self.root, ignore_errors=True)
