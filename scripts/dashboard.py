@@ -1,7 +1,7 @@
 """The Grafana dashboards of the chart, as tables of panels; `make generate` writes their JSON.
 
-All queries select one job by the variables ``$namespace`` and ``$job``. An agent's series carry its job in the label
-``lockstep_job``, which the scrape takes from the pod's label; the operator's carry it in ``job_name``.
+All queries select one job by the variables ``$namespace`` and ``$job``. The operator's series span the job's life; an
+agent's (the leader's) begin anew when another pod leads, so queries of them take the maximum over pods.
 """
 
 from __future__ import annotations
@@ -39,34 +39,29 @@ class Panel:
     thresholds: dict[float, str] = field(default_factory=dict)  # from this value on, this colour
 
 
-def agent(metric: str, **labels: str) -> str:
-    """A selector for an agent's metric."""
-    return _selector(metric, lockstep_job="$job", **labels)
-
-
-def operator(metric: str, **labels: str) -> str:
-    """A selector for an operator's metric about one job."""
-    return _selector(metric, job_name="$job", **labels)
-
-
-def _selector(metric: str, **labels: str) -> str:
-    chosen = {"namespace": "$namespace", **labels}
+def of_job(metric: str, **labels: str) -> str:
+    """A selector for one job's series."""
+    chosen = {"namespace": "$namespace", "job_name": "$job", **labels}
     return metric + "{" + ", ".join(f'{name}="{value}"' for name, value in chosen.items()) + "}"
 
+
+AGE = f"time() - max({of_job('lockstep_job_checkpoint_timestamp_seconds')})"
+LEDGER = f"max by (class) ({of_job('lockstep_job_ledger_gpu_seconds')})"
 
 JOB = (
     Panel(
         "Step",
         "Optimizer steps done.",
-        {f"max({operator('lockstep_job_step')})": "step"},
+        {f"max({of_job('lockstep_job_step')})": "step"},
         kind="stat",
         width=4,
         height=4,
+        decimals=0,
     ),
     Panel(
         "Loss",
-        "Mean training loss of the newest step.",
-        {f"max({operator('lockstep_job_loss_nats')})": "loss"},
+        "Mean training loss of the newest step, in nats per token.",
+        {f"max({of_job('lockstep_loss_nats')})": "loss"},
         kind="stat",
         width=4,
         height=4,
@@ -75,7 +70,7 @@ JOB = (
     Panel(
         "Goodput",
         "Productive share of GPU time; queued and suspended time is left out.",
-        {f"max({operator('lockstep_job_goodput_ratio')})": "goodput"},
+        {f"max({of_job('lockstep_job_goodput_ratio')})": "goodput"},
         kind="stat",
         unit="percentunit",
         width=4,
@@ -85,78 +80,92 @@ JOB = (
     ),
     Panel(
         "Members ready",
-        "Members that hold a slot and are connected.",
-        {f"max({operator('lockstep_job_members', state='ready')})": "ready"},
+        "Share of the members that hold a slot and are connected.",
+        {f"max({of_job('lockstep_job_members_ready')}) / max({of_job('lockstep_job_nodes')})": "ready"},
         kind="stat",
+        unit="percentunit",
         width=4,
         height=4,
+        decimals=0,
+        thresholds={1.0: GREEN},
     ),
     Panel(
         "Restarts",
-        "Faults answered so far, on all rungs.",
-        {f"sum({operator('lockstep_job_restarts_total')})": "restarts"},
+        "Faults answered so far, on all rungs of the ladder.",
+        {f"sum(max by (rung) ({of_job('lockstep_job_restarts')}))": "restarts"},
         kind="stat",
         width=4,
         height=4,
+        decimals=0,
     ),
     Panel(
         "Checkpoint age",
-        "Time since the newest durable checkpoint was committed: what a loss of everything would cost.",
-        {f"max({agent('lockstep_checkpoint_age_seconds')})": "age"},
+        "Time since the newest durable checkpoint was committed: what the loss of all nodes would cost.",
+        {AGE: "age"},
         kind="stat",
         unit="s",
         width=4,
         height=4,
+        decimals=0,
     ),
     Panel(
         "Loss",
-        "In nats per token: training loss of each step, and loss on the held-out files.",
+        "In nats per token: training loss of the newest step, and loss on the held-out files.",
         {
-            f"max({agent('lockstep_loss_nats')})": "training",
-            f"max({agent('lockstep_eval_loss_nats')})": "held out",
+            f"max({of_job('lockstep_loss_nats')})": "training",
+            f"max({of_job('lockstep_eval_loss_nats')})": "held out",
         },
     ),
     Panel(
         "Throughput",
-        "Tokens per second over all GPUs, recomputed ones included.",
-        {f"max({agent('lockstep_tokens_per_second')})": "tokens/s"},
+        "Tokens per second over all GPUs.",
+        {f"max({of_job('lockstep_tokens_per_second')})": "tokens/s"},
         low=0,
     ),
     Panel(
         "Step time",
-        "From the end of one step to the end of the next, as the slowest member sees it.",
-        {f"max({agent('lockstep_step_seconds')})": "step"},
+        "Wall time of the newest step.",
+        {f"max({of_job('lockstep_step_seconds')})": "step"},
         unit="s",
         low=0,
     ),
     Panel(
         "Where a step's time goes",
-        "Share of wall time in each section of the training loop, mean over the workers.",
-        {
-            f"avg by (section) (rate({agent('lockstep_section_seconds_total')}[$__rate_interval]))": "{{section}}",
-        },
-        unit="percentunit",
+        "Seconds of the newest step in each section of the training loop, mean over the workers.",
+        {f"max by (section) ({of_job('lockstep_section_seconds')})": "{{section}}"},
+        unit="s",
         stacked=True,
         low=0,
     ),
     Panel(
-        "Faults",
-        "Faults by cause, and the rung of the ladder that answered them.",
-        {f"sum by (cause, rung) ({operator('lockstep_job_faults_total')})": "{{cause}}, {{rung}}"},
-        decimals=0,
+        "Goodput",
+        "Productive share of GPU time since the job's start.",
+        {f"max({of_job('lockstep_job_goodput_ratio')})": "goodput"},
+        unit="percentunit",
         low=0,
+        high=1,
+        width=8,
+    ),
+    Panel(
+        "Restarts by rung",
+        "How faults were answered: in the process, the container, by a spare, by a new pod.",
+        {f"max by (rung) ({of_job('lockstep_job_restarts')})": "{{rung}}"},
+        low=0,
+        decimals=0,
+        width=8,
     ),
     Panel(
         "Checkpoint age",
         "Falls to zero at each commit; a line that only rises means that checkpoints don't become durable.",
-        {f"max({agent('lockstep_checkpoint_age_seconds')})": "age"},
+        {AGE: "age"},
         unit="s",
         low=0,
+        width=8,
     ),
     Panel(
         "Ledger",
         "GPU-seconds since the job's start, each in exactly one class.",
-        {f"max by (class) ({operator('lockstep_job_ledger_gpu_seconds')})": "{{class}}"},
+        {LEDGER: "{{class}}"},
         unit="s",
         stacked=True,
         low=0,
@@ -166,16 +175,28 @@ JOB = (
     Panel(
         "Ledger, now",
         "The same, so far.",
-        {f"sort_desc(max by (class) ({operator('lockstep_job_ledger_gpu_seconds')}) > 0)": "{{class}}"},
+        {f"sort_desc({LEDGER} > 0)": "{{class}}"},
         kind="bargauge",
         unit="s",
         width=8,
         height=9,
+        decimals=0,
+    ),
+    Panel(
+        "Faults by cause",
+        "Faults judged in the shown time, by cause and by the rung that answered them.",
+        {
+            f"sum by (cause, rung) (max_over_time({of_job('lockstep_faults_total')}[$__range]))": "{{cause}}, {{rung}}",
+        },
+        kind="bargauge",
+        width=24,
+        height=6,
+        decimals=0,
     ),
 )
 
-FAULTS = f"changes({operator('lockstep_job_faults_total')}[30s]) > 0"
-"""One mark for each fault, as long as a scrape may take."""
+FAULTS = f"max by (rung) (delta({of_job('lockstep_job_restarts')}[30s])) > 0"
+"""True for half a minute after each restart: one mark, at any scrape interval up to 15 s."""
 
 
 def job_dashboard() -> Json:
@@ -192,7 +213,7 @@ def job_dashboard() -> Json:
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
         "templating": {"list": list(_variables())},
-        "annotations": {"list": [_annotation("Faults", FAULTS, "{{cause}}, answered by {{rung}}", RED)]},
+        "annotations": {"list": [_annotation("Faults", FAULTS, "answered by: {{rung}}", RED)]},
         "panels": list(_placed(JOB)),
     }
 

@@ -10,14 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import yaml
+from prometheus_client.metrics_core import Metric as Family
+
+from lockstep_api import constants
+from lockstep_api.v1alpha1 import TrainingJob
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "docs/reference"
 VALUES = REPOSITORY / "charts/lockstep/values.yaml"
-METRICS = {
-    "Agents": REPOSITORY / "trainer/lockstep_trainer/agent/metrics.py",
-    "Operator": REPOSITORY / "operator/lockstep_operator/metrics.py",
-}
 CONSTANTS = REPOSITORY / "crds/lockstep_api/constants.py"
 
 
@@ -95,8 +95,6 @@ def values_page(text: str) -> str:
 
 def read_constants() -> dict[str, tuple[str, str]]:
     """Constant → (value, docstring below it), for the strings and numbers of ``lockstep_api.constants``."""
-    from lockstep_api import constants
-
     found: dict[str, tuple[str, str]] = {}
     body = ast.parse(CONSTANTS.read_text()).body
     for statement, after in pairwise(body):
@@ -125,52 +123,76 @@ def names_page() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric as the code declares it. ``name`` is that of the series: a counter's ends in ``_total``."""
+    """A metric as the code has it. ``name`` is that of the series, but for a histogram's suffixes."""
 
     name: str
-    kind: str  # counter, gauge, histogram, summary or info
+    kind: str  # counter, gauge or histogram
     labels: tuple[str, ...]
     text: str
 
 
-def read_metrics(source: str) -> list[Metric]:
-    """Metrics declared in Python with prometheus_client's classes, in the order of their names."""
-    found = [_metric(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    return sorted({metric for metric in found if metric}, key=lambda metric: metric.name)
+JOB_LABELS = ("namespace", "job_name")
 
 
-def _metric(call: ast.Call) -> Metric | None:
-    called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    kind = called.removesuffix("MetricFamily").lower()
-    if kind not in {"counter", "gauge", "histogram", "summary", "info"}:
-        return None
-    given = dict(zip(("name", "documentation", "labels"), call.args, strict=False))
-    given |= {word.arg.replace("labelnames", "labels"): word.value for word in call.keywords if word.arg}
-    try:
-        name = ast.literal_eval(given["name"])
-        text = " ".join(ast.literal_eval(given["documentation"]).split())
-        labels = tuple(ast.literal_eval(given["labels"])) if "labels" in given else ()
-    except (KeyError, ValueError):
-        return None  # not a declaration with literal names
-    suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
-    return Metric(name.removesuffix(suffix) + suffix, kind, labels, text)
+def agent_metrics() -> list[Metric]:
+    """What an agent exposes."""
+    from lockstep_trainer.agent.metrics import LABELS, NAMES
+
+    return [
+        Metric(
+            name,
+            "counter" if name.endswith("_total") else "gauge",
+            (*JOB_LABELS, *(["pod"] if name.startswith("lockstep_agent_") else []), *LABELS.get(name, ())),
+            text.rstrip("."),
+        )
+        for name, text in NAMES.items()
+    ]
+
+
+def operator_metrics() -> list[Metric]:
+    """What the operator exposes, asked of the operator's own registry with one job of which everything is known."""
+    from lockstep_operator.metrics import OperatorMetrics
+
+    metrics = OperatorMetrics(lambda: [_job()], lambda: 0.0)
+    metrics.reconciled(_job(), 0.1, ValueError())
+    return [_metric(family) for family in metrics.registry.collect()]
+
+
+def _metric(family: Family) -> Metric:
+    series = [sample for sample in family.samples if not sample.name.endswith("_created")]
+    name = series[0].name if family.type == "counter" else family.name
+    labels = tuple(label for label in series[0].labels if label != "le")
+    return Metric(name, family.type, labels, family.documentation)
+
+
+def _job() -> TrainingJob:
+    return TrainingJob.model_validate(
+        {
+            "metadata": {"name": "any", "namespace": "any", "uid": "any"},
+            "spec": {"nodes": 1, "gpusPerNode": 1, "command": ["true"]},
+            "status": {
+                "phase": "Running",
+                "goodput": 1.0,
+                "ledger": {"productive": 1.0},
+                "checkpoint": {"durable": {"step": 1, "uri": "any", "at": "2026-01-01T00:00:00Z"}},
+            },
+        }
+    )
 
 
 def metrics_page() -> str:
     """The reference of the metrics of agents and operator."""
-    sources = " and ".join(str(path.relative_to(REPOSITORY)) for path in METRICS.values())
     lines = [
-        f"<!-- Made from {sources} by `make generate`; do not edit. -->",
+        "<!-- Made from the metrics modules of agent and operator by `make generate`; do not edit. -->",
         "# Metrics",
         "",
-        "OpenMetrics at `/metrics`, under the port name `metrics`. A scrape adds `namespace`, `pod` and, for agents, "
-        "`lockstep_job`, the name of the job.",
+        "OpenMetrics at `/metrics`, under the port name `metrics`: agents at port 29400, the operator at 8080. What is "
+        "said of a job has the labels `namespace` and `job_name`. Training metrics come from the agent that leads.",
     ]
-    for title, path in METRICS.items():
-        metrics = read_metrics(path.read_text()) if path.exists() else []
+    for title, metrics in (("Agents", agent_metrics()), ("Operator", operator_metrics())):
         rows = [
             _row(f"`{metric.name}`", metric.kind, " ".join(f"`{label}`" for label in metric.labels), metric.text)
-            for metric in metrics
+            for metric in sorted(metrics, key=lambda metric: metric.name)
         ]
         lines += ["", f"## {title}", "", _row("Name", "Type", "Labels", "Meaning"), "|---|---|---|---|", *rows]
     return "\n".join(lines) + "\n"

@@ -17,17 +17,16 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 FILES = REPOSITORY / "charts/lockstep/files"
 DASHBOARDS = sorted((FILES / "dashboards").glob("*.json"))
 
-SCRAPED = {"namespace", "pod", "container", "node", "lockstep_job", "job", "instance"}  # labels that a scrape adds
+SCRAPED = {"pod", "container", "node", "instance"}  # labels that a scrape adds
 
 
 @pytest.fixture(scope="module")
 def metrics() -> dict[str, set[str]]:
     """Series → its labels, from the code of agents and operator."""
     found: dict[str, set[str]] = {}
-    for path in reference.METRICS.values():
-        for metric in reference.read_metrics(path.read_text()):
-            for suffix in ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",):
-                found[metric.name + suffix] = {*metric.labels, *(["le"] if suffix == "_bucket" else [])}
+    for metric in [*reference.agent_metrics(), *reference.operator_metrics()]:
+        for suffix in ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",):
+            found[metric.name + suffix] = {*metric.labels, *(["le"] if suffix == "_bucket" else [])}
     assert len(found) > 15
     return found
 
@@ -52,8 +51,6 @@ def alert_queries() -> Iterator[tuple[str, str]]:
 def selectors(query: str) -> Iterator[tuple[str, set[str]]]:
     """(metric, labels that it is selected by) of each selector in a query."""
     for match in re.finditer(r"\b(lockstep_\w+)(?:\{([^}]*)\})?", query):
-        if match[1] == "lockstep_job" and not match[2]:
-            continue  # the label
         yield match[1], set(re.findall(r"(\w+)\s*[=!]~?\s*\"", match[2] or ""))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import requirements as pins
-from reference import Metric, Value, read_constants, read_metrics, read_values
+from reference import Value, agent_metrics, operator_metrics, read_constants, read_values
 
 
 def test_values_with_their_comments_and_defaults() -> None:
@@ -30,18 +30,17 @@ bare: x
     ]
 
 
-def test_metrics_of_every_spelling() -> None:
-    source = """
-faults = Counter("lockstep_faults", "Faults\\nby cause.", ["cause", "rung"], registry=registry)
-step = prometheus_client.Gauge(name="lockstep_step", documentation="Step.", labelnames=("a",))
-yield GaugeMetricFamily("lockstep_age_seconds", "Age.", labels=["job"])
-other = Counter(words)
-"""
-    assert read_metrics(source) == [
-        Metric("lockstep_age_seconds", "gauge", ("job",), "Age."),
-        Metric("lockstep_faults_total", "counter", ("cause", "rung"), "Faults by cause."),
-        Metric("lockstep_step", "gauge", ("a",), "Step."),
-    ]
+def test_metrics_with_their_labels() -> None:
+    metrics = {metric.name: metric for metric in [*agent_metrics(), *operator_metrics()]}
+    job = ("namespace", "job_name")
+    assert (metrics["lockstep_faults_total"].kind, metrics["lockstep_faults_total"].labels) == (
+        "counter",
+        (*job, "cause", "rung"),
+    )
+    assert metrics["lockstep_job_ledger_gpu_seconds"].labels == (*job, "class")
+    assert metrics["lockstep_operator_reconcile_errors_total"].labels == ("error",)
+    assert metrics["lockstep_operator_reconcile_seconds"].kind == "histogram"
+    assert all(metric.text for metric in metrics.values())
 
 
 def test_constants_with_their_docstrings() -> None:
