@@ -19,6 +19,7 @@ QUEUED = "queued"
 SUSPENDED = "suspended"
 STARTING = "starting"
 RECOVERING = "recovering"
+DETECTING = "detecting"
 IDLE_SPARE = "idleSpare"
 UNATTRIBUTED = "unattributed"
 
@@ -52,10 +53,11 @@ def fold(
     return _with(status, LedgerState(at=now, base=base, member_seconds=member_seconds, leader=totals))
 
 
-def close_epoch(status: TrainingJobStatus) -> TrainingJobStatus:
-    """Fold the epoch's totals into the base: later reports of that epoch are dropped, so this is their last word."""
+def close_epoch(status: TrainingJobStatus, rest: str | None = None) -> TrainingJobStatus:
+    """Fold the epoch's totals into the base: later reports of that epoch are dropped, so this is their last word.
+    ``rest`` is the class of what they leave open, where it is known better than from the phase."""
     state = status.ledger_state
-    base = _add(state.base, _members(status, state))
+    base = _add(state.base, _members(status, state, rest))
     return _with(status, LedgerState(at=state.at, base=base, member_seconds=0.0, leader={}))
 
 
@@ -74,12 +76,12 @@ def _with(status: TrainingJobStatus, state: LedgerState) -> TrainingJobStatus:
     )
 
 
-def _members(status: TrainingJobStatus, state: LedgerState) -> dict[str, float]:
+def _members(status: TrainingJobStatus, state: LedgerState, name: str | None = None) -> dict[str, float]:
     """The members' time by class; what the leader's totals leave open goes to the class of the phase. Productive time
     comes only from step records, so an open remainder while running is unattributed until the next report."""
     rest = state.member_seconds - sum(state.leader.values())
     by_phase = {Phase.RUNNING: UNATTRIBUTED, Phase.RECOVERING: RECOVERING, Phase.SUSPENDING: SUSPENDED}
-    name = by_phase.get(status.phase or Phase.PENDING, STARTING)
+    name = name or by_phase.get(status.phase or Phase.PENDING, STARTING)
     return _add(state.leader, {name: rest}) if rest > 0 else dict(state.leader)
 
 

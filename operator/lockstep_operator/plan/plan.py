@@ -9,7 +9,7 @@ from typing import get_args
 
 from lockstep_api import constants
 from lockstep_api.messages import FaultAck, FromOperator
-from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
 from lockstep_operator.plan import faults, ledger, lifecycle, pool, slots
 from lockstep_operator.plan import status as status_rules
 from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod, Plan, Target
@@ -50,7 +50,8 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     events = [_loss_event(loss) for loss in lost]
     if lost:
         if any(loss.slot is not None for loss in lost):
-            status = ledger.close_epoch(status)
+            # What the leader has not reported when its epoch breaks went into noticing that it broke.
+            status = ledger.close_epoch(status, ledger.DETECTING if status.phase == Phase.RUNNING else None)
         status = faults.record(
             status, lost, spares_ready=len(_spares(status, observed, lost)), detect=_detect(observed, now), now=now
         )

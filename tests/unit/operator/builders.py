@@ -196,8 +196,9 @@ class World:
         raise AssertionError(f"no fixpoint after {limit} plans: {decided}")
 
     def add_pod(self, name: str, ordinal: int, incarnation: int) -> Pod:
-        node = f"node-{ordinal}"
-        self.nodes.setdefault(node, Node(node))
+        node = f"node-{ordinal}"  # the scheduler passes nodes over that are down
+        while not self.nodes.setdefault(node, Node(node)).ready or self.nodes[node].out_of_service:
+            node += "x"
         pod = Pod(name, f"uid-{name}", ordinal, incarnation, "Pending", self.now)
         if self.auto:
             pod = replace(pod, phase="Running", running=True, node=node, address=f"10.0.0.{ordinal}:29400")
@@ -209,16 +210,18 @@ class World:
         for name, pod in self.pods.items():
             if pod.phase == "Pending":
                 self.pods[name] = replace(
-                    pod, phase="Running", running=True, node=f"node-{pod.ordinal}", address=f"10.0.0.{pod.ordinal}:29400"
+                    pod,
+                    phase="Running",
+                    running=True,
+                    node=f"node-{pod.ordinal}",
+                    address=f"10.0.0.{pod.ordinal}:29400",
                 )
 
     def say(self, **fields: Any) -> None:
         """The leader reports; fields of Progress."""
         assert self.leader is not None
         fresh = progress(self.status.epoch, **fields)
-        self.leader = replace(
-            self.leader, progress=fresh, advanced=self.now if fresh.newest else self.leader.advanced
-        )
+        self.leader = replace(self.leader, progress=fresh, advanced=self.now if fresh.newest else self.leader.advanced)
 
     def train(self, step: int = 1) -> None:
         """From nothing to a running job at that step."""

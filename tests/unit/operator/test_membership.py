@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from unit.operator.builders import UID, World, finished, inventory, make_job, replace_request, summary
 
 from lockstep_api.messages import EpochRequest, Membership, Term
 from lockstep_operator.plan import slots
 from lockstep_operator.plan.observed import Agent, Leader
+from unit.operator.builders import UID, World, finished, inventory, make_job, replace_request, summary
 
 
 def test_a_job_starts_with_as_many_pods_as_nodes_and_spares_and_one_epoch() -> None:
@@ -162,7 +162,9 @@ def test_resuming_after_a_stop_starts_a_new_epoch() -> None:
         (1, {0: "run-9-0"}, [0], {0: "run-9-0"}),
     ],
 )
-def test_assignment(nodes: int, holders: dict[int, str], candidates: list[int], expected: dict[int, str] | None) -> None:
+def test_assignment(
+    nodes: int, holders: dict[int, str], candidates: list[int], expected: dict[int, str] | None
+) -> None:
     world = World(make_job())
     pods = [world.add_pod(f"run-{ordinal}-0", ordinal, 0) for ordinal in candidates]
     assert slots.assign(nodes, holders, pods) == expected

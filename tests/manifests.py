@@ -1,0 +1,139 @@
+"""Manifests that are right, and ten that are wrong: each with the words that its refusal must contain.
+
+The same table is put to the API server, to the pydantic models and to the CEL rules themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+Manifest = dict[str, Any]
+
+
+def trainer_job(name: str = "quickstart") -> Manifest:
+    """A small job of the project's own trainer."""
+    return {
+        "apiVersion": "lockstep.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name},
+        "spec": {
+            "nodes": 2,
+            "gpusPerNode": 2,
+            "trainer": {
+                "model": {"preset": "llama-debug"},
+                "data": {"sources": [{"uri": "file://{stdlib}/**/*.py"}], "sequenceLength": 128},
+                "recipe": {"steps": 100, "globalBatchTokens": 4096},
+            },
+            "checkpoint": {"uri": "s3://bucket/prefix"},
+            "template": {"spec": {"containers": [{"name": "trainer", "image": "example/trainer:1"}]}},
+        },
+    }
+
+
+def command_job(name: str = "script", **spec: Any) -> Manifest:
+    """A user's own script."""
+    return {
+        "apiVersion": "lockstep.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name},
+        "spec": {"nodes": 1, "gpusPerNode": 1, "command": ["python3", "train.py"], **spec},
+    }
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A change that makes the trainer job wrong. A value of None takes the field away."""
+
+    what: str
+    change: dict[str, Any]
+    says: tuple[str, ...]  # the API server, and the rule or bound behind it
+    by_rule: bool = True  # by a CEL rule; else by the schema
+    models_say: tuple[str, ...] = field(default=())  # pydantic, where its words differ
+
+    def manifest(self) -> Manifest:
+        """The wrong manifest."""
+        manifest = trainer_job()
+        for path, value in self.change.items():
+            *parents, last = path.split(".")
+            place: Any = manifest
+            for part in parents:
+                place = place.setdefault(part, {})
+            if value is None:
+                del place[last]
+            else:
+                place[last] = copy.deepcopy(value)
+        return manifest
+
+
+WRONG = (
+    Wrong(
+        "both trainer and command",
+        {"spec.command": ["python3", "train.py"]},
+        ("set exactly one of trainer and command",),
+    ),
+    Wrong(
+        "neither trainer nor command",
+        {"spec.trainer": None},
+        ("set exactly one of trainer and command",),
+    ),
+    Wrong(
+        "a layout that does not divide the GPUs",
+        {"spec.parallelism": {"replicate": 3}},
+        ("parallelism.replicate: 3 does not divide the 4 GPUs", "choose a divisor"),
+    ),
+    Wrong(
+        "a batch that is no multiple",
+        {"spec.trainer.recipe.globalBatchTokens": 5000},
+        ("globalBatchTokens: 5000 is not a multiple", "= 512", "choose a multiple"),
+    ),
+    Wrong(
+        "evaluation without held-out files",
+        {"spec.trainer.evaluate": {"every": 10}},
+        ("trainer.evaluate needs held-out files; set trainer.data.holdout",),
+    ),
+    Wrong(
+        "a trainer without checkpoints",
+        {"spec.checkpoint": None},
+        ("checkpoint.uri is required with trainer",),
+    ),
+    Wrong(
+        "two tokenizers",
+        {"spec.trainer.tokenizer": {"uri": "s3://models/tokenizer.json", "train": {"vocabSize": 1000}}},
+        ("set exactly one of tokenizer.uri and tokenizer.train",),
+    ),
+    Wrong(
+        "a name too long for its pods",
+        {"metadata.name": "x" * 49},
+        ("metadata.name may have at most 48 characters", "choose a shorter one"),
+    ),
+    Wrong(
+        "a checkpoint folder that is no URI",
+        {"spec.checkpoint.uri": "/mnt/checkpoints"},
+        ("spec.checkpoint.uri", "should match '^(s3|file)://.+"),
+        by_rule=False,
+        models_say=("uri", "should match pattern", "^(s3|file)://.+"),
+    ),
+    Wrong(
+        "an unknown precision",
+        {"spec.trainer.recipe.precision": "fp8"},
+        ("spec.trainer.recipe.precision", 'Unsupported value: "fp8"', '"bf16", "fp32"'),
+        by_rule=False,
+        models_say=("precision", "^(bf16|fp32)$"),
+    ),
+    Wrong(
+        "no GPUs",
+        {"spec.gpusPerNode": 0},
+        ("spec.gpusPerNode", "should be greater than or equal to 1"),
+        by_rule=False,
+        models_say=("gpusPerNode", "greater than or equal to 1"),
+    ),
+    Wrong(
+        "a misspelled field",
+        {"spec.trainer.recipe.learningRate": 0.1},
+        ("learningRate", "unknown field"),
+        by_rule=False,
+        models_say=("learningRate", "Extra inputs are not permitted"),
+    ),
+)

@@ -1,0 +1,292 @@
+"""Who is given up, on whose word, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from unit.operator.builders import START, World, durable, fault, inventory, make_job, replace_request, summary
+
+from lockstep_api.messages import FaultAck, Recovered, Term
+from lockstep_operator.plan import faults
+from lockstep_operator.plan.observed import Agent, Node
+
+
+def running(nodes: int = 3, spares: int = 0, **spec: Any) -> World:
+    world = World(make_job(nodes=nodes, spares=spares, **spec))
+    world.train(step=10)
+    return world
+
+
+def silence_leader(world: World, seconds: float) -> None:
+    """The operator's stream to the leader was cut so long ago."""
+    assert world.leader is not None
+    world.leader = replace(world.leader, connected=False, since=world.now - seconds)
+
+
+def members_say(world: World, silent: float | None) -> None:
+    """The other members answer that they last heard the leader so long ago."""
+    for pod in list(world.pods.values()):
+        if pod.name != world.status.slots.get("0"):
+            world.agents[pod.uid] = Agent(inventory(pod, 1, leader_silent=silent), world.now)
+
+
+# --------------------------------------------------------------------------------- the leader is silent
+
+
+@pytest.mark.parametrize(
+    ("silence", "members", "node_ready", "nodes", "lost"),
+    [
+        (1.0, 6.0, True, 3, False),  # too early
+        (6.0, 6.0, True, 3, True),  # operator and members agree
+        (300.0, 0.5, True, 3, False),  # only the operator's own connection is broken
+        (59.0, None, True, 3, False),  # one witness: not before the deadline
+        (61.0, None, True, 3, True),
+        (6.0, None, False, 3, True),  # the node's condition agrees
+        (59.0, None, True, 1, False),  # nobody else to ask
+        (61.0, None, True, 1, True),
+    ],
+)
+def test_a_silent_leader_is_replaced_when_two_witnesses_agree(
+    silence: float, members: float | None, node_ready: bool, nodes: int, lost: bool
+) -> None:
+    world = running(nodes=nodes)
+    world.now += 1000
+    silence_leader(world, silence)
+    members_say(world, members)
+    if not node_ready:
+        world.take_down("node-0")
+    decided = world.plan()
+    assert ("0" not in decided.status.slots or decided.status.slots["0"] != "run-0-0") is lost
+
+
+def test_an_operator_that_reaches_nobody_blames_itself() -> None:
+    """Protects a whole fleet of healthy jobs from an operator whose own network is broken."""
+    world = running(nodes=3)
+    world.now += 1000
+    silence_leader(world, 500)
+    world.agents = {uid: Agent(agent.inventory, world.now - 900) for uid, agent in world.agents.items()}
+    assert world.plan().status.slots == world.status.slots
+
+
+def test_members_are_asked_about_a_silent_leader_but_only_a_few() -> None:
+    world = running(nodes=9)
+    silence_leader(world, 1)
+    probed = [target.pod for target in world.plan().probe]
+    assert len(probed) == 4
+    assert "run-0-0" not in probed
+
+
+# --------------------------------------------------------------------------------------------- members
+
+
+def test_a_node_that_is_not_ready_changes_nothing_while_steps_advance() -> None:
+    """A kubelet that died takes no step away."""
+    world = running(nodes=2)
+    world.take_down("node-1")
+    world.say(newest=summary(11, world.now))
+    assert world.plan().status.slots == world.status.slots
+    world.now += 6  # no step since
+    assert "1" not in world.plan().status.slots
+
+
+def test_a_slow_step_is_no_missing_progress() -> None:
+    world = running(nodes=2)
+    world.say(newest=summary(11, world.now, seconds=20.0))
+    world.take_down("node-1")
+    world.now += 50
+    assert world.plan().status.slots == world.status.slots
+    world.now += 15
+    assert "1" not in world.plan().status.slots
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"phase": "Failed"}, "PodFailed"),
+        ({"deleting": True}, "PodDeleted"),
+        ({"waiting": "CrashLoopBackOff", "running": False}, "ContainerCrashLoop"),
+    ],
+)
+def test_a_member_whose_pod_can_not_go_on_is_given_up(change: dict[str, Any], cause: str) -> None:
+    world = running(nodes=2)
+    world.pods["run-1-0"] = replace(world.pods["run-1-0"], **change)
+    world.settle()
+    assert world.status.faults[-1].cause == cause
+    assert world.status.slots == {"0": "run-0-0", "1": "run-1-1"}
+    assert world.status.restarts.pod == 1
+
+
+def test_what_the_leader_gives_up_is_given_up_once() -> None:
+    world = running(nodes=3)
+    assert world.leader is not None
+    world.leader = replace(world.leader, replace=replace_request(1, 2))
+    world.settle()
+    assert world.status.slots == {"0": "run-0-0", "1": "run-1-0", "2": "run-2-1"}
+    assert world.status.restarts.pod == 1
+    assert world.status.faults[-1].witness == "stream"
+
+
+def test_pods_on_a_lost_node_never_block_the_recovery() -> None:
+    """The old pod hangs in Terminating until its node is known to be down; the new one has another name."""
+    world = running(nodes=2)
+    world.take_down("node-1")
+    world.now += 30
+    world.settle()
+    assert world.status.slots["1"] == "run-1-1"
+    assert world.forced == ["run-1-0"]
+
+
+def test_force_is_used_only_where_nobody_is_there_to_confirm() -> None:
+    world = running(nodes=2)
+    assert world.leader is not None
+    world.leader = replace(world.leader, replace=replace_request(1, 1))
+    world.settle()
+    assert world.deleted == ["run-1-0"]
+    assert world.forced == []
+
+
+def test_a_node_that_an_administrator_declares_off_is_down() -> None:
+    world = running(nodes=2)
+    world.nodes["node-1"] = Node("node-1", ready=True, out_of_service=True)
+    world.now += 30
+    world.settle()
+    assert world.forced == ["run-1-0"]
+
+
+def test_new_pods_stay_away_from_a_node_that_was_lost_lately() -> None:
+    world = running(nodes=2)
+    assert world.leader is not None
+    world.leader = replace(world.leader, replace=replace_request(1, 1))
+    (new,) = world.step().create
+    assert new.avoid_nodes == ("node-1",)
+    assert faults.nodes_to_avoid(world.status, world.now + 601) == ()
+
+
+def test_a_starting_pod_on_a_node_that_goes_down_is_replaced_without_a_charge() -> None:
+    world = World(make_job(nodes=2), auto=False)
+    world.step()
+    world.run_pods()
+    world.take_down("node-1")
+    world.step()
+    assert "run-1-1" in world.created
+    assert world.status.budgets_used.pod == 0
+
+
+# -------------------------------------------------------------------------------------- reports, counters
+
+
+def test_a_report_counts_once_however_often_it_is_sent() -> None:
+    world = running()
+    assert world.leader is not None
+    world.leader = replace(world.leader, faults=(fault(1, 1),))
+    for _ in range(3):
+        world.step()
+    assert world.status.restarts.process == 1
+    assert world.status.restarts.total == 1
+    assert world.status.fault_cursor == "1/1"
+
+
+def test_a_report_is_acknowledged_only_after_it_is_written() -> None:
+    """An acknowledgement before the write would lose the fault if the operator died in between."""
+    world = running()
+    assert world.leader is not None
+    world.leader = replace(world.leader, faults=(fault(1, 1),))
+    assert not any(isinstance(message, FaultAck) for message in world.plan().send)
+    world.step()
+    assert FaultAck("6f0c-uid", Term(1, 1)) in world.plan().send
+
+
+def test_an_operator_that_dies_before_the_write_counts_the_fault_when_it_is_back() -> None:
+    world = running()
+    assert world.leader is not None
+    report = fault(1, 1)
+    world.leader = replace(world.leader, faults=(report,))
+    world.plan()  # and dies
+    world.new_operator()
+    world.leader = replace(world.leader, faults=(report,))
+    world.step()
+    world.new_operator()
+    world.leader = replace(world.leader, faults=(report,))  # the acknowledgement was lost: it is sent again
+    world.step()
+    assert world.status.restarts.process == 1
+
+
+def test_the_ten_newest_faults_are_kept_with_the_last_words_of_the_worker() -> None:
+    world = running(resilience={"budgets": {"pod": 5, "process": 100}})
+    assert world.leader is not None
+    reports = tuple(fault(1, number, log_tail=(f"line {number}",)) for number in range(1, 13))
+    world.leader = replace(world.leader, faults=reports)
+    world.step()
+    assert [kept.log_tail for kept in world.status.faults] == [[f"line {number}"] for number in range(3, 13)]
+    assert world.status.restarts.process == 12
+    assert world.status.faults[-1].pod == "run-1-0"
+    assert world.status.faults[-1].node == "node-1"
+
+
+def test_the_leaders_and_the_operators_record_of_one_loss_become_one() -> None:
+    world = running(nodes=3)
+    assert world.leader is not None
+    lost = fault(
+        1, 1, rung="pod", cause="MemberLost", witness="stream", log_tail=("Killed",), exit_code=None, rank=None
+    )
+    world.leader = replace(world.leader, faults=(lost,), replace=replace_request(1, 1))
+    world.settle()
+    (kept,) = world.status.faults
+    assert kept.log_tail == ["Killed"]
+    assert kept.node == "node-1"
+    assert world.status.restarts.total == 1
+
+
+def test_a_recovery_tells_what_the_newest_fault_cost() -> None:
+    world = running()
+    assert world.leader is not None
+    recovered = Recovered("6f0c-uid", Term(1, 2), {"restart": 0.5, "restore": 1.5}, steps_lost=3, at=START)
+    world.leader = replace(world.leader, faults=(fault(1, 1, detect_seconds=0.1),), recovered=(recovered,))
+    for _ in range(2):
+        world.step()
+    (kept,) = world.status.faults
+    assert kept.seconds == {"detect": 0.1, "restart": 0.5, "restore": 1.5}
+    assert kept.steps_lost == 3
+
+
+# ---------------------------------------------------------------------------------------------- budgets
+
+
+def lose_pods(world: World, count: int) -> None:
+    for _ in range(count):
+        world.now += 1
+        del world.pods[world.status.slots["1"]]
+        world.settle()
+
+
+def test_the_pod_budget_ends_the_job_with_the_cause() -> None:
+    world = running(nodes=2, resilience={"budgets": {"pod": 2}})
+    lose_pods(world, 2)
+    assert world.status.phase != "Failed"
+    lose_pods(world, 1)
+    assert world.status.phase == "Failed"
+    failed = next(one for one in world.status.conditions if one.type == "Failed")
+    assert failed.reason == "PodBudgetExceeded"
+    assert "3 pods were lost" in failed.message
+    assert "resilience.budgets.pod is 2" in failed.message
+
+
+def test_a_checkpoint_newer_than_the_fault_fills_the_budget() -> None:
+    world = running(nodes=2, resilience={"budgets": {"pod": 2}})
+    lose_pods(world, 2)
+    world.say(newest=summary(12, world.now), **durable(step=12, at=world.now + 1, epoch=3))
+    world.settle()
+    assert world.status.budgets_used.pod == 0
+    lose_pods(world, 2)
+    assert world.status.phase != "Failed"
+    assert world.status.restarts.pod == 4
+
+
+def test_a_checkpoint_from_before_the_fault_does_not() -> None:
+    world = running(nodes=2)
+    lose_pods(world, 1)
+    world.say(newest=summary(12, world.now), **durable(step=12, at=world.now - 60, epoch=1))
+    world.settle()
+    assert world.status.budgets_used.pod == 1
