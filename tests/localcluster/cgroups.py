@@ -48,11 +48,11 @@ def make(parent: str, node: int) -> str:
     return f"/{parent}/node{node}"
 
 
-def remove(parent: str, seconds: float = 10) -> None:
-    """Remove the cgroup with all below it. The last processes may still be on their way out."""
+def remove(path: str, seconds: float = 10) -> None:
+    """Remove a cgroup with all below it. The last processes may still be on their way out."""
     end = time.monotonic() + seconds
     while True:
-        left = [h / parent for h in _hierarchies() if (h / parent).is_dir()]
+        left = [h / path for h in _hierarchies() if (h / path).is_dir()]
         for top in left:
             for folder, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):

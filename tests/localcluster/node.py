@@ -191,6 +191,8 @@ wait
         """Switch it on."""
         # Where each node mounts a folder of its own. It is never removed: that would undo the mounts of all nodes.
         Path("/var/lib/kubelet").mkdir(parents=True, exist_ok=True)
+        # A machine starts without the cgroups of what ran before; left there, they keep the kubelet busy for 10 s.
+        cgroups.remove(f"{self.layout.cgroup}/{self.name}")
         cgroups.make(self.layout.cgroup, self.number)
         namespaces = ["--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
         argv = in_network(self.layout.namespace(self.number), "unshare", *namespaces, "bash", self.folder / "start.sh")
