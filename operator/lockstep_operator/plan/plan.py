@@ -31,6 +31,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     # What has happened.
     status = lifecycle.begin(job, now)
     leader = _leader_target(status, observed)
+    observed = _without_old_progress(status, observed)
     leads = _leads(status, leader, observed)
     if leads:
         status = status_rules.follow(status, job, observed)
@@ -183,6 +184,14 @@ def _leads(status: TrainingJobStatus, target: Target | None, observed: Observed)
     """Whether the agent of slot 0 leads the current epoch."""
     leader = observed.leader
     return leader is not None and target is not None and leader.pod_uid == target.uid and leader.epoch == status.epoch
+
+
+def _without_old_progress(status: TrainingJobStatus, observed: Observed) -> Observed:
+    """What a leader said about an older epoch, which it may have led too, is no news."""
+    leader = observed.leader
+    if leader is None or leader.progress is None or leader.progress.term.epoch >= status.epoch:
+        return observed
+    return replace(observed, leader=replace(leader, progress=None))
 
 
 def _messages(

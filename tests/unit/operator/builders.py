@@ -166,7 +166,7 @@ class World:
         self.children |= set(decided.children)
         self.events += decided.events
         for new in decided.create:
-            assert new.name not in self.created, f"{new.name} was created twice"
+            assert new.name not in self.pods, f"{new.name} exists already"
             self.created.append(new.name)
             self.add_pod(new.name, new.ordinal, new.incarnation)
         for gone in decided.delete:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from unit.operator.builders import START, World, durable, fault, inventory, make_job, replace_request, summary
 
 from lockstep_api.messages import FaultAck, Recovered, Term
 from lockstep_operator.plan import faults
 from lockstep_operator.plan.observed import Agent, Node
+from unit.operator.builders import START, World, durable, fault, inventory, make_job, replace_request, summary
 
 
 def running(nodes: int = 3, spares: int = 0, **spec: Any) -> World:

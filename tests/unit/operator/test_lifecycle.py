@@ -1,0 +1,197 @@
+"""Beginning, suspension and end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lockstep_api.messages import Membership, Stop
+from lockstep_api.v1alpha1 import Phase, TrainingJobStatus
+from lockstep_operator.plan.observed import Refusal
+from lockstep_operator.plan.times import rfc3339
+from unit.operator.builders import START, World, finished, make_job, summary
+
+
+def condition(world: World, kind: str) -> str | None:
+    return next((one.status for one in world.status.conditions if one.type == kind), None)
+
+
+def test_phases_of_a_job_that_goes_well() -> None:
+    world = World(make_job(nodes=1), auto=False)
+    seen = []
+    world.step()
+    seen.append(world.status.phase)
+    world.run_pods()
+    world.step()
+    seen.append(world.status.phase)
+    world.auto = True
+    world.train()
+    seen.append(world.status.phase)
+    assert world.leader is not None
+    world.leader = replace(world.leader, finished=finished(1))
+    world.settle()
+    seen.append(world.status.phase)
+    assert seen == [Phase.PENDING, Phase.STARTING, Phase.RUNNING, Phase.SUCCEEDED]
+    assert world.pods == {}
+    assert condition(world, "Succeeded") == "True"
+    assert condition(world, "Ready") == "False"
+    assert world.status.completion_time == rfc3339(START)
+
+
+@pytest.mark.parametrize("phase", [Phase.SUCCEEDED, Phase.FAILED])
+def test_a_job_that_has_ended_never_runs_again(phase: Phase) -> None:
+    """Also when its pods are gone, its spec is touched or the operator is new."""
+    world = World(make_job(nodes=2, status=TrainingJobStatus(phase=phase, completion_time=rfc3339(START))))
+    world.now += 10_000
+    decided = world.settle()
+    assert world.created == []
+    assert decided.leader is None
+    assert world.status.phase == phase
+
+
+def test_a_finish_of_an_older_epoch_does_not_end_the_job() -> None:
+    world = World(make_job(nodes=1))
+    world.train()
+    assert world.leader is not None
+    world.leader = replace(world.leader, finished=finished(0))
+    world.settle()
+    assert world.status.phase == Phase.RUNNING
+
+
+def test_a_failure_carries_the_leaders_reason() -> None:
+    world = World(make_job(nodes=1))
+    world.train()
+    assert world.leader is not None
+    world.leader = replace(world.leader, finished=finished(1, "failed", "UserError"))
+    world.settle()
+    assert world.status.phase == Phase.FAILED
+    assert any(event.type == "Warning" and event.reason == "UserError" for event in world.events)
+
+
+def test_suspending_asks_first_and_deletes_then() -> None:
+    world = World(make_job(nodes=2))
+    world.train(step=7)
+    world.job = world.job.model_copy(update={"spec": world.job.spec.model_copy(update={"suspend": True})})
+    decided = world.step()
+    assert Stop("6f0c-uid", 1, "spec.suspend is true") in decided.send
+    assert world.status.phase == Phase.SUSPENDING
+    assert len(world.pods) == 2
+
+    assert world.leader is not None
+    world.leader = replace(world.leader, finished=finished(1, "stopped"))
+    world.settle()
+    assert world.pods == {}
+    assert world.status.phase == Phase.SUSPENDED
+    assert condition(world, "Suspended") == "True"
+    assert world.status.slots == {}
+    assert world.status.restarts.total == 0
+    assert world.status.faults == []
+
+
+def test_a_leader_that_does_not_stop_is_not_waited_for_forever() -> None:
+    world = World(make_job(nodes=1))
+    world.train()
+    world.job = world.job.model_copy(update={"spec": world.job.spec.model_copy(update={"suspend": True})})
+    world.step()
+    world.now += 61
+    world.settle()
+    assert world.status.phase == Phase.SUSPENDED
+
+
+def test_resuming_goes_on_with_new_pods_in_a_new_epoch() -> None:
+    world = World(make_job(nodes=1))
+    world.train()
+    suspended = world.job.spec.model_copy(update={"suspend": True})
+    running = world.job.spec
+    world.job = world.job.model_copy(update={"spec": suspended})
+    world.now += 100
+    world.step()
+    world.now += 61
+    world.settle()
+    world.now += 1000
+    world.job = world.job.model_copy(update={"spec": running})
+    world.settle()
+    assert list(world.pods) == ["run-0-1"]
+    assert world.status.epoch == 2
+    assert [message.epoch for message in world.sent if isinstance(message, Membership)] == [1, 2]
+    assert condition(world, "Suspended") == "False"
+    assert world.status.active_seconds == pytest.approx(161, abs=1)
+
+
+def test_a_job_that_is_created_suspended_makes_no_pod() -> None:
+    world = World(make_job(nodes=2, suspend=True))
+    world.settle()
+    assert world.created == []
+    assert world.status.phase == Phase.SUSPENDED
+    world.now += 10
+    assert world.plan().events == ()
+
+
+def test_the_deadline_counts_active_time_only() -> None:
+    world = World(make_job(nodes=1, activeDeadlineSeconds=100))
+    world.train()
+    decided = world.plan()
+    assert decided.again_at == pytest.approx(START + 100, abs=1)
+    world.job = world.job.model_copy(
+        update={"status": world.status.model_copy(update={"active_seconds": 60.0, "active_since": rfc3339(world.now)})}
+    )
+    world.now += 39
+    world.settle()
+    assert world.status.phase == Phase.RUNNING
+    world.now += 2
+    world.settle()
+    assert world.status.phase == Phase.FAILED
+    assert any(event.reason == "DeadlineExceeded" for event in world.events)
+
+
+@pytest.mark.parametrize(
+    ("ttl", "waited", "gone"), [(60, 59, False), (60, 61, True), (0, 1, True), (None, 10**6, False)]
+)
+def test_ttl_deletes_the_job_itself(ttl: int | None, waited: int, gone: bool) -> None:
+    spec = {} if ttl is None else {"ttlSecondsAfterFinished": ttl}
+    ended = TrainingJobStatus(phase=Phase.SUCCEEDED, completion_time=rfc3339(START))
+    world = World(make_job(nodes=1, status=ended, **spec))
+    world.now += waited
+    world.step()
+    assert world.job_deleted is gone
+
+
+def test_a_job_of_another_controller_is_left_alone() -> None:
+    world = World(make_job(nodes=1, managedBy="example.com/other"))
+    decided = world.settle()
+    assert (world.created, world.status, decided.children) == ([], TrainingJobStatus(), ())
+
+
+@pytest.mark.parametrize(
+    ("code", "phase", "reason"), [(422, Phase.FAILED, "InvalidTemplate"), (403, Phase.PENDING, "CreationRefused")]
+)
+def test_what_the_server_refuses_is_told(code: int, phase: Phase, reason: str) -> None:
+    world = World(make_job(nodes=2), auto=False)
+    world.step()
+    world.refusal = Refusal("A pod", code, "exceeded quota: small", world.now + 30)
+    world.settle()
+    assert world.status.phase == phase
+    assert any(one.reason == reason and "exceeded quota" in one.message for one in world.status.conditions)
+    assert world.pods == {}  # nothing half-made is left
+
+
+def test_a_refusal_during_training_takes_no_pod_away() -> None:
+    world = World(make_job(nodes=2))
+    world.train()
+    world.refusal = Refusal("A pod", 403, "exceeded quota", world.now + 30)
+    del world.pods["run-1-0"]
+    world.auto = False
+    decided = world.step()
+    assert decided.create == ()
+    assert "run-0-0" in world.pods
+    world.now += 31
+    assert [new.name for new in world.plan().create] == ["run-1-1"]
+
+
+def test_loss_and_step_are_shown_as_people_write_them() -> None:
+    world = World(make_job(nodes=1))
+    world.settle()
+    world.say(newest=summary(41230, world.now), steps=100000, tokens=5, connected=1)
+    world.settle()
+    assert (world.status.step, world.status.loss, world.status.ready) == ("41230/100000", "2.000", "1/1")
