@@ -35,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the local cluster up at the end")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field of the job")
+    parser.add_argument("--file", type=Path, default=MANIFEST, help="the job (default: examples/demo.yaml)")
     parser.add_argument("--report", type=Path, default=REPORT, help="where the report goes")
     arguments = parser.parse_args()
     story = Story()
@@ -98,7 +99,7 @@ class Demonstration:
         story = self.story
         document = self.manifest(target)
         name = document["metadata"]["name"]
-        story.chapter(f"Training: kubectl apply -f {MANIFEST.relative_to(REPOSITORY)}")
+        story.chapter(f"Training: kubectl apply -f {os.path.relpath(self.arguments.file)}")
         target.kubectl("delete", "trainingjob", name, "-n", NAMESPACE, "--ignore-not-found", "--wait=true")
         target.apply(document)
         steps = document["spec"]["trainer"]["recipe"]["steps"]
@@ -136,9 +137,9 @@ class Demonstration:
             f"checkpoint.s3.secretRef.name={install.SECRET}",
             *self.arguments.set,
         ]
-        document = manifest.override(manifest.read(str(MANIFEST)), settings)
+        document = manifest.override(manifest.read(str(self.arguments.file)), settings)
         document["metadata"]["namespace"] = NAMESPACE
-        manifest.parse(document, str(MANIFEST))
+        manifest.parse(document, str(self.arguments.file))
         return document
 
     def prove(self, target: Target, job: TrainingJob) -> None:

@@ -1,6 +1,6 @@
 """A script as people write them for torchrun: linear regression with DistributedDataParallel on gloo.
 
-It knows nothing of Lockstep. It resumes from a file of its own, and crashes once when CRASH_AT_STEP says so.
+It knows nothing of Lockstep. Rank 0 keeps a checkpoint of its own; CRASH_AT_STEP makes the last rank crash there once.
 """
 
 import os
@@ -16,24 +16,25 @@ STEPS = 12
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    saved = folder / "state.pt"
+    saved, crashed = folder / "state.pt", folder / "crashed"
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     assert (rank, world) == (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
     torch.manual_seed(0)
-    model = DistributedDataParallel(torch.nn.Linear(4, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    first = 0
-    if saved.exists():
+    linear = torch.nn.Linear(4, 1)
+    first = torch.zeros(1, dtype=torch.int64)
+    if rank == 0 and saved.exists():
         state = torch.load(saved)
-        model.module.load_state_dict(state["model"])
-        first = state["step"]
+        linear.load_state_dict(state["model"])
+        first[0] = state["step"]
+    dist.broadcast(first, src=0)
+    model = DistributedDataParallel(linear)  # sends rank 0's weights to all
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
-    for step in range(first, STEPS):
-        marker = folder / "crashed"
-        if rank == world - 1 and str(step) == os.environ.get("CRASH_AT_STEP") and not marker.exists():
-            marker.touch()
+    for step in range(int(first), STEPS):
+        if rank == world - 1 and str(step) == os.environ.get("CRASH_AT_STEP") and not crashed.exists():
+            crashed.touch()
             print("crashing on purpose", flush=True)
             os._exit(17)
         generator = torch.Generator().manual_seed(step * world + rank)
@@ -43,12 +44,13 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         if rank == 0:
-            torch.save({"model": model.module.state_dict(), "step": step + 1}, folder / "new.pt")
+            torch.save({"model": linear.state_dict(), "step": step + 1}, folder / "new.pt")
             os.replace(folder / "new.pt", saved)
         dist.barrier()
         print(f"step {step + 1} loss {loss.item():.4f}", flush=True)
     if rank == 0:
-        (folder / "done").write_text(f"{STEPS} steps on {world} ranks from step {first}")
+        (folder / "done").write_text(f"{STEPS} steps on {world} ranks from step {int(first)}")
+        print(f"done from step {int(first)}", flush=True)
     dist.destroy_process_group()
 
 

@@ -1,0 +1,25 @@
+"""The cluster with Lockstep in it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from demonstration import install
+from demonstration.target import Target
+from e2e.jobs import BUCKET, NAMESPACE
+from localcluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def lockstep(cluster: Cluster) -> Target:
+    """The local cluster with the operator installed by the chart, images on its nodes, a namespace and a bucket."""
+    target = Target.local(cluster)
+    # The checker reads S3 with the tools' usual variables.
+    os.environ.update(AWS_ACCESS_KEY_ID=target.s3.access_key, AWS_SECRET_ACCESS_KEY=target.s3.secret_key)
+    install.load_images(target, install.build_images(target))
+    # Two operators: one may lose its node.
+    install.helm_install(target, {"replicas": "2"})
+    install.prepare_namespace(target, NAMESPACE, BUCKET)
+    return target

@@ -1,0 +1,132 @@
+"""Jobs for end-to-end tests: small ones, and what one does with a running one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from checker.check import Verdict, check
+from checker.stores import BucketObjects
+from demonstration import faults, install
+from demonstration.target import Target
+from demonstration.watch import JobWatch, watch
+from lockstep_api import constants
+from lockstep_api.v1alpha1 import TrainingJob
+
+NAMESPACE = "lockstep-e2e"
+BUCKET = "lockstep-e2e"
+TRAINER: dict[str, Any] = {
+    "model": {"preset": "llama-debug", "overrides": {"layers": 2, "dim": 32}},
+    "tokenizer": {"train": {"vocabSize": 300}},
+    "data": {
+        "sources": [{"uri": "file://{stdlib}/**/*.py", "maxBytes": 400_000}],
+        "sequenceLength": 32,
+        "holdout": 0.1,
+    },
+    "recipe": {"steps": 100, "globalBatchTokens": 256, "precision": "fp32"},
+    "evaluate": {"every": 100, "batches": 1},
+}
+POD_SPEC: dict[str, Any] = {
+    "terminationGracePeriodSeconds": 2,
+    "containers": [
+        {
+            "name": constants.CONTAINER_NAME,
+            "resources": {
+                "limits": {"nvidia.com/gpu": 1, "memory": "3Gi"},
+                "requests": {"cpu": "100m", "memory": "1Gi"},
+            },
+        }
+    ],
+}
+
+
+class RunningJob:
+    """A job in the cluster, watched. Use as a context manager: it is deleted at the end."""
+
+    def __init__(self, target: Target, name: str, spec: dict[str, Any]) -> None:
+        self.target, self.name = target, name
+        self.manifest = {
+            "apiVersion": constants.API_VERSION,
+            "kind": constants.KIND,
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {"nodes": 2, "gpusPerNode": 1, "template": {"spec": POD_SPEC}, **spec},
+        }
+        self._stack = ExitStack()
+        self._watch: JobWatch
+
+    @classmethod
+    def training(cls, target: Target, name: str, steps: int, every: int = 10, **spec: Any) -> RunningJob:
+        """A job of Lockstep's own trainer with checkpoints on the S3 server."""
+        trainer = {**TRAINER, "recipe": {**TRAINER["recipe"], "steps": steps}}
+        s3 = {"endpoint": target.s3.endpoint_pods, "pathStyle": True, "secretRef": {"name": install.SECRET}}
+        # The checker follows the chain to its beginning: nothing may be retired from it.
+        checkpoint = {"uri": f"s3://{BUCKET}/runs", "every": every, "keep": {"last": 10_000}, "s3": s3}
+        return cls(target, name, {"trainer": trainer, "checkpoint": checkpoint, **spec})
+
+    def __enter__(self) -> RunningJob:
+        self.target.apply(self.manifest)
+        self._watch = self._stack.enter_context(watch(self.target, NAMESPACE, self.name))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+        self.kubectl("delete", "trainingjob", self.name, "--ignore-not-found", "--wait=true", "--timeout=60s")
+
+    def kubectl(self, *arguments: str) -> str:
+        """kubectl in the tests' namespace."""
+        return self.target.kubectl("-n", NAMESPACE, *arguments)
+
+    def until(self, condition: Callable[[TrainingJob], bool], seconds: float, what: str) -> TrainingJob:
+        """Waits for a state of the job."""
+        return self._watch.until(condition, seconds, what)
+
+    def until_step(self, step: int, seconds: float = 120) -> TrainingJob:
+        """Waits for a step."""
+        return self.until(lambda job: job.status.progress.step >= step, seconds, f"step {step}")
+
+    def until_phase(self, phase: str, seconds: float = 120) -> TrainingJob:
+        """Waits for a phase."""
+        return self.until(lambda job: job.status.phase == phase, seconds, phase)
+
+    @property
+    def job(self) -> TrainingJob:
+        """The job as it is now."""
+        return TrainingJob.model_validate(json.loads(self.kubectl("get", "trainingjob", self.name, "-o", "json")))
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Pods that hold a slot, by slot."""
+        return faults.pods(self.target, NAMESPACE, self.name)
+
+    def pod_names(self) -> list[str]:
+        """Their names."""
+        return [pod["metadata"]["name"] for pod in self.pods()]
+
+    def kill_in(self, pod: str, module: str) -> None:
+        """SIGKILL to the process of a pod that runs ``python -m module``."""
+        code = (
+            "import os, pathlib, signal\n"
+            "for entry in pathlib.Path('/proc').glob('[0-9]*'):\n"
+            "    try: words = (entry / 'cmdline').read_bytes().split(b'\\0')\n"
+            "    except OSError: continue\n"
+            f"    if {module.encode()!r} in words and int(entry.name) != 1:\n"
+            "        os.kill(int(entry.name), signal.SIGKILL); print(entry.name); break\n"
+            "else: raise SystemExit('not running')\n"
+        )
+        self.target.exec(NAMESPACE, pod, ["python3", "-c", code])
+
+    def check(self, steps: int) -> Verdict:
+        """The checker's verdict."""
+        job = self.job
+        uri = f"s3://{BUCKET}/runs/{NAMESPACE}/{job.name}/{job.uid}"
+        return check(BucketObjects(uri, self.target.s3.endpoint_host), steps=steps)
+
+
+def eventually(holds: Callable[[], bool], seconds: float, what: str) -> None:
+    """Waits for something that can only be asked for."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.25)

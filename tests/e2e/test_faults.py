@@ -1,0 +1,160 @@
+"""One job on a real cluster goes through every fault that a cluster has, and loses and repeats no sample.
+
+The faults are done to one job one after another; each test waits until its own is mended.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demonstration import faults, install
+from demonstration.target import REPOSITORY, Target
+from e2e.jobs import NAMESPACE, RunningJob, eventually
+from lockstep_api.v1alpha1 import TrainingJob
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+STEPS = 2000
+_RANDOM = random.Random(4)
+
+
+@pytest.fixture(scope="module")
+def job(lockstep: Target) -> Iterator[RunningJob]:
+    """The job that all this happens to."""
+    with RunningJob.training(lockstep, "faults", STEPS, every=20) as running:
+        running.until_step(1, 180)
+        yield running
+
+
+def settle(job: RunningJob) -> TrainingJob:
+    """The job some steps later, at a random instant."""
+    return job.until_step(job.job.status.progress.step + _RANDOM.randint(2, 20))
+
+
+def mended(job: RunningJob, before: TrainingJob, seconds: float = 120) -> TrainingJob:
+    """The job once it has taken new steps after one more restart."""
+    restarted = job.until(
+        lambda j: j.status.restarts.total > before.status.restarts.total and j.status.phase == "Running",
+        seconds, "recovery",
+    )  # fmt: skip
+    return job.until_step(restarted.status.progress.step + 2)
+
+
+def test_a_worker_killed(job: RunningJob) -> None:
+    before, pods = settle(job), job.pod_names()
+    told = faults.kill_worker(job.target, NAMESPACE, _RANDOM.choice(pods))
+    after = mended(job, before)
+    fault = after.status.faults[-1]
+    assert (fault.cause, fault.rung, fault.rank, fault.exit_code) == ("WorkerExited", "process", told["rank"], -9)
+    assert job.pod_names() == pods
+
+
+def test_an_agent_killed_costs_no_step(job: RunningJob) -> None:
+    before = settle(job)
+    for pod in job.pod_names():
+        job.kill_in(pod, "lockstep_trainer.agent")
+    after = job.until_step(before.status.progress.step + 60)
+    assert after.status.restarts.total == before.status.restarts.total
+
+
+def test_the_operator_killed_costs_no_step(job: RunningJob) -> None:
+    before, pods = settle(job), job.pod_names()
+    selector = f"app.kubernetes.io/instance={install.RELEASE}"
+    namespace = install.SYSTEM_NAMESPACE
+    job.target.kubectl("delete", "pods", "-n", namespace, "-l", selector, "--force", "--grace-period=0", "--wait=false")
+    after = job.until_step(before.status.progress.step + 60)
+    assert after.status.restarts.total == before.status.restarts.total
+    assert job.pod_names() == pods
+
+
+@pytest.mark.parametrize("slot", [1, 0], ids=["member", "leader"])
+def test_a_pod_deleted_is_replaced(slot: int, job: RunningJob) -> None:
+    before, pods = settle(job), job.pod_names()
+    job.kubectl("delete", "pod", pods[slot], "--wait=false")
+    after = mended(job, before)
+    assert after.status.restarts.pod == before.status.restarts.pod + 1
+    now = job.pod_names()
+    assert now[slot] != pods[slot]
+    assert now[1 - slot] == pods[1 - slot]
+
+
+def test_an_s3_outage_delays_checkpoints_and_nothing_else(job: RunningJob) -> None:
+    assert job.target.cluster is not None
+    before = settle(job)
+    job.target.cluster.s3_stop()
+    try:
+        degraded = job.until(lambda j: _condition(j, "CheckpointDegraded") == "True", 60, "CheckpointDegraded")
+    finally:
+        job.target.cluster.s3_start()
+    after = job.until(lambda j: _condition(j, "CheckpointDegraded") == "False", 60, "checkpoints again")
+    assert degraded.status.progress.step > before.status.progress.step
+    assert after.status.restarts.total == before.status.restarts.total
+
+
+def test_a_node_without_power_is_left_behind(job: RunningJob) -> None:
+    assert job.target.cluster is not None
+    before = settle(job)
+    pod = faults.pod_away_from(job.target, NAMESPACE, job.name, install.operator_node(job.target))
+    node = pod["spec"]["nodeName"]
+    faults.cut_node(job.target, node)
+    try:
+        after = mended(job, before)
+        assert node not in {pod["spec"]["nodeName"] for pod in job.pods()}
+        assert after.status.faults[-1].rung == "pod"
+    finally:
+        job.target.cluster.power_on(int(node.removeprefix("node")))
+
+
+def test_every_panel_of_the_dashboard_has_data(job: RunningJob) -> None:
+    assert job.target.cluster is not None
+    url = job.target.cluster.prometheus_url
+    eventually(
+        lambda: all(_query(url, expression, job) for expression in panels().values()),
+        30, f"data for {[title for title, expression in panels().items() if not _query(url, expression, job)]}",
+    )  # fmt: skip
+
+
+def test_it_ends_with_every_sample_once(job: RunningJob) -> None:
+    job.until_phase("Succeeded", 280)
+    verdict = job.check(STEPS)
+    assert verdict.exact, verdict
+    assert verdict.recomputed > 0
+    assert job.job.status.goodput is not None
+
+
+def panels() -> dict[str, str]:
+    """Title and number → query of every panel of the chart's dashboard."""
+    found = {}
+    for file in sorted(Path(REPOSITORY, "charts/lockstep/files/dashboards").glob("*.json")):
+        for panel in json.loads(file.read_text())["panels"]:
+            for number, query in enumerate(panel.get("targets", ())):
+                found[f"{panel['title']} ({panel['id']}.{number})"] = query["expr"]
+    return found
+
+
+def _query(url: str, expression: str, job: RunningJob) -> list[Any]:
+    """What Prometheus answers, with the dashboard's variables filled in."""
+    for variable, value in (
+        ("$namespace", NAMESPACE),
+        ("$job", job.name),
+        ("$__range", "1h"),
+        ("$__rate_interval", "1m"),
+    ):
+        expression = expression.replace(variable, value)
+    query = urllib.parse.urlencode({"query": expression, "time": time.time()})
+    with urllib.request.urlopen(f"{url}/api/v1/query?{query}", timeout=10) as answer:
+        result: list[Any] = json.load(answer)["data"]["result"]
+    return result
+
+
+def _condition(job: TrainingJob, kind: str) -> str:
+    return next((c.status for c in job.status.conditions if c.type == kind), "Unknown")
