@@ -204,13 +204,15 @@ def test_the_operator_understands_its_command_line(render: Render, tmp_path: Pat
     assert (options.metrics_port, options.health_port, options.log_level) == (8080, 8081, "debug")
 
 
-def test_two_replicas_are_spread_over_nodes(render: Render) -> None:
-    assert "affinity" not in render()["Deployment", "ls"]["spec"]["template"]["spec"]
-    two = render({"replicas": 2})["Deployment", "ls"]["spec"]
+def test_replicas_are_spread_over_nodes_and_adding_one_replaces_none(render: Render) -> None:
+    one, two = (render({"replicas": number})["Deployment", "ls"]["spec"] for number in (1, 2))
+    assert one["template"] == two["template"]
     selector = two["selector"]["matchLabels"]
     (rule,) = two["template"]["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     assert rule["podAffinityTerm"]["labelSelector"]["matchLabels"] == selector
     assert selector.items() <= two["template"]["metadata"]["labels"].items()
+    other = render({"affinity": {"nodeAffinity": {}}})["Deployment", "ls"]["spec"]["template"]["spec"]["affinity"]
+    assert other == {"nodeAffinity": {}}
 
 
 def test_probes_services_and_policies_name_ports_that_exist(render: Render) -> None:
