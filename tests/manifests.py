@@ -86,7 +86,7 @@ WRONG = (
     Wrong(
         "a batch that is no multiple",
         {"spec.trainer.recipe.globalBatchTokens": 5000},
-        ("globalBatchTokens: 5000 is not a multiple", "= 512", "choose a multiple"),
+        ("trainer.recipe.globalBatchTokens: 5000 is not a multiple", "= 512", "choose a multiple"),
     ),
     Wrong(
         "evaluation without held-out files",
@@ -107,6 +107,11 @@ WRONG = (
         "a name too long for its pods",
         {"metadata.name": "x" * 49},
         ("metadata.name may have at most 48 characters", "choose a shorter one"),
+    ),
+    Wrong(
+        "a name that no Service can have",
+        {"metadata.name": "7b-run"},
+        ("metadata.name must be lower-case letters, digits and hyphens, and start with a letter",),
     ),
     Wrong(
         "a checkpoint folder that is no URI",

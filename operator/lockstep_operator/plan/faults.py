@@ -145,7 +145,7 @@ def _ordinal(pod_name: str) -> int:
 
 
 def record(
-    status: TrainingJobStatus, lost: list[Loss], *, spares_ready: int, detect: float, now: float
+    status: TrainingJobStatus, lost: list[Loss], *, generation: int, spares_ready: int, detect: float, now: float
 ) -> TrainingJobStatus:
     """Status with these losses in it: slots vacated, names used up, restarts and budget counted, faults kept. All in
     one status patch, so that none is counted twice or forgotten, whenever the operator dies."""
@@ -163,7 +163,7 @@ def record(
         fresh = Fault(
             at=rfc3339(now),
             epoch=status.epoch,
-            generation=cursor(status).generation,
+            generation=generation,
             cause=loss.cause,
             rung=rung,
             node=loss.node or None,

@@ -53,8 +53,14 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         if any(loss.slot is not None for loss in lost):
             # What the leader has not reported when its epoch breaks went into noticing that it broke.
             status = ledger.close_epoch(status, ledger.DETECTING if status.phase == Phase.RUNNING else None)
+        said = observed.leader.progress if leads and observed.leader else None
         status = faults.record(
-            status, lost, spares_ready=len(_spares(status, observed, lost)), detect=_detect(observed, now), now=now
+            status,
+            lost,
+            generation=said.term.generation if said else 0,
+            spares_ready=len(_spares(status, observed, lost)),
+            detect=max(0.0, now - said.newest.at) if said and said.newest else 0.0,
+            now=now,
         )
         if ending := lifecycle.overspent(job, status):
             return lifecycle.finish(job, status, observed, ending, now)
@@ -296,14 +302,7 @@ def _spares(status: TrainingJobStatus, observed: Observed, lost: list[faults.Los
     ]
 
 
-def _detect(observed: Observed, now: float) -> float:
-    """Seconds from the last sign of life of the whole job to now, as far as it is known."""
-    newest = observed.leader.progress.newest if observed.leader and observed.leader.progress else None
-    return max(0.0, now - newest.at) if newest else 0.0
-
-
 def _loss_event(loss: faults.Loss) -> Event:
     where = f" on {loss.node}" if loss.node else ""
     held = f", which held slot {loss.slot}" if loss.slot is not None else ""
-    kind = "Warning" if loss.counts else "Normal"
-    return Event("Warning" if kind == "Warning" else "Normal", loss.cause, f"{loss.pod}{where}{held} is given up")
+    return Event("Warning" if loss.counts else "Normal", loss.cause, f"{loss.pod}{where}{held} is given up")

@@ -1,0 +1,193 @@
+"""What a pod looks like, and what of the template stands."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from lockstep_api import constants
+from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_operator.plan import children, pods
+from lockstep_operator.plan.actions import NewPod
+from manifests import trainer_job
+from unit.operator.builders import make_job
+
+DEFAULTS = pods.PodDefaults(image="example/default:1")
+
+
+def render(template: dict[str, Any] | None = None, new: NewPod | None = None) -> dict[str, Any]:
+    return pods.render(make_job(template=template or {}), new or NewPod("run-3-1", 3, 1), DEFAULTS)
+
+
+def container(pod: dict[str, Any]) -> dict[str, Any]:
+    return next(one for one in pod["spec"]["containers"] if one["name"] == constants.CONTAINER_NAME)
+
+
+def test_an_empty_template_makes_a_whole_pod() -> None:
+    pod = render()
+    spec, own = pod["spec"], container(pod)
+    assert own["image"] == "example/default:1"
+    assert own["command"] == ["python3", "-m", "lockstep_trainer.supervisor"]
+    assert own["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    assert (spec["hostname"], spec["subdomain"], spec["restartPolicy"]) == ("run-3-1", "run", "Always")
+    assert {mount["mountPath"]: mount["name"] for mount in own["volumeMounts"]} == {
+        "/lockstep/run": "lockstep-run",
+        "/lockstep/config": "lockstep-config",
+        "/lockstep/token": "lockstep-token",
+        "/dev/shm": "lockstep-shm",
+    }
+    assert {mount["name"] for mount in own["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+    assert {"name": "lockstep-run", "emptyDir": {"medium": "Memory"}} in spec["volumes"]
+
+
+def test_every_variable_of_the_contract_is_set() -> None:
+    names = {variable["name"] for variable in container(render())["env"]}
+    assert names == {
+        *("LOCKSTEP_POD_NAME", "LOCKSTEP_POD_UID", "LOCKSTEP_NAMESPACE", "LOCKSTEP_NODE_NAME", "LOCKSTEP_HOST"),
+        *("LOCKSTEP_BIND", "LOCKSTEP_AGENT_PORT", "LOCKSTEP_STORE_PORT", "LOCKSTEP_ORDINAL", "LOCKSTEP_INCARNATION"),
+        *("LOCKSTEP_RUN_DIR", "LOCKSTEP_CONFIG_DIR", "LOCKSTEP_TOKEN_DIR"),
+    }
+
+
+def test_who_is_replaced_is_the_operators_decision() -> None:
+    """Pods stay on unreachable nodes until the operator gives them up."""
+    for taint in ("not-ready", "unreachable"):
+        toleration = {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute"}
+        assert toleration in render()["spec"]["tolerations"]  # no tolerationSeconds: without limit
+
+
+def test_safe_defaults_can_be_opened_by_the_template() -> None:
+    pod = render()
+    assert pod["spec"]["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert container(pod)["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert pod["spec"]["automountServiceAccountToken"] is False
+
+    opened = {
+        "serviceAccountName": "reader",
+        "securityContext": {"runAsNonRoot": False, "seccompProfile": {"type": "Unconfined"}},
+        "containers": [{"name": "trainer", "securityContext": {"privileged": True}}],
+    }
+    pod = render({"spec": opened})
+    assert pod["spec"]["securityContext"] == opened["securityContext"]
+    assert container(pod)["securityContext"] == {"privileged": True}
+    assert "automountServiceAccountToken" not in pod["spec"]
+
+
+def test_what_the_template_says_stands() -> None:
+    template = {
+        "metadata": {"labels": {"team": "a", constants.LABEL_ORDINAL: "77"}, "annotations": {"note": "b"}},
+        "spec": {
+            "hostNetwork": True,
+            "nodeSelector": {"pool": "gpu"},
+            "terminationGracePeriodSeconds": 120,
+            "tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "volumes": [{"name": "corpus", "persistentVolumeClaim": {"claimName": "corpus"}}],
+            "containers": [
+                {"name": "sidecar", "image": "example/sidecar:1"},
+                {
+                    "name": "trainer",
+                    "image": "example/mine:2",
+                    "env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": "LOCKSTEP_HOST", "value": "spoofed"}],
+                    "volumeMounts": [{"name": "corpus", "mountPath": "/data"}],
+                    "resources": {"limits": {"memory": "10Gi"}},
+                },
+            ],
+        },
+    }
+    pod = render(template)
+    spec, own = pod["spec"], container(pod)
+    assert pod["metadata"]["labels"]["team"] == "a"
+    assert pod["metadata"]["labels"][constants.LABEL_ORDINAL] == "3"
+    assert pod["metadata"]["annotations"] == {"note": "b"}
+    assert (spec["hostNetwork"], spec["nodeSelector"]) == (True, {"pool": "gpu"})
+    assert spec["terminationGracePeriodSeconds"] == 120
+    assert spec["tolerations"][0] == {"key": "gpu", "operator": "Exists"}
+    assert own["image"] == "example/mine:2"
+    assert {"name": "NCCL_DEBUG", "value": "INFO"} in own["env"]
+    assert "valueFrom" in next(one for one in own["env"] if one["name"] == "LOCKSTEP_HOST")
+    assert own["volumeMounts"][0] == {"name": "corpus", "mountPath": "/data"}
+    assert own["resources"]["limits"] == {"memory": "10Gi", "nvidia.com/gpu": "2"}
+    assert {"name": "sidecar", "image": "example/sidecar:1"} in spec["containers"]
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"limits": {"amd.com/gpu": "2"}},
+        {"limits": {"nvidia.com/gpu": "1"}},
+        {"requests": {"nvidia.com/mig-1g.10gb": "2"}},
+        {"claims": [{"name": "gpus"}]},
+    ],
+)
+def test_devices_that_the_template_names_are_not_asked_for_twice(resources: dict[str, Any]) -> None:
+    own = container(render({"spec": {"containers": [{"name": "trainer", "resources": resources}]}}))
+    asked = {**own["resources"].get("limits", {}), **own["resources"].get("requests", {})}
+    assert asked == {**resources.get("limits", {}), **resources.get("requests", {})}
+
+
+def test_a_volume_that_the_template_mounts_is_not_mounted_twice() -> None:
+    spec = {
+        "volumes": [{"name": "mine", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}],
+        "containers": [{"name": "trainer", "volumeMounts": [{"name": "mine", "mountPath": "/dev/shm/"}]}],
+    }
+    pod = render({"spec": spec})
+    assert "lockstep-shm" not in json.dumps(pod)
+
+
+def test_rendering_leaves_the_job_as_it_was() -> None:
+    """The job is rendered once per pod: a change would pile up."""
+    job = make_job(template={"spec": {"containers": [{"name": "trainer", "image": "a"}]}})
+    first = pods.render(job, NewPod("run-0-0", 0, 0), DEFAULTS)
+    assert pods.render(job, NewPod("run-0-0", 0, 0), DEFAULTS) == first
+    assert job.spec.template.spec == {"containers": [{"name": "trainer", "image": "a"}]}
+
+
+def test_nodes_that_were_lost_are_avoided_where_possible() -> None:
+    pod = render(new=NewPod("run-0-1", 0, 1, avoid_nodes=("node-7",)))
+    (preferred,) = pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["preference"]["matchExpressions"] == [
+        {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-7"]}
+    ]
+
+
+def test_credentials_come_from_the_secret_that_the_job_names() -> None:
+    manifest = trainer_job()
+    manifest["metadata"] |= {"uid": "u", "namespace": "team"}
+    manifest["spec"]["checkpoint"]["s3"] = {"secretRef": {"name": "keys"}}
+    job = TrainingJob.model_validate(manifest)
+    variables = {
+        one["name"]: one for one in container(pods.render(job, NewPod("quickstart-0-0", 0, 0), DEFAULTS))["env"]
+    }
+    assert variables["AWS_ACCESS_KEY_ID"]["valueFrom"] == {"secretKeyRef": {"name": "keys", "key": "accessKeyId"}}
+    assert variables["AWS_SECRET_ACCESS_KEY"]["valueFrom"] == {
+        "secretKeyRef": {"name": "keys", "key": "secretAccessKey"}
+    }
+
+
+@pytest.mark.parametrize("kind", ["Service", "Secret", "ConfigMap"])
+def test_children_are_owned_by_the_job(kind: Any) -> None:
+    manifest = children.render(make_job(), kind, "token-text")
+    (owner,) = manifest["metadata"]["ownerReferences"]
+    assert owner == {
+        "apiVersion": "lockstep.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "name": "run",
+        "uid": "6f0c-uid",
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    assert manifest["metadata"]["namespace"] == "team"
+
+
+def test_the_children_hold_what_agents_read() -> None:
+    secret = children.render(make_job(), "Secret", "token-text")
+    assert base64.b64decode(secret["data"]["token"]) == b"token-text"
+    config = json.loads(children.render(make_job(), "ConfigMap", "")["data"]["job.json"])
+    assert set(config) == {"name", "namespace", "uid", "spec"}
+    assert config["spec"]["resilience"]["hang"]["factor"] == 5.0  # all defaults are in it
+    service = children.render(make_job(), "Service", "")["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["publishNotReadyAddresses"] is True
