@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +22,36 @@ import torch
 import torch.distributed as dist
 
 from lockstep_trainer.preload import preload
+from lockstep_trainer.supervisor import die_with_parent
+from lockstep_trainer.worker import main
 
 preload()  # once here, and not in every forked process
-
+torch.set_num_threads(1)  # a process with threads must not fork
 
 
 def run_ranks(ranks: int, body: Callable[[int], None], *, timeout: float = 60.0) -> None:
     """Run ``body(rank)`` on each of ``ranks`` forked processes that share a gloo group; fails where one does."""
-    store = host_store()
 
-    def rank_main(rank: int) -> None:
-        client = dist.TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
+    def rank_main(rank: int, port: int) -> None:
+        client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         dist.init_process_group("gloo", store=client, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
         torch.set_num_threads(1)
         body(rank)
 
-    codes = fork_all([lambda rank=rank: rank_main(rank) for rank in range(ranks)])  # type: ignore[misc]
+    with rendezvous_store() as port:
+        codes = wait_all(start_all([partial(rank_main, rank, port) for rank in range(ranks)]))
     assert codes == [0] * ranks, f"exit codes by rank: {codes}"
 
 
 def run_workers(folders: list[Path]) -> list[int]:
     """Start a worker for each folder, whose ``start.json`` is written; returns their exit codes."""
-    from lockstep_trainer.worker import main
+    return wait_all(start_workers(folders))
 
-    return fork_all([lambda folder=folder: main(folder) for folder in folders], logs=folders)  # type: ignore[misc]
+
+def start_workers(folders: list[Path]) -> list[int]:
+    """The same without waiting for them; returns their process ids. Their output goes to ``output.log``."""
+    return start_all([partial(main, folder) for folder in folders], logs=folders)
 
 
 def worker_folders(root: Path, job: Path, *, ranks: int, port: int, **orders: Any) -> list[Path]:
@@ -72,13 +80,19 @@ def worker_folders(root: Path, job: Path, *, ranks: int, port: int, **orders: An
     return folders
 
 
-def fork_all(bodies: list[Callable[[], None]], logs: list[Path] | None = None) -> list[int]:
-    """Run each body in a forked process and return the exit codes; minus the signal where one was killed."""
+def wait_all(pids: list[int]) -> list[int]:
+    """Exit codes of these children; minus the signal where one was killed."""
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def start_all(bodies: Sequence[Callable[[], None]], logs: list[Path] | None = None) -> list[int]:
+    """Run each body in a forked process; returns their process ids."""
     pids = []
     for number, body in enumerate(bodies):
         pid = os.fork()
         if pid == 0:
             code = 1
+            die_with_parent()
             try:
                 if logs is not None:
                     handle = os.open(logs[number] / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -93,9 +107,29 @@ def fork_all(bodies: list[Callable[[], None]], logs: list[Path] | None = None) -
                 sys.stderr.flush()
                 os._exit(code)
         pids.append(pid)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return pids
 
 
-def host_store() -> dist.TCPStore:
-    """A rendezvous store in this process; its ``port`` is free for others to reach."""
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+@contextmanager
+def rendezvous_store() -> Iterator[int]:
+    """A rendezvous store in a process of its own; yields its port.
+
+    A store has threads, and a process with threads must not fork: a child may inherit a lock that nobody will release.
+    """
+    reading, writing = os.pipe()
+
+    def serve() -> None:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(writing, str(store.port).encode())
+        signal.pause()
+
+    (pid,) = start_all([serve])
+    os.close(writing)
+    try:
+        port = os.read(reading, 16)
+        assert port, "the rendezvous store did not start"
+        yield int(port)
+    finally:
+        os.close(reading)
+        os.kill(pid, signal.SIGKILL)
+        wait_all([pid])

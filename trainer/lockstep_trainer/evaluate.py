@@ -61,8 +61,9 @@ def evaluate(
 
 
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the cross entropies, in nats: logits (B, T, V), targets (B, T). Computed in float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    """Sum of the cross entropies, in nats: logits (B, T, V), targets (B, T). Computed in float32 at least."""
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
 def reference_loss(
