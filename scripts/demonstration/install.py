@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,21 @@ def build_images(target: Target) -> list[Path]:
     ]
 
 
-def helm_install(target: Target, values: dict[str, str] | None = None) -> None:
+def helm_install(target: Target, values: dict[str, str | int] | None = None) -> None:
     """Installs or upgrades the chart, and waits until the operator is ready."""
     repository, _, tag = target.operator_image.rpartition(":")
-    settings = {
+    settings: dict[str, str | int] = {
         "image.repository": repository,
         "image.tag": tag,
         "trainer.image": target.trainer_image,
         # Images of one tag change while one works on them: a new pod must take the new image.
         "podAnnotations.restarted": _image_stamp(target),
-        **(values or {}),
     }
     target.run(
         "helm", "upgrade", "--install", RELEASE, str(REPOSITORY / "charts/lockstep"),
         "--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s",
-        *(word for name, value in settings.items() for word in ("--set-string", f"{name}={value}")),
+        *(word for name, value in settings.items() for word in ("--set-json", f"{name}={json.dumps(value)}")),
+        *(word for name, value in (values or {}).items() for word in ("--set", f"{name}={value}")),
     )  # fmt: skip
 
 

@@ -20,6 +20,6 @@ def lockstep(cluster: Cluster) -> Target:
     os.environ.update(AWS_ACCESS_KEY_ID=target.s3.access_key, AWS_SECRET_ACCESS_KEY=target.s3.secret_key)
     install.load_images(target, install.build_images(target))
     # Two operators: one may lose its node.
-    install.helm_install(target, {"replicas": "2"})
+    install.helm_install(target, {"replicas": 2})
     install.prepare_namespace(target, NAMESPACE, BUCKET)
     return target
