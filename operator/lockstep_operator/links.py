@@ -80,8 +80,8 @@ class Links:
                 self._target = plan.leader
                 self.leader = Leader(pod_uid=plan.leader.uid, connected=False, since=self._clock())
                 self._stream = asyncio.create_task(self._keep_stream(plan.leader), name=f"leader {plan.leader.pod}")
-        elif plan.leader.address != self._target.address:
-            self._target = plan.leader
+        else:
+            self._target = plan.leader  # another address, or another start of its container
         for message in plan.send:
             if isinstance(message, FaultAck):
                 self._forget_faults(message)
@@ -185,7 +185,7 @@ class Links:
         match message:
             case Inventory():
                 self._agents[leader.pod_uid] = Agent(message, now)
-                self._restarts.setdefault(leader.pod_uid, self._target.restarts if self._target else 0)
+                self._restarts[leader.pod_uid] = self._target.restarts if self._target else 0
                 leader = replace(leader, inventory=message)
             case Progress():
                 leader = replace(leader, progress=message, advanced=_advanced(leader, message, now))

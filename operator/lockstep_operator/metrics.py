@@ -1,5 +1,5 @@
-"""The operator's Prometheus metrics. A job's have the labels ``namespace`` and ``job_name``, as the agents' have: a label
-called ``job`` would be renamed by Prometheus.
+"""The operator's Prometheus metrics. A job's have the labels ``namespace`` and ``job_name``, as the agents' have: a
+label called ``job`` would be renamed by Prometheus.
 """
 
 from __future__ import annotations

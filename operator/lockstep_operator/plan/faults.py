@@ -13,12 +13,11 @@ from lockstep_api.messages import FaultReport, Recovered, Term
 from lockstep_api.v1alpha1 import Fault, TrainingJob, TrainingJobStatus
 from lockstep_operator.plan.observed import Leader, Observed, Pod
 from lockstep_operator.plan.pool import bump, current
+from lockstep_operator.plan.slots import FRESH_ANSWER
 from lockstep_operator.plan.times import rfc3339, unix
 
 AGREED_SILENCE = 5.0
 """Seconds of silence after which a leader is lost if a second witness agrees (PROTOCOLS §3.5: leaderDeadline)."""
-FRESH_ANSWER = 5.0
-"""An agent's word counts as a witness so many seconds."""
 KEPT_FAULTS = 10
 AVOID_NODE_SECONDS = 600.0
 """How long new pods avoid a node that was lost: until the cluster has surely noticed by itself."""

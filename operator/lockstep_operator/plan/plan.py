@@ -65,7 +65,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         if ending := lifecycle.overspent(job, status):
             return lifecycle.finish(job, status, observed, ending, now)
     pods = pool.current(observed.pods, status.incarnations)
-    change = _new_epoch(job, status, pods, observed, leads)
+    change = _new_epoch(job, status, pods, observed, leads=leads, now=now)
     fence = None
     if change:
         status = ledger.close_epoch(status)
@@ -97,7 +97,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
 
     # What follows from the status.
     create, delete = _pods(job, status, observed, now)
-    probe = _probes(job, status, pods, leads, observed)
+    probe = _probes(job, status, pods, observed, leads=leads, now=now)
     times = [lifecycle.deadline(job, status, now), observed.refusal.retry_at if observed.refusal else None]
     if probe or (observed.leader and not observed.leader.connected):
         times.append(now + PROBE_SECONDS)
@@ -128,12 +128,14 @@ class _Change:
 
 
 def _new_epoch(
-    job: TrainingJob, status: TrainingJobStatus, pods: Mapping[int, Pod], observed: Observed, leads: bool
+    job: TrainingJob, status: TrainingJobStatus, pods: Mapping[int, Pod], observed: Observed, *, leads: bool, now: float
 ) -> _Change | None:
     """The next membership, if one is needed and every slot can be filled."""
     usable = [pod for pod in pods.values() if slots.usable(pod, observed.agents)]
     holders = {int(slot): name for slot, name in status.slots.items()}
-    assigned = slots.assign(job.spec.nodes, holders, usable)
+    # At the first start nobody has waited long; later a spare must prove that it is alive before it gets a slot.
+    candidates = [pod for pod in usable if status.epoch == 0 or slots.fresh(pod, observed.agents, now)]
+    assigned = slots.assign(job.spec.nodes, holders, candidates)
     known = {pod.name for pod in usable}
     if assigned is None or not known.issuperset(assigned.values()):
         return None
@@ -216,7 +218,7 @@ def _messages(
 
 
 def _probes(
-    job: TrainingJob, status: TrainingJobStatus, pods: Mapping[int, Pod], leads: bool, observed: Observed
+    job: TrainingJob, status: TrainingJobStatus, pods: Mapping[int, Pod], observed: Observed, *, leads: bool, now: float
 ) -> tuple[Target, ...]:
     """Agents to ask who they are. Members are left in peace while nothing is to be changed, so that an operator that
     starts beside a healthy run of thousands of pods opens one connection; while the leader is silent, a few are asked
@@ -227,14 +229,17 @@ def _probes(
     settled = len(members) == job.spec.nodes and (leads or not heard)
     if leader and (leader.epoch_request or leader.finished):
         settled = False
+    vacant = len(members) < job.spec.nodes
     unknown = [
         pod
         for pod in pods.values()
         if pod.address
         and pod.running
         and not pod.deleting
-        and not slots.usable(pod, observed.agents)
-        and not (settled and pod.name in members)
+        and (
+            (not slots.usable(pod, observed.agents) and not (settled and pod.name in members))
+            or (vacant and pod.name not in members and not slots.fresh(pod, observed.agents, now))
+        )
     ]
     witnesses: list[Pod] = []
     if leader and not leader.connected:

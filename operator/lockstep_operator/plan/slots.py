@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from lockstep_api.messages import Membership, SlotInfo
 from lockstep_operator.plan.observed import Agent, Pod
 
+FRESH_ANSWER = 5.0
+"""Seconds for which an agent's answer proves that it is alive."""
+
 
 def assign(nodes: int, holders: Mapping[int, str], candidates: Iterable[Pod]) -> dict[int, str] | None:
     """Slot → pod name for all of ``nodes`` slots, or None if candidates are too few. ``holders`` keep their slots;
@@ -25,6 +28,12 @@ def usable(pod: Pod, agents: Mapping[str, Agent]) -> bool:
     agent = agents.get(pod.uid)
     known = agent is not None and agent.inventory is not None
     return known and pod.phase == "Running" and not pod.deleting and bool(pod.address)
+
+
+def fresh(pod: Pod, agents: Mapping[str, Agent], now: float) -> bool:
+    """Whether its agent answered a moment ago: what has been idle for hours may be dead for minutes."""
+    agent = agents.get(pod.uid)
+    return agent is not None and agent.answered is not None and now - agent.answered < FRESH_ANSWER
 
 
 def slot_info(slot: int, pod: Pod, agents: Mapping[str, Agent]) -> SlotInfo:

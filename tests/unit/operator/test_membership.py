@@ -101,6 +101,22 @@ def test_a_spare_takes_the_slot_at_once_and_is_itself_replaced() -> None:
     assert "run-1-1" in world.created
 
 
+def test_a_spare_that_does_not_answer_gets_no_slot() -> None:
+    """Its node may have died with the member's: the rack's power, say. A living one is taken first."""
+    world = World(make_job(nodes=2, spares=2))
+    world.train()
+    world.now += 3600
+    world.say(newest=summary(2, world.now))
+    dead, alive = "run-2-0", "run-3-0"
+    world.auto = False
+    del world.pods["run-1-0"]
+    decided = world.step()
+    assert {target.pod for target in decided.probe} == {dead, alive}
+    world.agents[world.pods[alive].uid] = Agent(inventory(world.pods[alive]), world.now)
+    world.step()
+    assert world.status.slots == {"0": "run-0-0", "1": alive}
+
+
 def test_a_leader_that_lost_its_generation_numbers_gets_a_new_epoch_with_the_same_members() -> None:
     world = World(make_job(nodes=2))
     world.train()
