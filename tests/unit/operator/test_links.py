@@ -1,0 +1,167 @@
+"""The operator's connections, against an agent's two paths served on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import aiohttp
+from aiohttp import web
+
+from lockstep_api.messages import FaultAck, Membership, Term
+from lockstep_api.v1alpha1 import TrainingJobStatus
+from lockstep_api.wire import decode, encode
+from lockstep_operator.links import Links
+from lockstep_operator.plan.actions import Plan, Target
+from lockstep_operator.plan.observed import Pod
+from unit.operator.builders import UID, fault, inventory, progress, summary
+
+
+class StandIn:
+    """An agent that answers who it is and records what it is told."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.pod, self.token = pod, "Bearer secret"
+        self.heard: list[object] = []
+        self.sockets: list[web.WebSocketResponse] = []
+        self.says: list[str] = []
+        self.port = 0
+
+    async def inventory(self, request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == self.token
+        return web.Response(text=encode(inventory(self.pod)))
+
+    async def operator(self, request: web.Request) -> web.WebSocketResponse:
+        assert request.headers["Authorization"] == self.token
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self.sockets.append(socket)
+        await socket.send_str(encode(inventory(self.pod)))
+        for text in self.says:
+            await socket.send_str(text)
+        async for frame in socket:
+            self.heard.append(decode(frame.data))
+        return socket
+
+    def target(self) -> Target:
+        return Target(self.pod.name, self.pod.uid, f"127.0.0.1:{self.port}")
+
+
+@asynccontextmanager
+async def around(stand_in: StandIn) -> AsyncIterator[Links]:
+    app = web.Application()
+    app.router.add_get("/v1/inventory", stand_in.inventory)
+    app.router.add_get("/v1/operator", stand_in.operator)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    stand_in.port = runner.addresses[0][1]
+    async with aiohttp.ClientSession() as session:
+        links = Links(session, "secret", lambda: None, asyncio.Semaphore(4))
+        try:
+            yield links
+        finally:
+            await links.close()
+            for socket in stand_in.sockets:
+                await socket.close()
+            await runner.cleanup()
+
+
+async def until(question: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not question():
+            await asyncio.sleep(0.01)
+
+
+def run(test: Callable[[StandIn, Links], Awaitable[None]], stand_in: StandIn | None = None) -> None:
+    async def main() -> None:
+        agent = stand_in or StandIn(POD)
+        async with around(agent) as links:
+            await test(agent, links)
+
+    asyncio.run(main())
+
+
+POD = Pod("run-0-0", "uid-0", 0, 0, "Running", 0.0, running=True)
+NOTHING = Plan(status=TrainingJobStatus())
+MEMBERS = Membership(UID, 3, ())
+
+
+def test_a_stream_carries_messages_both_ways() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        agent.says = [encode(progress(3, newest=summary(4, 0.0))), encode(fault(3, 1))]
+        links.follow(replace(NOTHING, leader=agent.target()))
+        await until(lambda: bool(links.leader and links.leader.connected and links.leader.faults))
+        assert links.leader is not None
+        assert links.leader.progress is not None
+        assert links.leader.advanced is not None
+        links.follow(replace(NOTHING, leader=agent.target(), send=(MEMBERS,)))
+        links.follow(replace(NOTHING, leader=agent.target(), send=(MEMBERS,)))  # planned again: sent once
+        links.follow(replace(NOTHING, leader=agent.target(), send=(FaultAck(UID, Term(3, 1)),)))
+        await until(lambda: len(agent.heard) == 2)
+        assert agent.heard == [MEMBERS, FaultAck(UID, Term(3, 1))]
+        assert links.leader.faults == ()
+
+    run(test)
+
+
+def test_after_a_cut_the_stream_is_opened_again_and_everything_is_said_again() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        links.follow(replace(NOTHING, leader=agent.target()))
+        await until(lambda: bool(links.leader and links.leader.connected))
+        links.follow(replace(NOTHING, leader=agent.target(), send=(MEMBERS,)))
+        await until(lambda: agent.heard == [MEMBERS])
+        await agent.sockets[0].close()
+        await until(lambda: len(agent.sockets) == 2)
+        await until(lambda: bool(links.leader and links.leader.connected))
+        links.follow(replace(NOTHING, leader=agent.target(), send=(MEMBERS,)))
+        await until(lambda: agent.heard == [MEMBERS, MEMBERS])
+
+    run(test)
+
+
+def test_an_address_with_a_new_owner_is_no_leader() -> None:
+    """Pod addresses are used again: the inventory's uid tells who answers."""
+
+    async def test(agent: StandIn, links: Links) -> None:
+        links.follow(replace(NOTHING, leader=replace(agent.target(), uid="uid-of-a-pod-that-is-gone")))
+        await until(lambda: len(agent.sockets) >= 2)  # it was tried, and tried again
+        assert links.leader is not None
+        assert not links.leader.connected
+
+    run(test)
+
+
+def test_an_answer_from_before_a_container_restart_is_forgotten() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        links.follow(replace(NOTHING, probe=(agent.target(),)))
+        await until(lambda: POD.uid in links.agents((POD,)))
+        assert links.agents((replace(POD, restarts=1),)) == {}
+        assert links.agents((POD,)) == {}
+
+    run(test)
+
+
+def test_another_leader_starts_from_nothing() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        agent.says = [encode(fault(3, 1))]
+        links.follow(replace(NOTHING, leader=agent.target()))
+        await until(lambda: bool(links.leader and links.leader.faults))
+        links.follow(replace(NOTHING, leader=Target("run-0-1", "uid-1", agent.target().address)))
+        assert links.leader is not None
+        assert (links.leader.pod_uid, links.leader.faults, links.leader.connected) == ("uid-1", (), False)
+
+    run(test)
+
+
+def test_a_text_that_is_no_message_closes_the_stream_and_nothing_else() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        agent.says = ['{"kind": "Surprise"}']
+        links.follow(replace(NOTHING, leader=agent.target()))
+        await until(lambda: len(agent.sockets) >= 2)
+        assert links.leader is not None
+
+    run(test)
