@@ -84,6 +84,11 @@ class Durability:
         self._committing, self._waiting = self._waiting, None
         return [Commit(self._committing.term, self._committing.state, self._committing.listing)]
 
+    def awaits(self, state: StateId) -> bool:
+        """True where the commit under way is of this state. An answer to a commit of this agent's earlier epoch is
+        none of ours: what it did, the fence has seen."""
+        return self._committing is not None and self._committing.state == state
+
     def done(self, restore: RestorePoint, uri: str, now: float) -> None:
         """It is durable."""
         self.durable, self.durable_at, self.uri, self.problem = restore, now, uri, None

@@ -463,6 +463,8 @@ class Leader:
     # ------------------------------------------------------------------------------ commits and ends
 
     def _commit_done(self, event: events.CommitDone, now: float) -> list[Effect]:
+        if not self.durability.awaits(event.restore.state):
+            return []
         self.durability.done(event.restore, event.uri, now)
         if self.faults and event.restore.state.step > max(fault.step for fault in self.faults):
             self.restarts_used = 0
@@ -471,6 +473,8 @@ class Leader:
         return effects + (self._finish(now) if self.finishing else [])
 
     def _commit_failed(self, event: events.CommitFailed, now: float) -> list[Effect]:
+        if not self.durability.awaits(event.state):
+            return []
         self.durability.failed(event.problem, event.superseded, now)
         if not self.running:
             self.durability.abandon()

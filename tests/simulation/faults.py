@@ -1,0 +1,97 @@
+"""What breaks, when, from the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simulation.operator import Operator
+from simulation.world import Pod, World
+
+
+class Faults:
+    """Breaks something every few seconds until ``until``; then everything heals."""
+
+    def __init__(self, world: World, until: float) -> None:
+        self.world = world
+        self.until = until
+        self.count = 0
+        self._kinds: list[Callable[[Pod], None]] = [
+            self._worker, self._worker, self._agent, self._agent, self._container, self._partition, self._partition,
+            self._reboot, self._power_off, self._delete, self._store, self._rendezvous, self._operator,
+        ]  # fmt: skip
+        self._next()
+
+    def _next(self) -> None:
+        clockwork = self.world.clockwork
+        pause = clockwork.random.expovariate(1 / 6.0)
+        if clockwork.now + pause < self.until:
+            clockwork.after(pause, self._strike)
+        else:
+            clockwork.after(self.until - clockwork.now, self._heal)
+
+    def _strike(self) -> None:
+        draw = self.world.random
+        pod = draw.choice(self.world.current_pods())
+        draw.choice(self._kinds)(pod)
+        self.count += 1
+        self._next()
+
+    def _heal(self) -> None:
+        world = self.world
+        world.network.faulty = world.store.faulty = world.store.away = False
+        for pod in world.pods.values():
+            if pod.powered:
+                world.network.cut_off.discard(pod.name)
+            if not pod.exists:
+                pod.delete()  # now its kubelet hears of it
+        world.network.cut_off.discard("operator")
+
+    def _worker(self, pod: Pod) -> None:
+        alive = [worker for worker in pod.workers if worker.alive]
+        if alive:
+            self.world.workers.end(self.world.random.choice(alive), self.world.random.choice([-9, -11, 1]))
+
+    def _agent(self, pod: Pod) -> None:
+        pod.kill_agent()
+
+    def _container(self, pod: Pod) -> None:
+        pod.restart_container()
+
+    def _partition(self, pod: Pod) -> None:
+        name = self.world.random.choice([pod.name, pod.name, "operator"])
+        self.world.network.cut_off.add(name)
+
+        def heal() -> None:
+            if name == "operator" or self.world.pods[name].powered:
+                self.world.network.cut_off.discard(name)
+
+        self.world.clockwork.after(self.world.random.choice([0.5, 3.0, 12.0, 30.0]), heal)
+
+    def _reboot(self, pod: Pod) -> None:
+        if pod.powered:
+            pod.power_off()
+            self.world.clockwork.after(self.world.random.uniform(1.0, 15.0), pod.power_on)
+
+    def _power_off(self, pod: Pod) -> None:
+        pod.power_off()
+
+    def _delete(self, pod: Pod) -> None:
+        pod.delete()
+
+    def _store(self, _: Pod) -> None:
+        self.world.store.away = True
+
+        def back() -> None:
+            self.world.store.away = False
+
+        self.world.clockwork.after(self.world.random.uniform(0.5, 15.0), back)
+
+    def _rendezvous(self, _: Pod) -> None:
+        from lockstep_trainer.protocol.events import StoreLost
+
+        for pod in self.world.current_pods():
+            pod.tell(StoreLost("killed"))
+
+    def _operator(self, _: Pod) -> None:
+        self.world.operator.die()
+        self.world.operator = Operator(self.world)

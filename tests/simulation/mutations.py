@@ -1,0 +1,162 @@
+"""One-line changes of the rules. Each must make the simulation fail: ``python -m simulation.mutations NAME``.
+
+A change is made to the source while it is imported, in a process of its own. Many rules guard each other (a member
+would refuse what a leader should not have sent); here are those that nothing else makes up for within the bound.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import ModuleType
+
+PACKAGE = "lockstep_trainer.protocol"
+SEEDS = 400
+"""Tried at most; most mutants live for fewer than ten."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Replace ``old``, which must be there exactly once, by ``new``."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+    breaks: str
+    """The rule, in words."""
+
+
+MUTATIONS = (
+    Mutation(
+        "start-before-all-are-quiet", "leader",
+        "if self.finished or not quiet:", "if self.finished:",
+        "a generation starts once all members have reaped the last one's workers",
+    ),
+    Mutation(
+        "reuse-generation", "leader",
+        "self.generation += 1", "self.generation += 0",
+        "a generation's number is used once",
+    ),
+    Mutation(
+        "quiesced-before-reaped", "member",
+        "return effects if self.live else [*effects, *self._quiesced(now)]",
+        "return [*effects, *self._quiesced(now)]",
+        "Quiesced means that every worker is reaped",
+    ),
+    Mutation(
+        "launch-before-persist", "member",
+        "return [Persist(), Launch(start, self.slot), self._beat(now)]",
+        "return [Launch(start, self.slot), self._beat(now)]",
+        "what runs is remembered before it runs",
+    ),
+    Mutation(
+        "start-without-the-chain", "durability",
+        "self.known = not self.enabled", "self.known = True",
+        "a new epoch fences the chain and starts from what it names",
+    ),
+    Mutation(
+        "trust-a-lost-answer", "durability",
+        "            self.known = False\n", "            pass\n",
+        "a commit without an answer may have taken effect: ask the chain",
+    ),
+    Mutation(
+        "start-while-committing", "leader",
+        "or not self.durability.known or self.durability.busy:", "or not self.durability.known:",
+        "no restore point is chosen while a commit is under way",
+    ),
+    Mutation(
+        "believe-an-old-answer", "durability",
+        "return self._committing is not None and self._committing.state == state", "return True",
+        "an answer to an earlier epoch's commit says nothing about this one's",
+    ),
+    Mutation(
+        "succeed-before-it-is-durable", "leader",
+        "if self.durability.pending or durable is None or durable.state.step < last:", "if False:",
+        "a job has succeeded when its last state is durable",
+    ),
+    Mutation(
+        "believe-an-old-generation", "leader",
+        "if message.term != self.term:", "if False:",
+        "messages of an older generation are dropped",
+    ),
+    Mutation(
+        "obey-an-old-start", "member",
+        "if start.term <= self.term or self.running:", "if self.running:",
+        "a Start is obeyed once, and never after an Abandon of its generation",
+    ),
+    Mutation(
+        "keep-workers-without-memory", "member",
+        "self.running = memory.running if memory.container_starts == me.container_starts else None",
+        "self.running = None",
+        "a new agent adopts the workers of the old one",
+    ),
+    Mutation(
+        "forget-the-generation", "leader",
+        "self.generation = memory.generation if memory and same else 0", "self.generation = 0",
+        "a leader's new agent goes on with the old one's count",
+    ),
+    Mutation(
+        "kill-only-once-a-lifetime", "member",
+        "self._abandoning = term\n", "self._abandoning = self._abandoning or Term(0, 0)\n",
+        "Abandon ends the generation that it names",
+    ),
+    Mutation(
+        "count-a-silent-member-in", "leader",
+        "quiet = all(peer.connected and peer.quiet for peer in self.peers.values())",
+        "quiet = all(peer.quiet for peer in self.peers.values() if peer.connected)",
+        "a generation needs all its members",
+    ),
+)  # fmt: skip
+
+
+class _Loader(SourceFileLoader):
+    def __init__(self, fullname: str, path: str, mutation: Mutation) -> None:
+        super().__init__(fullname, path)
+        self._mutation = mutation
+
+    def get_code(self, fullname: str):  # type: ignore[no-untyped-def]
+        path = self.get_filename(fullname)
+        source = self.get_data(path).decode()
+        assert source.count(self._mutation.old) == 1, f"{self._mutation.name}: the line is not there once"
+        return compile(source.replace(self._mutation.old, self._mutation.new), path, "exec")
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, mutation: Mutation) -> None:
+        self._mutation = mutation
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != f"{PACKAGE}.{self._mutation.module}":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        assert spec is not None
+        assert spec.origin is not None
+        spec.loader = _Loader(fullname, spec.origin, self._mutation)
+        return spec
+
+
+def main() -> None:
+    """Exits 0 where the mutant was found out, 1 where it survived."""
+    mutation = next(mutation for mutation in MUTATIONS if mutation.name == sys.argv[1])
+    sys.meta_path.insert(0, _Finder(mutation))
+    from simulation.run import run
+
+    for seed in range(SEEDS):
+        for short in (False, True):
+            try:
+                run(seed, short=short)
+            except AssertionError as violation:
+                print(violation)
+                sys.exit(0)
+    sys.exit(f"{mutation.name} survived {SEEDS} seeds: {mutation.breaks}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The operator's half, as PROTOCOLS §3 asks for it: names members, vacates slots on two witnesses, raises the epoch.
+
+The real one is ``lockstep_operator.plan``; here it is as small as the rules allow, so that what the simulation finds is
+a fault of agents or of the rules.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from lockstep_api.messages import (
+    EpochRequest,
+    FaultAck,
+    FaultReport,
+    Inventory,
+    Membership,
+    ReplaceRequest,
+    SlotInfo,
+)
+from lockstep_trainer.protocol import events
+
+if TYPE_CHECKING:
+    from simulation.world import Agent, Pod, World
+
+LOOP_SECONDS = 0.5
+AGREED_SILENCE = 5.0
+LEADER_DEADLINE = 20.0
+
+
+class Operator:
+    """One operator process; a new one knows only what the API server keeps."""
+
+    numbers = count(1)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.alive = True
+        self.sent: Membership | None = None  # the epoch that this process has raised
+        self.leader: Agent | None = None  # that it has a stream to
+        self.leader_lost_at = world.clockwork.now
+        self.inventories: dict[str, tuple[float, Inventory]] = {}  # pod uid → when, what
+        self.wanted: set[int] = set()
+        self.fresh_epoch = False
+        world.clockwork.after(world.random.uniform(0.1, 1.0), self.loop)
+
+    def die(self) -> None:
+        """The process is gone."""
+        self.alive = False
+        if self.leader and self.leader.alive:
+            self.leader.tell(events.OperatorClosed())
+
+    def heard(self, agent: Agent, message: Any) -> None:
+        """A message of the leader."""
+        if not self.alive or agent is not self.leader:
+            return
+        epoch = self.world.status["epoch"]
+        match message:
+            case ReplaceRequest() if message.epoch == epoch:
+                self.wanted |= set(message.slots)
+            case EpochRequest() if message.epoch == epoch:
+                self.fresh_epoch = True
+            case FaultReport():
+                ack = FaultAck(message.job_uid, message.term)
+                self.world.network.send(
+                    "operator", agent.pod.name, lambda: agent.tell(events.OperatorSaid(ack)) if agent.alive else None
+                )
+
+    def loop(self) -> None:
+        """Observe, plan, act; forever."""
+        if not self.alive:
+            return
+        self.world.clockwork.after(LOOP_SECONDS, self.loop)
+        self._probe()
+        self._keep_stream()
+        self._plan()
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _probe(self) -> None:
+        for pod in self.world.current_pods():
+            agent = pod.agent
+            if agent and agent.alive and self.world.network.reachable("operator", pod.name):
+                now = self.world.clockwork.now
+                self.inventories[pod.uid] = (now, agent.node.inventory(now))
+
+    def _keep_stream(self) -> None:
+        now, network = self.world.clockwork.now, self.world.network
+        if self.leader and (not self.leader.alive or not network.reachable("operator", self.leader.pod.name)):
+            if self.leader.alive:
+                self.leader.tell(events.OperatorClosed())
+            self.leader = None
+            self.leader_lost_at = now
+        first = self.world.status["slots"].get(0)
+        pod = self.world.pods.get(first.pod) if first else None
+        if self.leader and (pod is None or self.leader.pod is not pod):
+            self.leader.tell(events.OperatorClosed())
+            self.leader = None
+            self.leader_lost_at = now
+        if self.leader is None and pod and pod.agent and pod.agent.alive and network.reachable("operator", pod.name):
+            self.leader = pod.agent
+            self.leader.tell(events.OperatorConnected())
+        if self.sent and self.leader and self.sent.epoch == self.world.status["epoch"]:
+            if self.leader.node.inventory(now).leading != self.sent.epoch:
+                self._send(self.sent)
+
+    def _send(self, membership: Membership) -> None:
+        agent = self.leader
+        if agent:
+            self.world.network.send(
+                "operator",
+                agent.pod.name,
+                lambda: agent.tell(events.OperatorSaid(membership)) if agent.alive else None,
+            )
+
+    def _plan(self) -> None:
+        status, now = self.world.status, self.world.clockwork.now
+        version, slots = status["version"], dict(status["slots"])
+        for slot, info in list(slots.items()):
+            pod = self.world.pods[info.pod]
+            if self._lost(slot, pod):
+                if pod.exists and self.world.network.reachable("operator", pod.name):
+                    pod.delete()
+                pod.exists = False
+                del slots[slot]
+                if self.world.pods[f"job-{pod.ordinal}-{self.world.incarnations[pod.ordinal]}"] is pod:
+                    self.world.new_pod(pod.ordinal)
+        held = {info.pod_uid for info in slots.values()}
+        for pod in self.world.current_pods():
+            if not pod.exists or (not pod.node_ready and pod.uid not in held):
+                pod.exists = False
+                self.world.new_pod(pod.ordinal)
+        held = {info.pod_uid for info in slots.values()}
+        ready = [pod for pod in self.world.current_pods() if pod.uid not in held and self._answers(pod, now)]
+        for slot in range(self.world.plan.nodes):
+            if slot not in slots and ready:
+                slots[slot] = self._info(slot, ready.pop(0))
+        status["slots"] = slots
+        if len(slots) < self.world.plan.nodes:
+            return
+        current = {slot: self._info(slot, self.world.pods[info.pod]) for slot, info in slots.items()}
+        mine = self.sent is not None and self.sent.epoch == status["epoch"]
+        if mine and not self.fresh_epoch and current == {info.slot: info for info in self.sent.slots}:  # type: ignore[union-attr]
+            return
+        if any(self.inventories.get(info.pod_uid) is None for info in current.values()):
+            return
+        highest = max([status["epoch"], *(found.term.epoch for _, found in self.inventories.values())])
+        if status["version"] != version:
+            return  # 409: plan again
+        status.update(epoch=highest + 1, slots=current, version=version + 1)
+        self.sent = Membership("job-uid", highest + 1, tuple(current[slot] for slot in sorted(current)), cause="plan")
+        self.wanted.clear()
+        self.fresh_epoch = False
+        self.leader_lost_at = now
+        self._keep_stream()
+        self._send(self.sent)
+
+    def _lost(self, slot: int, pod: Pod) -> bool:
+        now = self.world.clockwork.now
+        if not pod.exists or slot in self.wanted:
+            return True
+        heard = self.inventories.get(pod.uid)
+        if not pod.node_ready and (heard is None or now - heard[0] >= AGREED_SILENCE):
+            return True  # the node's condition, and our own connection
+        if slot != 0 or self.leader is not None:
+            return False
+        silence = now - self.leader_lost_at
+        if silence >= LEADER_DEADLINE:
+            return True
+        others = [
+            found.leader_silent
+            for uid, (at, found) in self.inventories.items()
+            if uid != pod.uid and now - at < AGREED_SILENCE and found.leader_silent is not None
+        ]
+        return silence >= AGREED_SILENCE and bool(others) and all(quiet >= AGREED_SILENCE for quiet in others)
+
+    def _answers(self, pod: Pod, now: float) -> bool:
+        found = self.inventories.get(pod.uid)
+        return pod.exists and found is not None and now - found[0] < 2.0
+
+    def _info(self, slot: int, pod: Pod) -> SlotInfo:
+        found = self.inventories.get(pod.uid)
+        boot = found[1].boot_id if found else pod.boot_id
+        return SlotInfo(slot, pod.name, pod.uid, boot, pod.address, f"node-{pod.name}", pod.ordinal)

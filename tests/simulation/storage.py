@@ -1,0 +1,93 @@
+"""The object store as the chain needs it: one pointer that is swapped under a condition, and calls that fail before or
+after they took effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lockstep_api.messages import RestorePoint, StateId, Term
+from simulation.clockwork import Clockwork
+
+
+@dataclass
+class Entry:
+    """A committed manifest."""
+
+    point: RestorePoint
+    parent: RestorePoint | None
+
+
+class Superseded(Exception):
+    """A newer term holds the chain."""
+
+
+class Refused(Exception):
+    """The state does not descend from the chain."""
+
+
+class Unavailable(Exception):
+    """No answer; nobody knows what happened."""
+
+
+@dataclass
+class SimulatedStore:
+    """``latest``, with its version, and all manifests."""
+
+    clockwork: Clockwork
+    term: Term = Term(0, 0)  # noqa: RUF009  (frozen)
+    newest: RestorePoint | None = None
+    version: int = 0
+    manifests: dict[str, Entry] = field(default_factory=dict)
+    away: bool = False
+    faulty: bool = True
+    on_commit: Callable[[RestorePoint, RestorePoint | None], None] = lambda *_: None
+
+    def lineage(self) -> list[StateId]:
+        """States on the chain, newest first."""
+        states, point = [], self.newest
+        while point is not None:
+            states.append(point.state)
+            point = self.manifests[point.manifest].parent
+        return states
+
+    def fence(self, term: Term) -> RestorePoint | None:
+        """Take ``latest`` for this term."""
+        lost_answer = self._call()
+        if self.term > term:
+            raise Superseded
+        self.term = term
+        self.version += 1
+        if lost_answer:
+            raise Unavailable
+        return self.newest
+
+    def commit(self, state: StateId, parent: RestorePoint | None, term: Term) -> RestorePoint:
+        """Append a state to the chain."""
+        lost_answer = self._call()
+        if self.term > term:
+            raise Superseded
+        assert self.term.epoch == term.epoch, "committed without a fence"
+        point = RestorePoint(state, f"step-{state.step}-e{state.epoch}-g{state.generation}", "sha")
+        if self.newest == point:
+            return point
+        if parent != self.newest and (parent is None or parent.state not in self.lineage()):
+            raise Refused
+        self.on_commit(point, parent)
+        self.manifests[point.manifest] = Entry(point, parent)
+        self.newest, self.term = point, term
+        self.version += 1
+        if lost_answer:
+            raise Unavailable
+        return point
+
+    def _call(self) -> bool:
+        """Raises Unavailable before any effect; True: the effect happens and its answer is lost."""
+        if self.away:
+            raise Unavailable
+        if self.faulty:
+            chance = self.clockwork.random.random()
+            if chance < 0.03:
+                raise Unavailable
+            return chance < 0.06
+        return False

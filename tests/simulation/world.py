@@ -1,0 +1,446 @@
+"""Pods with agents, containers and volumes; the shell around the real cores."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from lockstep_api.messages import Finished, Inventory, RestorePoint, SlotInfo, Start, Term
+from lockstep_trainer.protocol import effects, events
+from lockstep_trainer.protocol.leader import JobPlan
+from lockstep_trainer.protocol.member import Identity
+from lockstep_trainer.protocol.node import Node
+from lockstep_trainer.protocol.policy import Ladder
+from lockstep_trainer.protocol.progress import HangBounds
+from simulation.clockwork import Clockwork, Network
+from simulation.invariants import Invariants
+from simulation.operator import Operator
+from simulation.storage import Refused, SimulatedStore, Superseded, Unavailable
+from simulation.workers import Worker, Workers
+
+JOB = "job-uid"
+TICK = 0.25
+LEADERLESS_SECONDS = 20.0
+
+
+class Connection:
+    """A stream from a member's agent to the leader's."""
+
+    numbers = count(1)
+
+    def __init__(self, member: Agent, leader: Agent, epoch: int) -> None:
+        self.number = next(self.numbers)
+        self.member, self.leader, self.epoch = member, leader, epoch
+        self.open = True
+
+
+class Agent:
+    """One agent process: a real core, and a shell that dies with it."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.pod = pod
+        self.world = pod.world
+        self.alive = True
+        pod.agent_starts += 1
+        me = Identity(JOB, pod.name, pod.uid, pod.boot_id, pod.container_starts, pod.agent_starts)
+        memory = pickle.loads(pod.memory) if pod.memory else None
+        now = self.world.clockwork.now
+        self.node = Node(me, self.world.plan, memory, leaderless_seconds=LEADERLESS_SECONDS, now=now)
+        self.stream: Connection | None = None
+        self.wanted: tuple[str, int] | None = None
+        self.members: dict[int, Connection] = {}
+        self._queue: list[events.Event] = []
+        self._draining = False
+
+    def boot(self) -> None:
+        """Adopt what runs, then go on."""
+        running = self.node.member.running
+        if running:
+            ours = {w.rank: w for w in self.pod.workers if w.start.term == running.term}
+            for rank in self.node.member.ranks(running):
+                worker = ours.get(rank)
+                if worker is None:
+                    self.tell(events.WorkerEnded(running.term, rank, -9, self.world.clockwork.now))
+                    continue
+                if worker.done:
+                    self.tell(events.WorkersStepped(running.term, tuple(worker.done[-64:]), "forward"))
+                if worker.saved:
+                    self.tell(events.StateSaved(running.term, *worker.saved))
+                if worker.ended:
+                    self.tell(worker.ended)
+        self.carry_out(self.node.resume(self.world.clockwork.now))
+        self.tick()
+
+    def tick(self) -> None:
+        """Four times a second."""
+        if self.alive:
+            self.tell(events.Tick())
+            self.world.clockwork.after(TICK, self.tick)
+
+    def tell(self, event: events.Event) -> None:
+        """As the real shell: one event after another."""
+        self._queue.append(event)
+        if self._draining or not self.alive:
+            return
+        self._draining = True
+        while self._queue and self.alive:
+            self.carry_out(self.node.handle(self._queue.pop(0), self.world.clockwork.now))
+        self._draining = False
+
+    def carry_out(self, wanted: list[effects.Effect]) -> None:
+        """Each effect in order. The agent may die between any two of them."""
+        for effect in wanted:
+            if not self.alive:
+                return
+            if self.world.network.faulty and self.world.random.random() < self.world.crash_chance:
+                self.pod.kill_agent()
+                return
+            _PERFORM[type(effect)](self, effect)
+
+    def die(self) -> None:
+        """Connections break; the other ends learn of it if they can be reached."""
+        self.alive = False
+        for connection in [*self.members.values(), *([self.stream] if self.stream else [])]:
+            self.hang_up(connection)
+
+    def hang_up(self, connection: Connection) -> None:
+        """Close both ends."""
+        if not connection.open:
+            return
+        connection.open = False
+        member, leader = connection.member, connection.leader
+
+        def member_end() -> None:
+            if member.stream is connection:
+                member.stream = None
+            if member.alive:
+                member.tell(events.StreamClosed(connection.epoch))
+                member.reconnect()
+
+        def leader_end() -> None:
+            leader.members.pop(connection.number, None)
+            if leader.alive:
+                leader.tell(events.MemberClosed(connection.number))
+
+        clockwork, network = self.world.clockwork, self.world.network
+        if network.reachable(member.pod.name, leader.pod.name):
+            clockwork.after(network.delay(), member_end)
+            clockwork.after(network.delay(), leader_end)
+        else:
+            (member_end if self is member else leader_end)()
+
+    def reconnect(self) -> None:
+        """Try until there is a stream to the leader that is wanted now."""
+        if not self.alive or self.wanted is None or self.stream is not None:
+            return
+        address, epoch = self.wanted
+        target = self.world.by_address.get(address)
+        leader = target.agent if target else None
+        if leader and leader.alive and self.world.network.reachable(self.pod.name, target.name):  # type: ignore[union-attr]
+            self.stream = Connection(self, leader, epoch)
+            self.tell(events.StreamOpened(epoch))
+        else:
+            self.world.clockwork.after(self.world.random.uniform(0.1, 0.6), self.reconnect)
+
+    # ------------------------------------------------------------------------------------- effects
+
+    def _open_stream(self, effect: effects.OpenStream) -> None:
+        if self.stream:
+            connection, self.stream = self.stream, None
+            self.hang_up(connection)
+        self.wanted = (effect.leader, effect.epoch)
+        self.world.clockwork.after(0.01, self.reconnect)
+
+    def _close_stream(self, _: effects.CloseStream) -> None:
+        self.wanted = None
+        if self.stream:
+            self.hang_up(self.stream)
+
+    def _send_leader(self, effect: effects.SendLeader) -> None:
+        connection = self.stream
+        if connection is None or not connection.open:
+            return
+        message = effect.message
+        if message.kind == "Quiesced":
+            self.world.invariants.said_quiesced(self.pod, message.term)
+
+        def deliver() -> None:
+            if not connection.open or not connection.leader.alive:
+                return
+            if message.kind == "Join":
+                connection.leader.members[connection.number] = connection
+                connection.leader.tell(events.MemberConnected(connection.number, message))
+            else:
+                connection.leader.tell(events.MemberSaid(connection.number, message))
+
+        leader = connection.leader.pod.name
+        if message.kind == "Join":  # a handshake: it arrives first, or there is no stream
+            deliver()
+        else:
+            self.world.network.send(self.pod.name, leader, deliver)
+
+    def _send_member(self, effect: effects.SendMember) -> None:
+        if isinstance(effect.message, Start) and self.node.leader:
+            slots = self.node.leader.membership.slots
+            self.world.invariants.ordered(effect.message, [self.world.pods[info.pod] for info in slots])
+        connection = self.members.get(effect.connection)
+        if connection is None or not connection.open:
+            return
+
+        def deliver() -> None:
+            if connection.open and connection.member.alive:
+                connection.member.tell(events.LeaderSaid(connection.epoch, effect.message))
+
+        self.world.network.send(self.pod.name, connection.member.pod.name, deliver)
+
+    def _drop_member(self, effect: effects.DropMember) -> None:
+        if connection := self.members.pop(effect.connection, None):
+            self.hang_up(connection)
+
+    def _post_invite(self, effect: effects.PostInvite) -> None:
+        target = self.world.by_address.get(effect.address)
+        if target is None:
+            return
+
+        def deliver() -> None:
+            other = target.agent
+            if other is None or not other.alive:
+                return
+            if other.node.member.accepts(effect.invite):
+                other.tell(events.Invited(effect.invite))
+                return
+            inventory = other.node.inventory(self.world.clockwork.now)
+
+            def refuse() -> None:
+                if self.alive:
+                    self.tell(events.InviteRefused(effect.invite.slot, inventory))
+
+            self.world.network.send(target.name, self.pod.name, refuse)
+
+        self.world.network.send(self.pod.name, target.name, deliver)
+
+    def _send_operator(self, effect: effects.SendOperator) -> None:
+        if isinstance(effect.message, Finished):
+            self.world.invariants.ended(effect.message)
+        operator = self.world.operator
+
+        def deliver() -> None:
+            operator.heard(self, effect.message)
+
+        self.world.network.send(self.pod.name, "operator", deliver)
+
+    def _launch(self, effect: effects.Launch) -> None:
+        self.world.invariants.launched(self.pod, effect.start)
+        for rank in self.node.member.ranks(effect.start):
+            self.world.workers.launch(self.pod, effect.start, rank)
+
+    def _kill(self, effect: effects.Kill) -> None:
+        for worker in self.pod.workers:
+            if worker.alive and worker.start.term <= effect.term:
+                delay = self.world.random.uniform(0.01, 0.3)
+                self.world.clockwork.after(delay, lambda worker=worker: self.world.workers.end(worker, -9))  # type: ignore[misc]
+
+    def _persist(self, _: effects.Persist) -> None:
+        self.pod.memory = pickle.dumps(self.node.memory())
+
+    def _choose(self, effect: effects.ChooseRestore) -> None:
+        def attempt() -> None:
+            if not self.alive:
+                return
+            try:
+                restore = self.world.store.fence(effect.term)
+            except Superseded:
+                self.tell(events.RestoreUnavailable(effect.term, "superseded"))
+            except Unavailable:
+                self.tell(events.RestoreUnavailable(effect.term, "no answer"))
+                self.world.clockwork.after(0.5, attempt)
+            else:
+                answer = events.RestoreChosen(effect.term, restore)
+                self.world.clockwork.after(self.world.random.uniform(0.01, 0.3), lambda: self.tell(answer))
+
+        self.world.clockwork.after(self.world.random.uniform(0.01, 0.3), attempt)
+
+    def _ensure_store(self, _: effects.EnsureStore) -> None:
+        answer = events.StoreReady(self.pod.name, 29500)
+        self.world.clockwork.after(self.world.random.uniform(0.01, 0.1), lambda: self.tell(answer))
+
+    def _commit(self, effect: effects.Commit) -> None:
+        store = self.world.store
+        parent = store.manifests[effect.listing].point if effect.listing in store.manifests else None
+
+        def attempt() -> None:
+            try:
+                answer: Any = events.CommitDone(store.commit(effect.state, parent, effect.term))
+            except Superseded:
+                answer = events.CommitFailed(effect.state, "superseded", superseded=True)
+            except Refused:
+                answer = events.CommitFailed(effect.state, "refused")
+            except Unavailable:
+                answer = events.CommitFailed(effect.state, "no answer")
+            self.world.clockwork.after(self.world.random.uniform(0.01, 0.3), lambda: self.tell(answer))
+
+        # Requests of a dead agent may still be on their way.
+        self.world.clockwork.after(self.world.random.uniform(0.01, 0.5), attempt)
+
+
+_PERFORM: dict[type, Callable[[Any, Any], None]] = {
+    effects.OpenStream: Agent._open_stream,
+    effects.CloseStream: Agent._close_stream,
+    effects.SendLeader: Agent._send_leader,
+    effects.Launch: Agent._launch,
+    effects.Kill: Agent._kill,
+    effects.Persist: Agent._persist,
+    effects.PostInvite: Agent._post_invite,
+    effects.SendMember: Agent._send_member,
+    effects.DropMember: Agent._drop_member,
+    effects.SendOperator: Agent._send_operator,
+    effects.ChooseRestore: Agent._choose,
+    effects.EnsureStore: Agent._ensure_store,
+    effects.Commit: Agent._commit,
+    effects.Journal: lambda *_: None,
+}
+
+
+class Pod:
+    """A pod on a node of its own."""
+
+    def __init__(self, world: World, ordinal: int, incarnation: int) -> None:
+        self.world = world
+        self.name = f"job-{ordinal}-{incarnation}"
+        self.uid = f"uid-{self.name}"
+        self.ordinal = ordinal
+        self.boots = 0
+        self.exists = True  # for the API server
+        self.powered = True
+        self.node_ready = True
+        self.agent: Agent | None = None
+        self.workers: list[Worker] = []
+        self.memory: bytes | None = None
+        self.quiesced = Term(0, 0)
+        self.container_starts = self.agent_starts = 0
+        self.power_on()
+
+    @property
+    def boot_id(self) -> str:
+        return f"boot-{self.boots}"
+
+    @property
+    def address(self) -> str:
+        return f"{self.name}:29400"
+
+    def tell(self, event: events.Event) -> None:
+        """To the agent, if there is one."""
+        if self.agent and self.agent.alive:
+            self.agent.tell(event)
+
+    def worker_ended(self, worker: Worker) -> None:
+        """The agent sees it within milliseconds."""
+        self.world.clockwork.after(0.005, lambda: worker.ended and self.tell(worker.ended))
+
+    def kill_agent(self) -> None:
+        """The supervisor starts another one."""
+        if self.agent and self.agent.alive:
+            self.agent.die()
+            boot = self.boots, self.container_starts
+            self.world.clockwork.after(
+                self.world.random.uniform(0.2, 1.0),
+                lambda: (self.boots, self.container_starts) == boot and self.start_agent(),
+            )
+
+    def start_agent(self) -> None:
+        """A new agent process."""
+        if self.powered and self.exists and not (self.agent and self.agent.alive):
+            self.agent = Agent(self)
+            self.agent.boot()
+
+    def stop_processes(self) -> None:
+        """All at once, nobody is told."""
+        if self.agent and self.agent.alive:
+            self.agent.die()
+        for worker in self.workers:
+            if worker.alive:
+                self.world.workers.end(worker, -9)
+
+    def restart_container(self) -> None:
+        """Killed, for memory say; the volume stays."""
+        if self.powered:
+            self.stop_processes()
+            self.workers = [worker for worker in self.workers if worker.alive]
+            self.container_starts += 1
+            self.world.clockwork.after(self.world.random.uniform(0.5, 2.0), self.start_agent)
+
+    def power_off(self) -> None:
+        """The node is gone; other ends of its connections hear nothing."""
+        self.powered = False
+        self.world.network.cut_off.add(self.name)
+        self.stop_processes()
+        self.world.clockwork.after(5.0, self._node_not_ready)
+
+    def power_on(self) -> None:
+        """The node is back: same pod, empty volume."""
+        if not self.exists:
+            return
+        self.world.network.cut_off.discard(self.name)
+        self.powered = self.node_ready = True
+        self.boots += 1
+        self.memory = None
+        self.workers = []
+        self.quiesced = Term(0, 0)
+        self.agent_starts = 0
+        self.container_starts = 1
+        self.world.clockwork.after(self.world.random.uniform(0.2, 1.0), self.start_agent)
+
+    def delete(self) -> None:
+        """The operator's wish, or somebody's."""
+        self.exists = False
+        self.stop_processes()
+
+    def _node_not_ready(self) -> None:
+        self.node_ready = self.powered
+
+
+class World:
+    """Everything."""
+
+    def __init__(self, seed: int, *, nodes: int = 3, gpus: int = 1, steps: int = 10_000) -> None:
+        self.clockwork = Clockwork(seed)
+        self.random = self.clockwork.random
+        self.network = Network(self.clockwork)
+        self.steps = steps
+        self.crash_chance = 0.0003
+        self.plan = JobPlan(
+            JOB, nodes, gpus, steps,
+            ladder=Ladder(process_budget=1000, crash_loops=False),
+            hang=HangBounds(factor=5.0, minimum_seconds=8.0, first_step_seconds=20.0),
+        )  # fmt: skip
+        self.invariants = Invariants(self)
+        self.store = SimulatedStore(self.clockwork, on_commit=self.invariants.committed)
+        self.workers = Workers(self)
+        self.pods: dict[str, Pod] = {}
+        self.by_address: dict[str, Pod] = {}
+        self.incarnations = dict.fromkeys(range(nodes), -1)
+        self.status: dict[str, Any] = {"epoch": 0, "slots": {}, "version": 0}  # what the API server keeps
+        for ordinal in range(nodes):
+            self.new_pod(ordinal)
+        self.operator = Operator(self)
+
+    def new_pod(self, ordinal: int) -> Pod:
+        """The next incarnation."""
+        self.incarnations[ordinal] += 1
+        pod = Pod(self, ordinal, self.incarnations[ordinal])
+        self.pods[pod.name] = pod
+        self.by_address[pod.address] = pod
+        return pod
+
+    def current_pods(self) -> list[Pod]:
+        """The newest of each ordinal."""
+        return [self.pods[f"job-{ordinal}-{number}"] for ordinal, number in self.incarnations.items()]
+
+    def members(self) -> set[str]:
+        """Uids of the pods that hold a slot."""
+        return {info.pod_uid for info in self.status["slots"].values()}
+
+
+__all__ = ["Inventory", "RestorePoint", "SlotInfo", "Start", "Term", "World"]
