@@ -98,6 +98,7 @@ def start_all(bodies: Sequence[Callable[[], None]], logs: list[Path] | None = No
                     handle = os.open(logs[number] / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
                     os.dup2(handle, 1)
                     os.dup2(handle, 2)
+                    sys.stdout = sys.stderr = os.fdopen(2, "w", closefd=False)  # in place of pytest's
                 body()
                 code = 0
             except BaseException:

@@ -92,11 +92,22 @@ def test_a_later_generation_of_the_epoch_goes_on_without_another_fence(store: Ob
 def test_a_state_that_does_not_descend_from_the_chain_is_refused(store: ObjectStore) -> None:
     chain, points = chain_of(store, 1)
     stranger = RestorePoint(StateId(5, 1, 1), "step-5-e1-g1/manifest.json", "1" * 64)
+    with pytest.raises(CheckpointError, match="not committed"):
+        chain.commit(listing(20, parent=stranger), ONE, "leader")
     for parent in (None, stranger):
         with pytest.raises(CheckpointError, match="not committed"):
-            chain.commit(listing(20, parent=parent), ONE, "leader")
+            chain.commit(listing(20, Term(1, 2), parent), Term(1, 2), "leader")
     with pytest.raises(CheckpointError, match="was not written by term"):
         chain.commit(listing(20, Term(1, 3), points[0]), Term(1, 4), "leader")
+
+
+def test_a_state_saved_before_its_predecessor_was_committed_takes_its_place(store: ObjectStore) -> None:
+    """The worker looked for a parent too early: its samples begin at an older state, so the chain does too."""
+    chain, points = chain_of(store, 2)
+    late = chain.commit(listing(30, parent=points[0]), ONE, "leader")
+    assert [point for point, _ in chain.lineage(chain.latest())] == [late, points[0]]
+    later = chain.commit(listing(40, parent=None), ONE, "leader")
+    assert [point for point, _ in chain.lineage(chain.latest())] == [later]
 
 
 def test_a_state_that_was_restored_from_an_ancestor_leaves_the_damaged_one_behind(store: ObjectStore) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forked import start_all, wait_all
 
+from forked import start_all, wait_all
 from lockstep_api.v1alpha1 import S3Spec, TrainerSpec
 from lockstep_trainer.data.prepare import Corpus, prepare, sample_batch, samples_in
 from lockstep_trainer.data.sources import find_files, glob_regex

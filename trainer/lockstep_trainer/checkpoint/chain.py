@@ -162,8 +162,9 @@ class Chain:
                 raise NotFenced(f"{self.store.uri}/{LATEST} is not fenced for epoch {term.epoch}")
             if latest.pointer.term > term:
                 raise Superseded(_superseded(term, latest.pointer))
-            if latest.point and latest.point.state == listing.state:
-                return latest.point
+            done = next((point for point in latest.named if point.state == listing.state), None)
+            if done is not None:
+                return done
             self._check_descent(listing, term, latest)
             point = self._put_manifest(listing)
             ancestors = (listing.parent, *latest.behind(listing.parent)) if listing.parent else ()
@@ -227,14 +228,20 @@ class Chain:
     def _check_descent(self, listing: Listing, term: Term, latest: Latest) -> None:
         if Term(listing.state.epoch, listing.state.generation) != term:
             raise CheckpointError(f"{listing.folder} was not written by term {_text(term)}: not committed")
-        if listing.parent == latest.point:
+        if listing.parent == latest.point or listing.parent in latest.named:
             return
-        # A worker that found the newest state's files corrupt has restored one of its ancestors.
-        if listing.parent is None or all(point != listing.parent for point, _ in self.lineage(latest)):
-            raise CheckpointError(
-                f"{listing.folder} descends from {listing.parent.manifest if listing.parent else 'fresh weights'}, not "
-                f"from the chain of {latest.point.manifest if latest.point else 'this job'}: not committed"
-            )
+        lineage = [point for point, _ in self.lineage(latest)]
+        # Not the newest: the worker looked before that was committed, or found its files corrupt and restored another.
+        if listing.parent in lineage:
+            return
+        # Fresh weights: right as long as the chain holds nothing but the same generation's states.
+        fresh = all(Term(point.state.epoch, point.state.generation) == term for point in lineage)
+        if listing.parent is None and fresh:
+            return
+        raise CheckpointError(
+            f"{listing.folder} descends from {listing.parent.manifest if listing.parent else 'fresh weights'}, not "
+            f"from the chain of {latest.point.manifest if latest.point else 'this job'}: not committed"
+        )
 
     def _put_manifest(self, listing: Listing) -> RestorePoint:
         manifest = Manifest.model_validate(listing.model_dump())

@@ -1,0 +1,286 @@
+"""Whole workers: two ranks, a real store, and a leader played by the test.
+
+What is protected: a run that was killed and restored is bitwise the run that never was, at the same layout; no sample
+is lost or repeated; a damaged checkpoint sends the workers to its parent; the user's mistakes end with a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forked import rendezvous_store, run_workers, start_workers, wait_all, worker_folders
+from lockstep_api.messages import RestorePoint, Term
+from lockstep_api.v1alpha1 import TrainingJobSpec
+from lockstep_trainer.checkpoint.chain import Chain
+from lockstep_trainer.checkpoint.manifest import Listing, Manifest
+from lockstep_trainer.sampler import Sampler
+from lockstep_trainer.steprecord import StepReader
+from lockstep_trainer.storage import open_store
+
+STEPS, EVERY = 24, 4
+SAMPLES_PER_STEP = 8
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with rendezvous_store() as number:
+        yield number
+
+
+def write_job(root: Path, **trainer: Any) -> Path:
+    """A small job in ``root``; keyword arguments replace parts of spec.trainer."""
+    spec = TrainingJobSpec.model_validate(
+        {
+            "nodes": 1,
+            "gpusPerNode": 2,
+            "trainer": {
+                "model": {"preset": "llama-debug", "overrides": {"dim": 32, "layers": 2, "ffn_dim": 64}},
+                "tokenizer": {"train": {"vocabSize": 320}},
+                "data": {
+                    "sources": [{"uri": "file://{stdlib}/email/**/*.py"}],
+                    "sequenceLength": 16,
+                    "holdout": 0.3,
+                },
+                "recipe": {
+                    "steps": STEPS,
+                    "globalBatchTokens": 16 * SAMPLES_PER_STEP,
+                    "precision": "fp32",
+                    "seed": 3,
+                    "optimizer": {"lr": 0.01},
+                    "schedule": {"warmup": 3},
+                },
+                "evaluate": {"every": 5, "batches": 2},
+                "generate": {"prompt": "def ", "tokens": 4},
+                **trainer,
+            },
+            "checkpoint": {"uri": f"file://{root}/store", "every": EVERY},
+        }
+    )
+    path = root / "job.json"
+    path.write_text(json.dumps({"name": "job", "namespace": "ns", "uid": "uid", "spec": spec.to_wire()}))
+    return path
+
+
+def restore_orders(point: RestorePoint | None) -> dict[str, Any]:
+    return {"restore": point and asdict(point)}
+
+
+def losses(folder: Path) -> dict[int, tuple[float, float]]:
+    """Step → (loss, gradient norm), all bits of both."""
+    return {record.step: (record.loss, record.grad_norm) for record in StepReader(folder / "steps").new_records()}
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def commit_when_saved(chain: Chain, folder: Path, step: int, term: Term, deadline: float = 60) -> RestorePoint:
+    """What the leader does: waits until the workers have saved ``step``, and commits it."""
+    until = time.monotonic() + deadline
+    while time.monotonic() < until:
+        try:
+            listing = Listing.from_bytes((folder / "saved.json").read_bytes(), "saved.json")
+        except FileNotFoundError:
+            pass
+        else:
+            if listing.state.step >= step:
+                return chain.commit(listing, term, "test")
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not saved: {(folder / 'output.log').read_text()[-2000:]}")
+
+
+def sample_lines(chain: Chain, manifest: Manifest) -> list[dict[str, Any]]:
+    names = [file.name for file in manifest.files if file.name.startswith("samples-")]
+    return [
+        json.loads(line) for name in names for line in chain.store.get(f"{manifest.folder}/{name}")[0].splitlines()
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, port: int) -> Path:
+    """Folder of rank 0 of a run that nothing disturbs."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    folders = worker_folders(root, write_job(root), ranks=2, port=port, rendezvous=meeting(port, "undisturbed"))
+    assert run_workers(folders) == [0, 0], (folders[0] / "output.log").read_text()
+    return folders[0]
+
+
+def meeting(port: int, prefix: str) -> dict[str, Any]:
+    return {"host": "127.0.0.1", "port": port, "prefix": prefix}
+
+
+def test_a_run_leaves_what_its_agent_needs(undisturbed: Path) -> None:
+    records = StepReader(undisturbed / "steps").new_records()
+    assert [record.step for record in records] == list(range(1, STEPS + 1))
+    assert records[-1].loss < records[0].loss - 0.5
+    assert all(record.tokens == 16 * SAMPLES_PER_STEP for record in records)
+    assert {"load", "forward", "backward", "collective", "optimizer"} <= records[1].sections.keys()
+    assert "checkpoint" in records[EVERY].sections, "the step behind a checkpoint tells how long it took"
+    found = events(undisturbed, "evaluate")
+    assert [event["step"] for event in found] == [5, 10, 15, 20, STEPS]
+    assert found[-1]["bigram_loss"] > 0
+    assert "bigram_loss" not in found[0]
+    assert found[-1]["tokens"] == found[0]["tokens"] > 0
+    (text,) = events(undisturbed, "text")
+    assert text["prompt"] == "def "
+    listing = Listing.from_bytes((undisturbed / "saved.json").read_bytes(), "saved.json")
+    assert listing.state.step == STEPS
+    assert listing.parent is None
+
+
+def test_a_killed_and_restored_run_is_bitwise_the_undisturbed_one(tmp_path: Path, port: int, undisturbed: Path) -> None:
+    job = write_job(tmp_path)
+    chain = Chain(open_store(f"file://{tmp_path}/store"), "ns/job/uid")
+    chain.fence(Term(1, 1), "test")
+    folders = worker_folders(tmp_path, job, ranks=2, port=port, rendezvous=meeting(port, "killed/1"))
+    pids = start_workers(folders)
+    point = commit_when_saved(chain, folders[0], EVERY, Term(1, 1))
+    os.kill(pids[1], signal.SIGKILL)
+    codes = wait_all(pids)
+    assert codes[1] in (-signal.SIGKILL, 0)  # 0: it was faster than the kill
+    assert codes[0] == (75 if codes[1] else 0)
+
+    again = worker_folders(
+        tmp_path,
+        job,
+        ranks=2,
+        port=port,
+        generation=2,
+        rendezvous=meeting(port, "killed/2"),
+        **restore_orders(point),
+    )
+    assert run_workers(again) == [0, 0], (again[0] / "output.log").read_text()
+    expected = losses(undisturbed)
+    resumed = losses(again[0])
+    assert resumed == {step: value for step, value in expected.items() if step > point.state.step}
+    before = losses(folders[0])
+    assert before == {step: expected[step] for step in before}
+    assert events(again[0], "text")[0]["text"] == events(undisturbed, "text")[0]["text"]
+    assert events(again[0], "evaluate")[-1]["loss"] == events(undisturbed, "evaluate")[-1]["loss"]
+
+    # Along the chain every sample of the contract's order is consumed exactly once.
+    commit_when_saved(chain, again[0], STEPS, Term(1, 2))
+    manifests = [manifest for _, manifest in chain.lineage(chain.latest())]
+    assert [manifest.state.step for manifest in manifests if isinstance(manifest, Manifest)] == [
+        STEPS,
+        point.state.step,
+    ]
+    lines = [line for each in manifests if isinstance(each, Manifest) for line in sample_lines(chain, each)]
+    consumed = sorted((line["step"], line["rank"], line["samples"]) for line in lines)
+    total = manifests[0].sampler.samples if isinstance(manifests[0], Manifest) else 0
+    assert consumed == [
+        (step, rank, Sampler(3, total, SAMPLES_PER_STEP, rank, 2).step(step).tolist())
+        for step in range(1, STEPS + 1)
+        for rank in (0, 1)
+    ]
+
+
+def test_a_damaged_checkpoint_sends_the_workers_to_its_parent(tmp_path: Path, port: int, undisturbed: Path) -> None:
+    job = write_job(tmp_path)
+    chain = Chain(open_store(f"file://{tmp_path}/store"), "ns/job/uid")
+    chain.fence(Term(1, 1), "test")
+    folders = worker_folders(tmp_path, job, ranks=2, port=port, rendezvous=meeting(port, "damaged/1"))
+    pids = start_workers(folders)
+    parent = commit_when_saved(chain, folders[0], EVERY, Term(1, 1))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_all(pids)
+    folders = worker_folders(
+        tmp_path,
+        job,
+        ranks=2,
+        port=port,
+        generation=2,
+        rendezvous=meeting(port, "damaged/2"),
+        **restore_orders(parent),
+    )
+    assert run_workers(folders) == [0, 0]
+    newest = commit_when_saved(chain, folders[0], STEPS, Term(1, 2))
+    assert chain.manifest(newest).parent == parent
+    key = f"step-{STEPS}-e1-g2/__1_0.distcp"
+    data, _ = chain.store.get(key)
+    chain.store.put(key, data[:99] + bytes([data[99] ^ 8]) + data[100:])
+
+    chain.fence(Term(2, 1), "test")
+    again = worker_folders(
+        tmp_path, job, ranks=2, port=port, epoch=2, rendezvous=meeting(port, "damaged/3"), **restore_orders(newest)
+    )
+    assert run_workers(again) == [0, 0], (again[0] / "output.log").read_text()
+    (problem,) = events(again[0], "checkpoint_problem")
+    assert key in problem["message"]
+    assert events(again[0], "restore")[0]["step"] == parent.state.step
+    expected = losses(undisturbed)
+    assert losses(again[0]) == {step: value for step, value in expected.items() if step > parent.state.step}
+    assert commit_when_saved(chain, again[0], STEPS, Term(2, 1)).state.epoch == 2
+    assert chain.manifest(chain.newest() or newest).parent == parent
+
+
+def test_a_finished_run_that_is_started_again_only_reports(tmp_path: Path, port: int, undisturbed: Path) -> None:
+    """A fault behind the last checkpoint: nothing is left to train, evaluation and text are still due."""
+    job = write_job(tmp_path)
+    chain = Chain(open_store(f"file://{tmp_path}/store"), "ns/job/uid")
+    chain.fence(Term(1, 1), "test")
+    folders = worker_folders(tmp_path, job, ranks=2, port=port, rendezvous=meeting(port, "finished/1"))
+    assert run_workers(folders) == [0, 0]
+    point = commit_when_saved(chain, folders[0], STEPS, Term(1, 1))
+    # At another layout: one rank instead of two.
+    again = worker_folders(
+        tmp_path, job, ranks=1, port=port, generation=2, rendezvous=meeting(port, "finished/2"), **restore_orders(point)
+    )
+    assert run_workers(again) == [0]
+    assert losses(again[0]) == {}
+    assert not (again[0] / "saved.json").exists()
+    loss = events(again[0], "evaluate")[-1]["loss"]
+    assert loss == pytest.approx(events(undisturbed, "evaluate")[-1]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"preset": "llama9"}}, "choose one of llama-debug"),
+        (
+            {"data": {"sources": [{"uri": "file:///nowhere/*.py"}], "sequenceLength": 16, "holdout": 0.3}},
+            "matches no file",
+        ),
+        (
+            {
+                "data": {"sources": [{"uri": "file://{stdlib}/json/tool.py"}], "sequenceLength": 131072},
+                "recipe": {"steps": 1, "globalBatchTokens": 262144},
+                "evaluate": None,
+            },
+            "lower trainer.data.sequenceLength",
+        ),
+    ],
+)
+def test_the_users_mistakes_end_with_65_and_a_sentence(
+    tmp_path: Path, port: int, change: dict[str, Any], message: str
+) -> None:
+    folders = worker_folders(
+        tmp_path, write_job(tmp_path, **change), ranks=2, port=port, rendezvous=meeting(port, str(tmp_path))
+    )
+    assert run_workers(folders) == [65, 65]
+    for folder in folders:
+        error = json.loads((folder / "error.json").read_text())
+        assert error["user_error"]
+        assert message in error["message"]
+
+
+def test_pods_with_different_text_are_refused(tmp_path: Path, port: int) -> None:
+    (tmp_path / "other").mkdir()
+    other = {"sources": [{"uri": "file://{stdlib}/asyncio/**/*.py"}], "sequenceLength": 16, "holdout": 0.3}
+    jobs = [write_job(tmp_path), write_job(tmp_path / "other", data=other)]
+    folders = worker_folders(tmp_path, jobs[0], ranks=2, port=port, rendezvous=meeting(port, "different"))
+    start = json.loads((folders[1] / "start.json").read_text())
+    (folders[1] / "start.json").write_text(json.dumps({**start, "job": str(jobs[1])}))
+    assert run_workers(folders) == [65, 65]
+    assert "rank 1 differ from those of rank 0" in json.loads((folders[0] / "error.json").read_text())["message"]
