@@ -217,6 +217,9 @@ class Reports:
         if line.get("kind") == "evaluate" and isinstance(line.get("loss"), float):
             self.eval_loss = line["loss"]
             self.dirty = True
+        if line.get("kind") == "checkpoint_problem":
+            leader.durability.problem = str(line.get("message"))  # until the next commit
+            self.dirty = True
         fields = {name: value for name, value in line.items() if name != "kind"}
         return [self._line(leader, now, str(line.get("kind", "note")), **fields)]
 
