@@ -92,7 +92,7 @@ def test_get_shows_the_columns_that_people_look_for(api: Any) -> None:
     [
         ("spec", ["nodes", "-required-", "Slots: pods that train.", "Exactly one of trainer and command"]),
         ("spec.resilience.budgets.pod", ["Replacements of pods"]),
-        ("spec.trainer.recipe.precision", ["enum", "bf16", "fp32"]),
+        ("spec.trainer.recipe.precision", ["ENUM: bf16 fp32"]),
         ("spec.template", ["core/v1 PodTemplateSpec"]),
         ("status.faults", ["exitCode", "witness"]),
     ],
