@@ -106,9 +106,9 @@ MUTATIONS = (
         "Abandon ends the generation that it names",
     ),
     Mutation(
-        "count-a-silent-member-in", "leader",
-        "quiet = all(peer.connected and peer.quiet for peer in self.peers.values())",
-        "quiet = all(peer.quiet for peer in self.peers.values() if peer.connected)",
+        "count-a-silent-member-in", "roster",
+        "return all(peer.connected and peer.quiet for peer in self.members.values())",
+        "return all(peer.quiet for peer in self.members.values() if peer.connected)",
         "a generation needs all its members",
     ),
 )  # fmt: skip

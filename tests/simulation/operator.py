@@ -100,9 +100,9 @@ class Operator:
         if self.leader is None and pod and pod.agent and pod.agent.alive and network.reachable("operator", pod.name):
             self.leader = pod.agent
             self.leader.tell(events.OperatorConnected())
-        if self.sent and self.leader and self.sent.epoch == self.world.status["epoch"]:
-            if self.leader.node.inventory(now).leading != self.sent.epoch:
-                self._send(self.sent)
+        epoch = self.world.status["epoch"]
+        if self.sent and self.leader and self.sent.epoch == epoch != self.leader.node.inventory(now).leading:
+            self._send(self.sent)
 
     def _send(self, membership: Membership) -> None:
         agent = self.leader

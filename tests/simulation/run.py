@@ -45,5 +45,6 @@ def run(seed: int, *, short: bool = False) -> Outcome:
                 raise Violation(f"(d) nothing is durable in epoch {world.status['epoch']}: {newest}")
             world.invariants.strangers()
     except AssertionError as error:
-        raise Violation(f"seed {seed}{' (short)' if short else ''} at {world.clockwork.now - START:.2f} s: {error}") from error
+        when = f"seed {seed}{' (short)' if short else ''} at {world.clockwork.now - START:.2f} s"
+        raise Violation(f"{when}: {error}") from error
     return Outcome(seed, world.invariants.steps, faults.count, world.status["epoch"], len(world.invariants.starts))

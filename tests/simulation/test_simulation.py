@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from simulation.mutations import MUTATIONS, Mutation
 from simulation.run import run
 

@@ -80,7 +80,7 @@ class _Collector:
 def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metric]:
     yield _gauge("lockstep_epoch", job, leader.epoch)
     yield _gauge("lockstep_generation", job, leader.generation)
-    yield _gauge("lockstep_members_connected", job, sum(peer.connected for peer in leader.peers.values()))
+    yield _gauge("lockstep_members_connected", job, sum(peer.connected for peer in leader.roster.members.values()))
     if leader.plan.steps is not None:
         yield _gauge("lockstep_steps", job, leader.plan.steps)
     reports, durability = leader.reports, leader.durability

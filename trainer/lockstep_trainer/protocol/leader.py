@@ -8,7 +8,7 @@ same members, when to ask the operator for others, and when to give up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from lockstep_api.messages import (
     EpochRequest,
     FaultAck,
     Finished,
-    Invite,
     Join,
     Membership,
     Quiesced,
@@ -32,29 +31,18 @@ from lockstep_api.messages import (
     Steps,
     Stop,
     Term,
-    ToMember,
     WorkerExited,
 )
 from lockstep_trainer.protocol import events, policy
 from lockstep_trainer.protocol.durability import Durability
-from lockstep_trainer.protocol.effects import (
-    DropMember,
-    Effect,
-    EnsureStore,
-    Persist,
-    PostInvite,
-    SendMember,
-    SendOperator,
-)
+from lockstep_trainer.protocol.effects import Effect, EnsureStore, Persist, SendOperator
 from lockstep_trainer.protocol.ledger import Ledger
-from lockstep_trainer.protocol.member import BEAT_SECONDS, RESEND_SECONDS, SILENCE_SECONDS
-from lockstep_trainer.protocol.peers import Peer
+from lockstep_trainer.protocol.member import BEAT_SECONDS, RESEND_SECONDS
 from lockstep_trainer.protocol.policy import Fault, Ladder
 from lockstep_trainer.protocol.progress import HangBounds, Recovery, StepFold
 from lockstep_trainer.protocol.reports import Reports
+from lockstep_trainer.protocol.roster import Peer, Roster
 
-INVITE_SECONDS = 0.5
-"""Between invitations of a member that has no stream."""
 QUIESCE_SECONDS = 20.0
 """A member that can't reap its killed workers for so long has a process stuck in the kernel: its pod is condemned."""
 FINAL_SAVE_SECONDS = 60.0
@@ -103,8 +91,7 @@ class Leader:
         self.membership = membership
         self.epoch = membership.epoch
         self.generation = memory.generation if memory and same else 0
-        self.peers = {info.slot: Peer(info, missing_since=now) for info in membership.slots}
-        self.spares = {info.pod_uid: Peer(info, missing_since=now) for info in membership.spares}
+        self.roster = Roster(membership, now)
         self.running: Start | None = memory.running if memory and same else None
         self.finished: Finished | None = memory.finished if memory and same else None
         self.superseded = False
@@ -122,7 +109,6 @@ class Leader:
         self.ledger = ledger or Ledger(plan.nodes * plan.gpus_per_node, now, highest, phase)  # type: ignore[arg-type]
         self.reports = (memory.reports if memory and memory.reports else None) or Reports()
         self.reports.new_leader(self, now)
-        self._connections: dict[int, Peer] = {}
         self._steps = StepFold(plan.nodes)
         self._suspects: list[Fault] = []
         self._judged = True
@@ -160,7 +146,7 @@ class Leader:
 
     def begin(self, now: float) -> list[Effect]:
         """First effects: invitations, and all that can be prepared while members come."""
-        effects: list[Effect] = [Persist(), *self.reports.membership(self, now), *self._invite(now)]
+        effects: list[Effect] = [Persist(), *self.reports.membership(self, now), *self.roster.invite(now)]
         if self.running:  # it goes on; only the chain must be known again before the next commit
             return effects + self.durability.choose(self.term)
         return effects + self._advance(now)
@@ -204,59 +190,34 @@ class Leader:
     # ------------------------------------------------------------------------------------- members
 
     def _member_connected(self, event: events.MemberConnected, now: float) -> list[Effect]:
-        join = event.join
-        peer = self._peer_of(join)
-        if peer is None:
-            return [DropMember(event.connection)]
-        effects: list[Effect] = []
-        if peer.connection is not None and peer.connection != event.connection:
-            self._connections.pop(peer.connection, None)
-            effects.append(DropMember(peer.connection))
-        peer.connection = event.connection
-        self._connections[event.connection] = peer
-        peer.heard_at = now
-        peer.inventory = inventory = join.inventory
-        peer.term = inventory.term
-        if join.inventory.slot is None:
-            return effects  # a spare: nothing to tell it
-        if self.finished or self.superseded:
-            return effects
+        peer, effects = self.roster.join(event.connection, event.join, now)
+        inventory = event.join.inventory
+        if peer is None or inventory.slot is None or self.finished or self.superseded:
+            return effects  # a stranger was sent away; a spare is only listened to
         self.ledger.highest = max(self.ledger.highest, inventory.step)
-        if inventory.term.epoch > self.epoch or (
-            inventory.term.epoch == self.epoch and inventory.term.generation > self.generation
-        ):
+        if inventory.term > self.term:
             return effects + self._ask_for_epoch("a member has seen a newer generation: the leader's count is lost")
         if self.running is None:
             peer.quiet = False
-            return effects + self._say(peer, Abandon(self.plan.job_uid, self._abandoned, "forming"), now)
+            return effects + self.roster.say(peer, Abandon(self.plan.job_uid, self._abandoned, "forming"), now)
         if inventory.running == self.running.term:
             return effects
         if inventory.term < self.running.term:
-            return effects + self._say(peer, self.running, now)
+            return effects + self.roster.say(peer, self.running, now)
         cause = "ContainerRestarted" if inventory.container_starts > 1 else "AgentLost"
         return effects + self._fault(self._suspect(cause, "stream", now, slot=peer.info.slot), now)
 
-    def _peer_of(self, join: Join) -> Peer | None:
-        if join.job_uid != self.plan.job_uid or join.epoch != self.epoch:
-            return None
-        if join.inventory.slot is None:
-            return self.spares.get(join.inventory.pod_uid)
-        peer = self.peers.get(join.slot)
-        return peer if peer and peer.is_me(join.inventory) else None
-
     def _member_closed(self, event: events.MemberClosed, now: float) -> list[Effect]:
-        peer = self._connections.pop(event.connection, None)
-        if peer and peer.connection == event.connection:
-            peer.lose(now)
+        self.roster.closed(event.connection, now)
         return []
 
     def _member_said(self, event: events.MemberSaid, now: float) -> list[Effect]:
         message = event.message
-        peer = self._connections.get(event.connection)
+        self.roster.heard(event.connection, now)
+        peer = self.roster.member(event.connection)
         if peer is None or isinstance(message, Join) or message.job_uid != self.plan.job_uid:
             return []
-        peer.heard_at = now
-        if message.term.epoch != self.epoch or peer.info.slot != message.slot or peer.info.slot not in self.peers:
+        if message.term.epoch != self.epoch or message.slot != peer.info.slot:
             return []
         if isinstance(message, Quiesced):
             if self.running is None and message.term >= self._abandoned:
@@ -266,7 +227,7 @@ class Leader:
         if isinstance(message, Beat):
             return []
         if message.term != self.term:
-            return self._say(peer, Beat(self.plan.job_uid, self.term, peer.info.slot), now)  # older: here is ours
+            return self.roster.say(peer, Beat(self.plan.job_uid, self.term, peer.info.slot), now)  # older: here is ours
         match message:
             case Steps():
                 return self._member_stepped(peer, message, now)
@@ -289,7 +250,7 @@ class Leader:
     def _worker_exited(self, peer: Peer, message: WorkerExited, now: float) -> list[Effect]:
         if message.exit_code == 0 and self.running:
             peer.exits[message.rank] = 0
-            if all(len(other.exits) == self.plan.gpus_per_node for other in self.peers.values()):
+            if all(len(other.exits) == self.plan.gpus_per_node for other in self.roster.members.values()):
                 self._done_at = now
                 return self._finish(now)
             return []
@@ -309,12 +270,12 @@ class Leader:
     def _saved(self, peer: Peer, message: Saved, now: float) -> list[Effect]:
         durable = self.durability.durable
         if durable and self.durability.committed(message.state):
-            return self._say(peer, Committed(self.plan.job_uid, self.term, durable), now)
+            return self.roster.say(peer, Committed(self.plan.job_uid, self.term, durable), now)
         return self.durability.saved(message, now)
 
     def _invite_refused(self, event: events.InviteRefused, now: float) -> list[Effect]:
         """Whoever answers at the address is not the member: its node was rebooted, or the address has a new owner."""
-        peer = self.peers.get(event.slot)
+        peer = self.roster.members.get(event.slot)
         if peer is None or peer.connected or self.finished or event.inventory.job_uid != self.plan.job_uid:
             return []
         if event.inventory.term.epoch > self.epoch:
@@ -324,13 +285,6 @@ class Leader:
             self._condemned.add(event.slot)
             return self._fault(self._suspect("MemberLost", "stream", now, slot=event.slot), now)
         return []
-
-    def _say(self, peer: Peer, message: ToMember, now: float) -> list[Effect]:
-        peer.said_at = now
-        return [] if peer.connection is None else [SendMember(peer.connection, message)]
-
-    def _say_all(self, make: ToMember, now: float) -> list[Effect]:
-        return [effect for peer in self.peers.values() for effect in self._say(peer, make, now)]
 
     # -------------------------------------------------------------------------------------- faults
 
@@ -362,9 +316,9 @@ class Leader:
         self.durability.abandon()
         if self.plan.own_store:
             self._store = None
-        for peer in self.peers.values():
+        for peer in self.roster.members.values():
             peer.quiet = False
-        return [*self._say_all(Abandon(self.plan.job_uid, self._abandoned, cause), now), Persist()]
+        return [*self.roster.say_all(Abandon(self.plan.job_uid, self._abandoned, cause), now), Persist()]
 
     def _judge(self, now: float) -> list[Effect]:
         """Decide what the last fault leads to."""
@@ -399,7 +353,7 @@ class Leader:
         if self.finished or self.superseded or self.running:
             return []
         effects = self.durability.choose(self._abandoned) + self.durability.push(now)
-        quiet = all(peer.connected and peer.quiet for peer in self.peers.values())
+        quiet = self.roster.all_quiet
         fatal = any(s.user_error or s.exit_code == policy.USER_ERROR_EXIT for s in self._suspects)
         if not self._judged and (quiet or fatal):
             effects += self._judge(now)
@@ -435,10 +389,10 @@ class Leader:
         self.durability.begin()
         self._steps = StepFold(self.plan.nodes)
         self._started_at = self._stepped_at = now
-        for peer in self.peers.values():
+        for peer in self.roster.members.values():
             peer.exits.clear()
             peer.section = "starting"
-        return [Persist(), *self.reports.start(self, now), *self._say_all(self.running, now)]
+        return [Persist(), *self.reports.start(self, now), *self.roster.say_all(self.running, now)]
 
     def _restore_chosen(self, event: events.RestoreChosen, now: float) -> list[Effect]:
         self.durability.chosen(event.term, event.restore, now)
@@ -468,7 +422,7 @@ class Leader:
         self.durability.done(event.restore, event.uri, now)
         if self.faults and event.restore.state.step > max(fault.step for fault in self.faults):
             self.restarts_used = 0
-        told = self._say_all(Committed(self.plan.job_uid, self.term, event.restore), now)
+        told = self.roster.say_all(Committed(self.plan.job_uid, self.term, event.restore), now)
         effects = [Persist(), *self.reports.checkpoint(self, event, now), *told, *self.durability.push(now)]
         return effects + (self._finish(now) if self.finishing else [])
 
@@ -497,7 +451,7 @@ class Leader:
             self._abandoned = self.running.term
             self.running = None
         release = Release(self.plan.job_uid, Term(self.epoch, self.generation), finished.reason)
-        effects += self._say_all(release, now)
+        effects += self.roster.say_all(release, now)
         return [*effects, Persist(), *self.reports.finished(self, now)]
 
     def _operator_said(self, event: events.OperatorSaid, now: float) -> list[Effect]:
@@ -514,38 +468,19 @@ class Leader:
     # ---------------------------------------------------------------------------------------- time
 
     def _tick(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for peer in (*self.peers.values(), *self.spares.values()):
-            if peer.connected and now - peer.heard_at > SILENCE_SECONDS:
-                assert peer.connection is not None
-                effects.append(DropMember(peer.connection))
-                self._connections.pop(peer.connection, None)
-                peer.lose(now)
+        effects = self.roster.drop_silent(now)
         if not self.finished and not self.superseded:
-            effects += self._invite(now)
+            effects += self.roster.invite(now)
             effects += self._watch(now) if self.running else self._wait(now)
             effects += self.durability.push(now)
         effects += self._repeat(now)
         return effects + self.reports.tick(self, now)
 
-    def _invite(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        leader = self.peers[0].info.address
-        peers: Iterable[tuple[Peer, bool]] = [(p, False) for p in self.peers.values()]
-        for peer, spare in [*peers, *((p, True) for p in self.spares.values())]:
-            if not peer.connected and now - peer.invited_at >= INVITE_SECONDS:
-                peer.invited_at = now
-                info = peer.info
-                invite = Invite(self.plan.job_uid, self.epoch, info.slot, info.pod_uid, info.boot_id, leader, spare)
-                effects.append(PostInvite(info.address, invite))
-        return effects
-
     def _watch(self, now: float) -> list[Effect]:
         """A generation runs: is it alive? A step needs all members, so steps prove that all are."""
         assert self.running is not None
         median = self._steps.median
-        missing = [peer for peer in self.peers.values() if not peer.connected]
-        if missing:
+        if missing := self.roster.missing:
             grace = self.plan.rejoin_grace + 2 * (median or 0.0)
             since = max(min(peer.missing_since for peer in missing), self._stepped_at)
             if now - since > grace:
@@ -556,7 +491,7 @@ class Leader:
                 return self._fault(self._suspect("FinalCheckpointMissing", "progress", now), now)
             return []
         if self.plan.reports_steps:
-            sections = {peer.section for peer in self.peers.values()}
+            sections = {peer.section for peer in self.roster.members.values()}
             if now - max(self._started_at, self._stepped_at) > self.plan.hang.allowed(median, sections):
                 return self._fault(self._suspect("Hang", "progress", now), now)
         return []
@@ -564,7 +499,7 @@ class Leader:
     def _wait(self, now: float) -> list[Effect]:
         """Members that do not come back, or can't end their workers, are given up."""
         lost: dict[int, tuple[str, str]] = {}
-        for slot, peer in self.peers.items():
+        for slot, peer in self.roster.members.items():
             if slot in self._condemned:
                 lost[slot] = self._replace.get(slot, ("MemberLost", "stream"))
             elif not peer.connected:
@@ -583,16 +518,16 @@ class Leader:
     def _repeat(self, now: float) -> list[Effect]:
         """Orders that seem not to have arrived, and a beat where there was nothing to say."""
         effects: list[Effect] = []
-        for peer in self.peers.values():
+        for peer in self.roster.members.values():
             if not peer.connected or now - peer.said_at < BEAT_SECONDS:
                 continue
             if self.running and (peer.term is None or peer.term < self.running.term):
-                effects += self._say(peer, self.running, now)
+                effects += self.roster.say(peer, self.running, now)
             elif not self.running and not self.finished and not peer.quiet:
-                effects += self._say(peer, Abandon(self.plan.job_uid, self._abandoned, "again"), now)
+                effects += self.roster.say(peer, Abandon(self.plan.job_uid, self._abandoned, "again"), now)
             else:
-                effects += self._say(peer, Beat(self.plan.job_uid, self.term, peer.info.slot), now)
-        for spare in self.spares.values():
+                effects += self.roster.say(peer, Beat(self.plan.job_uid, self.term, peer.info.slot), now)
+        for spare in self.roster.spares.values():
             if now - spare.said_at >= BEAT_SECONDS:
-                effects += self._say(spare, Beat(self.plan.job_uid, self.term, spare.info.slot), now)
+                effects += self.roster.say(spare, Beat(self.plan.job_uid, self.term, spare.info.slot), now)
         return effects

@@ -87,7 +87,7 @@ class Reports:
         if leader.running and not leader.plan.reports_steps:
             effects += self._scripts_started(leader, now)
         if leader.finishing or (leader.running and not leader.plan.reports_steps):
-            leader.ledger.pass_time(now, min((peer.section for peer in leader.peers.values()), default=""))
+            leader.ledger.pass_time(now, min((peer.section for peer in leader.roster.members.values()), default=""))
         if not leader.finished and now - self.remembered_at >= REMEMBER_SECONDS:
             self.remembered_at = now
             effects.append(Persist())
@@ -117,7 +117,7 @@ class Reports:
             term=leader.term,
             sequence=self.sequence,
             state=state_of(leader),
-            connected=sum(peer.connected for peer in leader.peers.values()),
+            connected=sum(peer.connected for peer in leader.roster.members.values()),
             steps=leader.plan.steps,
             newest=newest,
             tokens_per_second=self.tokens_per_second,
@@ -241,7 +241,7 @@ class Reports:
     def _scripts_started(self, leader: Leader, now: float) -> list[Effect]:
         """A user's script reports no steps: it has recovered once every node runs it again."""
         assert leader.running is not None
-        if leader.recovery is None or any(peer.term != leader.running.term for peer in leader.peers.values()):
+        if leader.recovery is None or any(peer.term != leader.running.term for peer in leader.roster.members.values()):
             return []
         return self._recovered(leader, now, now)
 
@@ -277,5 +277,5 @@ def state_of(leader: Leader) -> State:
     if leader.running is None:
         return "forming"
     stepped = leader.reports.step_of(leader.term) > 0
-    heard = all(peer.term == leader.running.term for peer in leader.peers.values())
+    heard = all(peer.term == leader.running.term for peer in leader.roster.members.values())
     return "running" if stepped or (not leader.plan.reports_steps and heard) else "starting"
