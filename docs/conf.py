@@ -10,6 +10,7 @@ release = version = installed_version("lockstep")
 extensions = ["myst_parser"]
 exclude_patterns: list[str] = []
 myst_heading_anchors = 3
+smartquotes = False  # would make one dash of the two before an option
 myst_enable_extensions = ["colon_fence"]
 
 html_theme = "furo"

@@ -1,7 +1,8 @@
-"""Pages of docs/reference that are made from the code: chart values, metrics, conditions and labels."""
+"""Pages of docs/reference that are made from the code: chart values, names, metrics, the command line."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def pages() -> dict[Path, str]:
         FOLDER / "values.md": values_page(VALUES.read_text()),
         FOLDER / "names.md": names_page(),
         FOLDER / "metrics.md": metrics_page(),
+        FOLDER / "cli.md": cli_page(),
     }
 
 
@@ -196,3 +198,41 @@ def metrics_page() -> str:
         ]
         lines += ["", f"## {title}", "", _row("Name", "Type", "Labels", "Meaning"), "|---|---|---|---|", *rows]
     return "\n".join(lines) + "\n"
+
+
+# ----------------------------------------------------------------------------------------------- command line
+
+
+def cli_page() -> str:
+    """The reference of ``lockstep``, from its parser. Only what is the same in every Python's argparse is used."""
+    from lockstep_cli import __main__ as cli
+
+    (commands,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    summaries = {choice.dest: choice.help for choice in commands._choices_actions}
+    lines = [
+        "<!-- Made from the parser of operator/lockstep_cli by `make generate`; do not edit. -->",
+        "# Command line",
+        "",
+        "`lockstep`, or `kubectl lockstep`. Exit status: 0 done, 1 an error, said in one sentence on standard error, "
+        "2 a wrong manifest or wrong usage, 130 Ctrl-C. Every command works without a terminal.",
+    ]
+    for name, command in commands.choices.items():
+        rows = [
+            _row(f"`{_spelling(action)}`", _meaning(action)) for action in command._actions if action.dest != "help"
+        ]
+        summary = summaries.get(name) or ""
+        text = command.description or f"{summary[:1].upper()}{summary[1:]}."
+        lines += ["", f"## lockstep {name}", "", text, "", _row("Argument", "Meaning"), "|---|---|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def _spelling(action: argparse.Action) -> str:
+    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
+    if not action.option_strings:
+        return f"[{value}]" if action.nargs in ("?", "*") else str(value)
+    return ", ".join(action.option_strings) + ("" if action.nargs == 0 else f" {value}")
+
+
+def _meaning(action: argparse.Action) -> str:
+    values = {key: value for key, value in vars(action).items() if isinstance(value, str | int | float | Path)}
+    return (action.help or "") % values
