@@ -150,6 +150,8 @@ async def _work(options: Options, jobs: Jobs, cache: ClusterCache, lease: Lease)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
+    # Kopf asks for the user's name, and a container's uid need not have one.
+    os.environ.setdefault("LOGNAME", "lockstep")
     try:
         options = parse(argv)
         logging.basicConfig(

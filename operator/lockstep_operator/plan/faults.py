@@ -85,7 +85,7 @@ def _member_lost(
     if request and request.epoch == status.epoch and slot in request.slots:
         # The leader has seen two things itself: no stream, and no step for the time of grace.
         return request.cause, request.witness
-    if _node_down(pod, observed) and not advancing(observed.leader, now):
+    if _node_down(pod, observed) and stalled(job, status, observed.leader, now):
         return "NodeLost", "nodeCondition"
     if slot == 0 and (witness := leader_lost(job, pod, observed, now)):
         return "LeaderLost", witness
@@ -115,13 +115,16 @@ def leader_lost(job: TrainingJob, pod: Pod, observed: Observed, now: float) -> s
     return None
 
 
-def advancing(leader: Leader | None, now: float) -> bool:
-    """Whether steps go on: then all members are alive, whatever else is heard of them."""
-    if not (leader and leader.connected and leader.advanced is not None and leader.progress):
+def stalled(job: TrainingJob, status: TrainingJobStatus, leader: Leader | None, now: float) -> bool:
+    """Whether steps have stopped: a witness against any member, since a step takes all of them. An operator that has
+    only begun to listen has heard nothing yet and is no witness."""
+    if len(status.slots) < job.spec.nodes:
+        return True
+    if leader is None:
         return False
-    newest = leader.progress.newest
-    step_seconds = newest.seconds if newest else 0.0
-    return now - leader.advanced < max(AGREED_SILENCE, 3 * step_seconds)
+    newest = leader.progress.newest if leader.progress else None
+    last = leader.since if leader.advanced is None else leader.advanced
+    return now - last >= max(AGREED_SILENCE, 3 * newest.seconds if newest else 0.0)
 
 
 def may_force(pod: Pod, observed: Observed) -> bool:

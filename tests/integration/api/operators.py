@@ -21,7 +21,7 @@ class Operator:
 
     def __init__(self, folder: Path, kubeconfig: Path, namespace: str, *options: str) -> None:
         self.folder, self.namespace = folder, namespace
-        self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "LOGNAME": "lockstep"}
+        self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
         self._options = options
         key = folder / "master-key"
         if not key.exists():

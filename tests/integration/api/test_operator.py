@@ -167,6 +167,37 @@ def test_a_quota_is_told_and_nothing_half_made_is_left(api: Any, operator: Opera
     eventually(lambda: len(pods(api)) == 4, "with room, all pods come")
 
 
+def test_a_second_operator_waits_and_takes_over(
+    control_plane: Cluster, api: Any, operator: Operator, tmp_path: Path
+) -> None:
+    """Two replicas: one works, the other is healthy and idle until the lease is free."""
+    operator.start()
+    eventually(lambda: "holding the lease" in operator.log, "the first works")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "master-key").write_text((tmp_path / "master-key").read_text())
+    second = Operator(tmp_path / "second", control_plane.kubeconfig, api.namespace)
+    second.start()
+    try:
+
+        def healthy() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{second.health_port}/healthz", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+
+        eventually(healthy, "the second is healthy")
+        api.create(job("handed", 1))
+        eventually(lambda: len(pods(api)) == 1, "the first serves")
+        assert "holding the lease" not in second.log
+        operator.kill()  # without a word: the lease must run out
+        api.patch("handed", {"spec": {"spares": 1}})
+        eventually(lambda: len(pods(api)) == 2, "the second serves", 40)
+        assert "holding the lease" in second.log
+    finally:
+        second.kill()
+
+
 def test_events_and_metrics_tell_what_was_decided(api: Any, operator: Operator) -> None:
     api.create(job("told", 1))
     operator.start()

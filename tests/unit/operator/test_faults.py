@@ -91,6 +91,21 @@ def test_a_node_that_is_not_ready_changes_nothing_while_steps_advance() -> None:
     assert "1" not in world.plan().status.slots
 
 
+def test_an_operator_that_has_just_started_is_no_witness_of_missing_progress() -> None:
+    """A dead kubelet beside a healthy run must not cost a member because the operator was upgraded."""
+    world = running(nodes=2)
+    world.now += 3600
+    world.take_down("node-1")
+    world.new_operator()
+    assert world.leader is not None
+    world.leader = replace(world.leader, connected=False, since=world.now)
+    assert world.plan().status.slots == world.status.slots
+    world.leader = replace(world.leader, connected=True, since=world.now + 1)
+    world.now += 2
+    world.say(newest=summary(900, world.now))
+    assert world.plan().status.slots == world.status.slots
+
+
 def test_a_slow_step_is_no_missing_progress() -> None:
     world = running(nodes=2)
     world.say(newest=summary(11, world.now, seconds=20.0))
