@@ -53,7 +53,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         if any(loss.slot is not None for loss in lost):
             # What the leader has not reported when its epoch breaks went into noticing that it broke.
             status = ledger.close_epoch(status, ledger.DETECTING if status.phase == Phase.RUNNING else None)
-        said = observed.leader.progress if leads and observed.leader else None
+        said = observed.leader.progress if observed.leader else None
         status = faults.record(
             status,
             lost,

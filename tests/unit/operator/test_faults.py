@@ -305,3 +305,14 @@ def test_a_checkpoint_from_before_the_fault_does_not() -> None:
     world.say(newest=summary(12, world.now), **durable(step=12, at=world.now - 60, epoch=1))
     world.settle()
     assert world.status.budgets_used.pod == 1
+
+
+def test_a_loss_names_the_generation_that_it_ended() -> None:
+    """Also the leader's own: a recovery is matched to the newest fault before its term."""
+    world = running(nodes=2)
+    world.say(newest=summary(12, world.now), term=Term(1, 4))
+    world.now += 2
+    del world.pods["run-0-0"]
+    world.step()
+    (kept,) = world.status.faults
+    assert (kept.epoch, kept.generation, kept.seconds) == (1, 4, {"detect": 2.0})
