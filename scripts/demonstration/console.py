@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ from rich.status import Status
 class Story:
     """The story so far, with a clock."""
 
-    console: Console = field(default_factory=lambda: Console(highlight=False))
+    console: Console = field(
+        default_factory=lambda: Console(highlight=False, width=None if sys.stdout.isatty() else 400)
+    )
     began: float = field(default_factory=time.monotonic)
     _status: Status | None = None
     _said: float = 0.0

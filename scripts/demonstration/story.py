@@ -102,20 +102,22 @@ class Demonstration:
         story.chapter(f"Training: kubectl apply -f {os.path.relpath(self.arguments.file)}")
         target.kubectl("delete", "trainingjob", name, "-n", NAMESPACE, "--ignore-not-found", "--wait=true")
         target.apply(document)
-        steps = document["spec"]["trainer"]["recipe"]["steps"]
+        steps, every = document["spec"]["trainer"]["recipe"]["steps"], document["spec"]["checkpoint"]["every"]
+        # Between two checkpoints, so that there are steps to be done again.
+        first, second = (round(part * steps / 3 / every) * every + every // 2 for part in (1, 2))
         with watch(target, NAMESPACE, name) as job:
             with story.step("pods scheduled, workers started, first step"):
                 job.until(lambda j: j.status.progress.step >= 1, FIRST_STEP_SECONDS, "the first step", self._progress)
-            with story.step(f"training to step {steps // 3}"):
+            with story.step(f"training to step {first}"):
                 job.until(
-                    lambda j: j.status.progress.step >= steps // 3, JOB_SECONDS, "a third of the steps", self._progress
+                    lambda j: j.status.progress.step >= first, JOB_SECONDS, "a third of the steps", self._progress
                 )
             victim = faults.pods(target, NAMESPACE, name)[0]["metadata"]["name"]
             told = faults.kill_worker(target, NAMESPACE, victim)
             story.say(f"[red]kill -9[/] of the worker of rank {told['rank']} in pod {victim}")
-            with story.step(f"the job mends itself and trains to step {2 * steps // 3}"):
+            with story.step(f"the job mends itself and trains to step {second}"):
                 job.until(
-                    lambda j: j.status.progress.step >= 2 * steps // 3 and j.status.restarts.total >= 1,
+                    lambda j: j.status.progress.step >= second and j.status.restarts.total >= 1,
                     JOB_SECONDS, "two thirds of the steps", self._progress,
                 )  # fmt: skip
             operator = install.operator_node(target)
@@ -161,7 +163,7 @@ class Demonstration:
             story.console.print(text.prompt + text.text.removeprefix(text.prompt), style="italic", markup=False)
         story.chapter("kubectl get trainingjob")
         story.console.print(target.kubectl("get", "trainingjob", "-n", NAMESPACE).rstrip())
-        story.console.print(f"[dim]lockstep why:[/] {explain.why(job, time.time())}")
+        story.say(f"[dim]lockstep why:[/] {explain.why(job, time.time())}")
         self._judge(job, told, verdict)
 
     def write_report(self, target: Target, job: TrainingJob, uri: str) -> journal.Journal:

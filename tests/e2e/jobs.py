@@ -22,9 +22,9 @@ TRAINER: dict[str, Any] = {
     "model": {"preset": "llama-debug", "overrides": {"layers": 2, "dim": 32}},
     "tokenizer": {"train": {"vocabSize": 300}},
     "data": {
-        "sources": [{"uri": "file://{stdlib}/**/*.py", "maxBytes": 400_000}],
+        "sources": [{"uri": "file://{stdlib}/**/*.py", "maxBytes": 1_000_000}],
         "sequenceLength": 32,
-        "holdout": 0.1,
+        "holdout": 0.2,
     },
     "recipe": {"steps": 100, "globalBatchTokens": 256, "precision": "fp32"},
     "evaluate": {"every": 100, "batches": 1},
