@@ -68,7 +68,7 @@ class Agent:
             me, job.plan(), memory, leaderless_seconds=job.leaderless_seconds, now=self.clock()
         )
         self.server = Server(self)
-        self.durable = DurableStore(job, self.tell)
+        self.durable = DurableStore(job, settings.run_dir, self.tell)
         self._zygote = ZygoteClient(settings.run_dir, self.volume.agent_starts, lambda _: None)
         self.workers = Workers(settings, job, self._zygote, self.tell)
         self._rendezvous = RendezvousStore(settings, job, self._zygote, self.tell)

@@ -12,11 +12,13 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError
 from lockstep_trainer.protocol import events
+from lockstep_trainer.supervisor import write_json
 
 if TYPE_CHECKING:
     from lockstep_trainer.agent.settings import Job
@@ -34,8 +36,9 @@ _LONGEST_BACKLOG = 50_000  # journal lines kept while the store is away; then th
 class DurableStore:
     """The chain and the journal of a job."""
 
-    def __init__(self, job: Job, tell: Callable[[events.Event], None]) -> None:
+    def __init__(self, job: Job, run_dir: Path, tell: Callable[[events.Event], None]) -> None:
         self._job = job
+        self._position = run_dir / "journal-position"  # newest step line in the store: a new agent goes on behind it
         self._tell = tell
         self._nonce = secrets.token_hex(8)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -45,6 +48,7 @@ class DurableStore:
         self._choosing: asyncio.Task[None] | None = None
         self._lines: list[dict[str, Any]] = []
         self._files = 0
+        self._written: list[int] = json.loads(self._position.read_text()) if self._position.exists() else []
         self._urgent = asyncio.Event()
         self._flushing = asyncio.Lock()
 
@@ -59,7 +63,9 @@ class DurableStore:
         self._spawn(self._commit(term, state, listing))
 
     def journal(self, line: dict[str, Any]) -> None:
-        """Write this line soon."""
+        """Write this line soon. Steps that an earlier agent has written are told again by members, and passed over."""
+        if line["kind"] == "step" and _place(line) <= self._written:
+            return
         self._lines.append(line)
         del self._lines[:-_LONGEST_BACKLOG]
         if line["kind"] in _URGENT:
@@ -92,6 +98,10 @@ class DurableStore:
                 log.warning("journal: %s", error)
                 return False
             del self._lines[: len(lines)]
+            steps = [_place(line) for line in lines if line["kind"] == "step"]
+            if steps:
+                self._written = max(self._written, steps[-1])
+                write_json(self._position, self._written)
             return True
 
     def close(self) -> None:
@@ -186,3 +196,8 @@ class DurableStore:
                 existing, _ = store.get(key)
                 if existing == data:
                     return  # an earlier try of ours, whose answer was lost
+
+
+def _place(line: dict[str, Any]) -> list[int]:
+    """Where a step line stands in the run."""
+    return [line["epoch"], line["generation"], line["step"]]

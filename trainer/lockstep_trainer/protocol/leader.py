@@ -194,7 +194,8 @@ class Leader:
         inventory = event.join.inventory
         if peer is None or inventory.slot is None or self.finished or self.superseded:
             return effects  # a stranger was sent away; a spare is only listened to
-        self.ledger.highest = max(self.ledger.highest, inventory.step)
+        if self.running is None:  # steps of a generation that goes on are still to be reported, and are no repetition
+            self.ledger.highest = max(self.ledger.highest, inventory.step)
         if inventory.term > self.term:
             return effects + self._ask_for_epoch("a member has seen a newer generation: the leader's count is lost")
         if self.running is None:
