@@ -1,0 +1,81 @@
+"""What a fault leads to: the ladder as tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lockstep_trainer.protocol.policy import (
+    Decision,
+    Fail,
+    Fault,
+    Ladder,
+    Replace,
+    Restart,
+    RetryRule,
+    decide,
+    root_cause,
+)
+
+CRASH = Fault("WorkerExited", "exit", at=100.0, noticed=100.1, step=7, slot=1, rank=3, exit_code=-11)
+RULES = Ladder(process_budget=2, rules=(RetryRule(frozenset({3}), fail=True), RetryRule(frozenset({4}), fail=False)))
+
+
+def fault(**changes: object) -> Fault:
+    return replace(CRASH, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("now", "earlier", "used", "expected"),
+    [
+        pytest.param(CRASH, [], 0, Restart("process"), id="first crash"),
+        pytest.param(CRASH, [fault(step=5)], 1, Restart("process"), id="crash at another step"),
+        pytest.param(CRASH, [fault(rank=2)], 1, Restart("process"), id="crash of another rank"),
+        pytest.param(CRASH, [CRASH], 1, Replace, id="same rank and step twice in a row: another pod"),
+        pytest.param(CRASH, [CRASH, fault(step=5)], 1, Restart("process"), id="twice, but not in a row"),
+        pytest.param(CRASH, [CRASH, CRASH], 1, Fail, id="three times: no pod will help"),
+        pytest.param(fault(step=9), [CRASH], 2, Replace, id="budget is used up"),
+        pytest.param(fault(exit_code=65), [], 0, Fail, id="EX_DATAERR"),
+        pytest.param(fault(exit_code=1, user_error=True), [], 0, Fail, id="user error"),
+        pytest.param(fault(exit_code=3), [], 0, Fail, id="declared fatal"),
+        pytest.param(fault(exit_code=4), [], 0, Restart("process"), id="declared harmless"),
+        pytest.param(fault(cause="Hang", slot=None, rank=None, exit_code=None), [], 2, Fail, id="nobody to replace"),
+        pytest.param(fault(cause="ContainerRestarted"), [], 5, Restart("container"), id="container, once"),
+        pytest.param(
+            fault(cause="ContainerRestarted", at=500.0, step=9), [fault(cause="ContainerRestarted")], 0, Replace,
+            id="container, twice within ten minutes",
+        ),
+        pytest.param(
+            fault(cause="ContainerRestarted", at=900.0, step=9), [fault(cause="ContainerRestarted")], 0,
+            Restart("container"), id="container, twice in a quarter of an hour",
+        ),
+    ],
+)  # fmt: skip
+def test_decide(now: Fault, earlier: list[Fault], used: int, expected: Decision | type) -> None:
+    """Each rung only when the cheaper one can't work."""
+    decision = decide(now, earlier, used, RULES)
+    if isinstance(expected, type):
+        assert isinstance(decision, expected), decision
+    else:
+        assert decision == expected
+
+
+def test_scripts_have_no_crash_loops() -> None:
+    """A script reports no steps: all its faults look alike, and only the budget counts."""
+    assert decide(CRASH, [CRASH, CRASH], 1, Ladder(crash_loops=False)) == Restart("process")
+
+
+@pytest.mark.parametrize(
+    ("suspects", "rank"),
+    [
+        ([fault(rank=0, exit_code=75, at=1.0), fault(rank=3, exit_code=-9, at=2.0)], 3),  # killed beats its victim
+        ([fault(rank=0, exit_code=75, at=1.0), fault(rank=2, exit_code=1, at=2.0)], 2),  # crashed beats its victim
+        ([fault(rank=1, exit_code=1, at=2.0), fault(rank=2, exit_code=1, at=1.0)], 2),  # the earlier of two crashes
+        ([fault(rank=1, exit_code=-9, at=1.0), fault(rank=2, exit_code=65, at=2.0)], 2),  # the user's error speaks
+    ],
+)
+def test_root_cause(suspects: list[Fault], rank: int) -> None:
+    """The fault record names the worker that failed first, whatever order the reports came in."""
+    assert root_cause(suspects).rank == rank
+    assert root_cause(reversed(suspects)).rank == rank

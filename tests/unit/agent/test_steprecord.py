@@ -1,0 +1,75 @@
+"""Step records: nothing torn is ever read, nothing is read twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lockstep_trainer.steprecord import MAX_SECTIONS, STARTING, StepReader, StepRecordError, StepWriter
+
+
+def write(writer: StepWriter, step: int) -> None:
+    writer.record(
+        step=step, at=step * 1.5, seconds=0.5, loss=2.0, tokens=64, grad_norm=1.0, lr=1e-3, sections={"load": 0.25}
+    )
+
+
+def test_reader_sees_what_was_written(tmp_path: Path) -> None:
+    """Each record once, with the sections that were spent; the header tells where the worker is."""
+    with StepWriter.create(tmp_path / "steps", capacity=8) as writer:
+        reader = StepReader(tmp_path / "steps")
+        assert (reader.section, reader.new_records()) == (STARTING, [])
+        writer.section("forward")
+        write(writer, 1)
+        assert reader.section == "forward"
+        (record,) = reader.new_records()
+        assert (record.step, record.at, record.sections) == (1, 1.5, {"load": 0.25})
+        assert reader.new_records() == []
+
+
+def test_slow_reader_loses_the_oldest_and_knows_it(tmp_path: Path) -> None:
+    """The worker never waits for its agent."""
+    with StepWriter.create(tmp_path / "steps", capacity=4) as writer:
+        reader = StepReader(tmp_path / "steps")
+        for step in range(1, 11):
+            write(writer, step)
+        assert [record.step for record in reader.new_records()] == [7, 8, 9, 10]
+        assert reader.lost == 6
+        assert [record.step for record in StepReader(tmp_path / "steps").new_records()] == [7, 8, 9, 10]
+
+
+def test_torn_record_is_left_for_later(tmp_path: Path) -> None:
+    """Any flipped byte of a record keeps it, and what follows, from being read until it is whole again."""
+    with StepWriter.create(tmp_path / "steps", capacity=4) as writer:
+        write(writer, 1)
+        path = tmp_path / "steps"
+        for offset in range(1024, 1024 + 100):
+            reader = StepReader(path)
+            with path.open("r+b") as file:
+                byte = os.pread(file.fileno(), 1, offset)
+                os.pwrite(file.fileno(), bytes([byte[0] ^ 0x40]), offset)
+                assert reader.new_records() == []
+                os.pwrite(file.fileno(), byte, offset)
+            assert [record.step for record in reader.new_records()] == [1]
+
+
+def test_what_is_no_ring_is_refused(tmp_path: Path) -> None:
+    """Another version's file is never guessed at."""
+    (tmp_path / "steps").write_bytes(b"x" * 4096)
+    with pytest.raises(StepRecordError, match="no step records of this version"):
+        StepReader(tmp_path / "steps")
+    with pytest.raises(FileNotFoundError):
+        StepReader(tmp_path / "nowhere")
+
+
+def test_too_many_sections(tmp_path: Path) -> None:
+    """The table of names has an end, and says so."""
+    with StepWriter.create(tmp_path / "steps") as writer:
+        for number in range(MAX_SECTIONS - 1):
+            writer.section(f"section-{number}")
+        with pytest.raises(ValueError, match="one too many"):
+            writer.section("another")
+        with pytest.raises(ValueError, match="longer than"):
+            writer.section("x" * 25)
