@@ -50,7 +50,7 @@ TIERS = (
     Tier(
         "unit",
         "units, simulation, chart",
-        commands=((PYTHON, "-m", "localcluster", "build", "helm"),),  # the chart is rendered with the real Helm
+        commands=((PYTHON, "-m", "localcluster", "build", "helm", "versitygw"),),  # a real Helm and a real S3 server
         tests=("tests/unit", "tests/simulation", "tests/checker"),
     ),
     Tier("api", "against a real API server", tests=("tests/integration/api",), root=True),

@@ -1,34 +1,83 @@
-"""Stores to test: a folder always; an S3 server where LOCKSTEP_TEST_S3_ENDPOINT names one (credentials in AWS_*)."""
+"""Stores to test: a folder, and a real S3 server: the one that LOCKSTEP_TEST_S3_ENDPOINT names (credentials in AWS_*),
+or the local cluster's, started for the tests."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from localcluster import build
 from lockstep_api.v1alpha1 import S3Spec
 from lockstep_trainer.storage import ObjectStore, open_store
 
-_ENDPOINT = os.environ.get("LOCKSTEP_TEST_S3_ENDPOINT")
 _BUCKET = os.environ.get("LOCKSTEP_TEST_S3_BUCKET", "lockstep-test")
 
 
-@pytest.fixture(
-    params=[
-        "folder",
-        pytest.param("s3", marks=pytest.mark.skipif(not _ENDPOINT, reason="LOCKSTEP_TEST_S3_ENDPOINT is not set")),
-    ]
-)
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of an S3 server with an empty bucket."""
+    if given := os.environ.get("LOCKSTEP_TEST_S3_ENDPOINT"):
+        _make_bucket(given)
+        yield given
+        return
+    program = build.programs().get("versitygw")
+    if program is None:
+        reason = "no S3 server; `python -m localcluster build versitygw` builds one"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
+    own = {"ROOT_ACCESS_KEY": keys["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": keys["AWS_SECRET_ACCESS_KEY"]}
+    command = [str(program), f"--port=127.0.0.1:{port}", "--quiet", "posix", str(tmp_path_factory.mktemp("buckets"))]
+    with (
+        subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        try:
+            _wait_listening(port, server)
+            _make_bucket(f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+def _wait_listening(port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert server.poll() is None, f"the S3 server ended with {server.returncode}"
+            assert time.monotonic() < deadline, "the S3 server does not listen"
+            time.sleep(0.05)
+
+
+def _make_bucket(endpoint: str) -> None:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=endpoint, region_name=S3Spec().region)
+    if _BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=_BUCKET)
+
+
+@pytest.fixture(params=["folder", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     """An empty store of each kind."""
     if request.param == "folder":
         return open_store(f"file://{tmp_path}/with%20space")
-    import boto3
-
-    spec = S3Spec(endpoint=_ENDPOINT, path_style=True)
-    client = boto3.client("s3", endpoint_url=_ENDPOINT, region_name=spec.region)
-    if _BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
-        client.create_bucket(Bucket=_BUCKET)
-    return open_store(f"s3://{_BUCKET}/{uuid4().hex}", spec)
+    endpoint = request.getfixturevalue("s3_endpoint")
+    return open_store(f"s3://{_BUCKET}/{uuid4().hex}", S3Spec(endpoint=endpoint, path_style=True))
