@@ -9,7 +9,7 @@ from typing import Any
 
 from lockstep_api.messages import Finished, Inventory, RestorePoint, SlotInfo, Start, Term
 from lockstep_trainer.protocol import effects, events
-from lockstep_trainer.protocol.leader import JobPlan
+from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.member import Identity
 from lockstep_trainer.protocol.node import Node
 from lockstep_trainer.protocol.policy import Ladder

@@ -11,7 +11,7 @@ from typing import Any
 
 from lockstep_api.constants import AGENT_PORT, STORE_PORT
 from lockstep_trainer.errors import TrainerError
-from lockstep_trainer.protocol.leader import JobPlan
+from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.policy import Ladder, RetryRule
 from lockstep_trainer.protocol.progress import HangBounds
 

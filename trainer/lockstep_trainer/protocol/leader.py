@@ -36,33 +36,17 @@ from lockstep_api.messages import (
 from lockstep_trainer.protocol import events, policy
 from lockstep_trainer.protocol.durability import Durability
 from lockstep_trainer.protocol.effects import Effect, EnsureStore, Persist, SendOperator
+from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.ledger import Ledger
-from lockstep_trainer.protocol.member import BEAT_SECONDS, RESEND_SECONDS
-from lockstep_trainer.protocol.policy import Fault, Ladder
-from lockstep_trainer.protocol.progress import HangBounds, Recovery, StepFold
+from lockstep_trainer.protocol.member import BEAT_SECONDS
+from lockstep_trainer.protocol.policy import Fault
+from lockstep_trainer.protocol.progress import Recovery, StepFold
 from lockstep_trainer.protocol.reports import Reports
 from lockstep_trainer.protocol.roster import Peer, Roster
+from lockstep_trainer.protocol.verdicts import Verdicts
 
-QUIESCE_SECONDS = 20.0
-"""A member that can't reap its killed workers for so long has a process stuck in the kernel: its pod is condemned."""
 FINAL_SAVE_SECONDS = 60.0
 """How long the last checkpoint's listing may stay away once all workers have ended well."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobPlan:
-    """What of the job's spec matters to its leader."""
-
-    job_uid: str
-    nodes: int
-    gpus_per_node: int
-    steps: int | None = None  # in all; None for a user's script
-    reports_steps: bool = True  # false for a user's script
-    checkpoints: bool = True
-    own_store: bool = False  # workers bring their own store and need a fresh port each generation
-    rejoin_grace: float = 5.0
-    ladder: Ladder = Ladder()  # noqa: RUF009  (frozen)
-    hang: HangBounds = HangBounds()  # noqa: RUF009  (frozen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +84,16 @@ class Leader:
             # This leader made every commit of the epoch; what it remembers may miss the last one, so the chain is
             # asked again before a restore, but not before the running generation goes on.
             self.durability.durable = memory.durable
-        self.faults = list(memory.faults) if memory else []
-        self.restarts_used = memory.restarts_used if memory and same else 0
+        history, used = (memory.faults, memory.restarts_used if same else 0) if memory else ((), 0)
+        self.verdicts = Verdicts.resumed(plan.ladder, history, used)
         self.recovery = memory.recovery if memory else None
         ledger = memory.ledger if memory and same else None
         highest = memory.ledger.highest if memory and memory.ledger else 0
-        phase = "starting" if membership.epoch <= 1 and not self.faults else "recovering"
+        phase = "starting" if membership.epoch <= 1 and not history else "recovering"
         self.ledger = ledger or Ledger(plan.nodes * plan.gpus_per_node, now, highest, phase)  # type: ignore[arg-type]
         self.reports = (memory.reports if memory and memory.reports else None) or Reports()
         self.reports.new_leader(self, now)
         self._steps = StepFold(plan.nodes)
-        self._suspects: list[Fault] = []
-        self._judged = True
-        self._replace: dict[int, tuple[str, str]] = {}
-        self._condemned: set[int] = set()
-        self._replace_said_at = 0.0
         self._store: tuple[str, int] | None = None
         self._store_asked = False
         self._stopping: str | None = None
@@ -163,8 +142,8 @@ class Leader:
             generation=self.generation,
             running=self.running,
             durable=self.durability.durable,
-            faults=tuple(self.faults[-8:]),
-            restarts_used=self.restarts_used,
+            faults=tuple(self.verdicts.history),
+            restarts_used=self.verdicts.restarts_used,
             reports=self.reports,
             ledger=self.ledger,
             recovery=self.recovery,
@@ -283,7 +262,7 @@ class Leader:
             self.superseded = True
             return []
         if not peer.is_me(event.inventory):
-            self._condemned.add(event.slot)
+            self.verdicts.condemned[event.slot] = ("MemberLost", "stream")
             return self._fault(self._suspect("MemberLost", "stream", now, slot=event.slot), now)
         return []
 
@@ -294,13 +273,12 @@ class Leader:
 
     def _fault(self, suspect: Fault, now: float) -> list[Effect]:
         """End the generation now; what it was is judged once all are quiet and have said what they know."""
-        if self._judged and self.running is None:
-            return []  # between generations nothing runs that could fail
-        self._suspects.append(suspect)
         if self.running is None:
-            return []
+            if self.verdicts.suspects:  # one more account of the fault that is about to be judged
+                self.verdicts.suspects.append(suspect)
+            return []  # between generations nothing runs that could fail
+        self.verdicts.suspects.append(suspect)
         effects = self._end_generation(f"{suspect.cause}, slot {suspect.slot}", now)
-        self._judged = False
         self.ledger.fault(suspect.noticed)
         if self.recovery:
             self.recovery.again(now)
@@ -323,24 +301,15 @@ class Leader:
 
     def _judge(self, now: float) -> list[Effect]:
         """Decide what the last fault leads to."""
-        self._judged = True
-        fault = policy.root_cause(self._suspects)
-        self._suspects.clear()
-        if fault.slot in self._condemned:
-            return []  # the operator is asked anyway, and keeps that record
-        decision = policy.decide(fault, self.faults, self.restarts_used, self.plan.ladder)
-        self.faults.append(fault)
+        verdict = self.verdicts.judge()
+        if verdict is None:
+            return []
+        fault, decision = verdict
         rung = decision.rung if isinstance(decision, policy.Restart) else "pod"
         effects = self.reports.fault(self, fault, rung, now)
-        match decision:
-            case policy.Restart():
-                self.restarts_used += decision.rung == "process"
-            case policy.Replace():
-                self._condemned.add(decision.slot)
-                self._replace[decision.slot] = (fault.cause, fault.witness)
-            case policy.Fail():
-                failed = Finished(self.plan.job_uid, self.term, "failed", decision.reason, decision.message)
-                effects += self._end(failed, now)
+        if isinstance(decision, policy.Fail):
+            failed = Finished(self.plan.job_uid, self.term, "failed", decision.reason, decision.message)
+            effects += self._end(failed, now)
         return [*effects, Persist()]
 
     def _ask_for_epoch(self, cause: str) -> list[Effect]:
@@ -355,8 +324,7 @@ class Leader:
             return []
         effects = self.durability.choose(self._abandoned) + self.durability.push(now)
         quiet = self.roster.all_quiet
-        fatal = any(s.user_error or s.exit_code == policy.USER_ERROR_EXIT for s in self._suspects)
-        if not self._judged and (quiet or fatal):
+        if self.verdicts.suspects and (quiet or self.verdicts.fatal):
             effects += self._judge(now)
         if self.finished or not quiet:
             return effects
@@ -370,7 +338,7 @@ class Leader:
                 self._store_asked = True
                 effects.append(EnsureStore())
             return effects
-        if self._replace or self._condemned or not self.durability.known or self.durability.busy:
+        if self.verdicts.lost or self.verdicts.condemned or not self.durability.known or self.durability.busy:
             return effects
         return effects + self._start(now)
 
@@ -421,8 +389,7 @@ class Leader:
         if not self.durability.awaits(event.restore.state):
             return []
         self.durability.done(event.restore, event.uri, now)
-        if self.faults and event.restore.state.step > max(fault.step for fault in self.faults):
-            self.restarts_used = 0
+        self.verdicts.durable(event.restore.state.step)
         told = self.roster.say_all(Committed(self.plan.job_uid, self.term, event.restore), now)
         effects = [Persist(), *self.reports.checkpoint(self, event, now), *told, *self.durability.push(now)]
         return effects + (self._finish(now) if self.finishing else [])
@@ -499,20 +466,9 @@ class Leader:
 
     def _wait(self, now: float) -> list[Effect]:
         """Members that do not come back, or can't end their workers, are given up."""
-        lost: dict[int, tuple[str, str]] = {}
-        for slot, peer in self.roster.members.items():
-            if slot in self._condemned:
-                lost[slot] = self._replace.get(slot, ("MemberLost", "stream"))
-            elif not peer.connected:
-                if now - max(peer.missing_since, self.formed_at) > self.plan.rejoin_grace:
-                    lost[slot] = ("MemberLost", "stream")
-            elif not peer.quiet and now - self.formed_at > QUIESCE_SECONDS:
-                lost[slot] = ("CannotQuiesce", "stream")
-        changed = lost.keys() != self._replace.keys()
-        self._replace = lost
-        if not lost or (not changed and now - self._replace_said_at < RESEND_SECONDS):
+        lost = self.verdicts.missing(self.roster, self.formed_at, self.plan.rejoin_grace, now)
+        if not lost:
             return []
-        self._replace_said_at = now
         cause, witness = lost[min(lost)]
         return [SendOperator(ReplaceRequest(self.plan.job_uid, self.epoch, tuple(sorted(lost)), cause, witness))]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from lockstep_api.messages import EpochRequest, Inventory, Membership
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.effects import Effect, SendOperator
-from lockstep_trainer.protocol.leader import JobPlan, Leader, LeaderMemory
+from lockstep_trainer.protocol.jobplan import JobPlan
+from lockstep_trainer.protocol.leader import Leader, LeaderMemory
 from lockstep_trainer.protocol.member import Identity, Member, MemberMemory
 
 

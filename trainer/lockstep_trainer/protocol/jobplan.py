@@ -1,0 +1,24 @@
+"""What of a job's spec matters to the protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lockstep_trainer.protocol.policy import Ladder
+from lockstep_trainer.protocol.progress import HangBounds
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """What of the job's spec matters to its leader."""
+
+    job_uid: str
+    nodes: int
+    gpus_per_node: int
+    steps: int | None = None  # in all; None for a user's script
+    reports_steps: bool = True  # false for a user's script
+    checkpoints: bool = True
+    own_store: bool = False  # workers bring their own store and need a fresh port each generation
+    rejoin_grace: float = 5.0
+    ladder: Ladder = Ladder()  # noqa: RUF009  (frozen)
+    hang: HangBounds = HangBounds()  # noqa: RUF009  (frozen)

@@ -1,0 +1,81 @@
+"""Faults of one epoch on their way to a decision: who is suspected, what was decided, who is to be replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lockstep_trainer.protocol import policy
+from lockstep_trainer.protocol.policy import Decision, Fault, Ladder
+from lockstep_trainer.protocol.roster import Roster
+
+QUIESCE_SECONDS = 20.0
+"""A member that can't reap its killed workers for so long has a process stuck in the kernel: its pod is condemned."""
+RESEND_SECONDS = 2.0
+REMEMBERED_FAULTS = 8
+
+Loss = tuple[str, str]
+"""Cause and witness."""
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """Mutable state of the leader. ``history`` goes with it from epoch to epoch."""
+
+    ladder: Ladder
+    history: list[Fault] = field(default_factory=list)
+    restarts_used: int = 0
+    condemned: dict[int, Loss] = field(default_factory=dict)
+    """Slots whose pods are given up: only another membership helps."""
+    suspects: list[Fault] = field(default_factory=list)
+    """Faults of the generation that was just ended, not judged yet."""
+    lost: dict[int, Loss] = field(default_factory=dict)
+    """Slots that the operator is asked to fill anew: the condemned, and members that may still come back."""
+    _asked_at: float = 0.0
+
+    @property
+    def fatal(self) -> bool:
+        """A suspect is the user's error: nothing need be waited for."""
+        return any(fault.user_error or fault.exit_code == policy.USER_ERROR_EXIT for fault in self.suspects)
+
+    def judge(self) -> tuple[Fault, Decision] | None:
+        """The root of the last generation's end and what it leads to; None where its slot was condemned already: the
+        operator is asked anyway, and keeps that record."""
+        fault = policy.root_cause(self.suspects)
+        self.suspects.clear()
+        if fault.slot in self.condemned:
+            return None
+        decision = policy.decide(fault, self.history, self.restarts_used, self.ladder)
+        self.history = [*self.history[1 - REMEMBERED_FAULTS :], fault]
+        if isinstance(decision, policy.Restart):
+            self.restarts_used += decision.rung == "process"
+        elif isinstance(decision, policy.Replace):
+            self.condemned[decision.slot] = (fault.cause, fault.witness)
+        return fault, decision
+
+    def durable(self, step: int) -> None:
+        """A checkpoint beyond all faults refills the budget."""
+        if self.history and step > max(fault.step for fault in self.history):
+            self.restarts_used = 0
+
+    def missing(self, roster: Roster, formed_at: float, grace: float, now: float) -> dict[int, Loss]:
+        """Who is to be asked for now: members that do not come back within ``grace`` seconds, or can't end their
+        workers. Empty where there is nobody, or the operator was asked a moment ago."""
+        lost: dict[int, Loss] = dict(self.condemned)
+        for slot, peer in roster.members.items():
+            if not peer.connected:
+                if now - max(peer.missing_since, formed_at) > grace:
+                    lost.setdefault(slot, ("MemberLost", "stream"))
+            elif not peer.quiet and now - formed_at > QUIESCE_SECONDS:
+                lost.setdefault(slot, ("CannotQuiesce", "stream"))
+        changed = lost.keys() != self.lost.keys()
+        self.lost = lost
+        if not lost or (not changed and now - self._asked_at < RESEND_SECONDS):
+            return {}
+        self._asked_at = now
+        return lost
+
+    @classmethod
+    def resumed(cls, ladder: Ladder, history: Iterable[Fault], restarts_used: int) -> Verdicts:
+        """With what an earlier leader remembered."""
+        return cls(ladder, list(history), restarts_used)
