@@ -8,7 +8,7 @@ copyright = author  # noqa: A001 - Sphinx's name
 release = version = installed_version("lockstep")
 
 extensions = ["myst_parser"]
-exclude_patterns: list[str] = []
+exclude_patterns = ["results"]  # dated results, a page each; linked by file
 myst_heading_anchors = 3
 smartquotes = False  # would make one dash of the two before an option
 myst_enable_extensions = ["colon_fence"]
