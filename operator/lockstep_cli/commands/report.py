@@ -10,7 +10,7 @@ from lockstep_api.v1alpha1 import S3Spec, TrainingJob
 from lockstep_cli import journal, store, target
 from lockstep_cli.errors import CliError
 from lockstep_cli.output import Output
-from lockstep_cli.report import page
+from lockstep_cli.report import faults, page
 
 
 def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentParser:
@@ -48,6 +48,8 @@ def write(path: Path, uri: str, s3: S3Spec | None, job: TrainingJob | None) -> j
     source = store.open_uri(uri, s3)
     prefix = store.find_run(source, uri)
     told = journal.fold(journal.read(source, prefix))
+    if job:
+        told = faults.with_status(told, job.status.faults)
     name = job.name if job else _name(prefix or uri)
     heading = page.Heading(name, f"{uri.rstrip('/')}/{prefix}", job.status.phase if job else None)
     ledger = {journal.plain_class(k): v for k, v in job.status.ledger.items()} if job else None

@@ -46,6 +46,16 @@ def test_a_leader_that_went_down_with_its_node_is_still_told_as_a_fault() -> Non
     assert told.faults[1].recovered_at is not None
 
 
+def test_a_fault_that_only_the_operator_saw_is_told_in_its_words() -> None:
+    lines = [line for line in synthetic.lines() if line["kind"] != "fault" or line["rung"] != "pod"]
+    told = journal.fold(lines)
+    at = datetime.fromtimestamp(told.faults[1].at + 5, UTC).isoformat()
+    seen = Fault(at=at, cause="NodeLost", rung="pod", witness="nodeCondition", node="node-2", seconds={"detect": 5.0})
+    known, lost = faults.with_status(told, [seen]).faults
+    assert known == told.faults[0]
+    assert (lost.cause, lost.witness, lost.seconds["detect"]) == ("NodeLost", "nodeCondition", 5.0)
+
+
 def test_a_torn_last_line_is_passed_over() -> None:
     whole = b'{"kind": "text", "at": 1, "step": 1, "text": "a"}\n'
     assert journal.parse_lines(whole + b'{"kind": "st') == journal.parse_lines(whole)
