@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 import synthetic
+from lockstep_api.v1alpha1 import Fault
 from lockstep_cli import journal
+from lockstep_cli.report import faults
 
 
 @pytest.fixture
