@@ -9,7 +9,7 @@ import pytest
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_trainer.checkpoint.chain import Chain, resolve
 from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing, SamplerState
-from lockstep_trainer.errors import CheckpointError, Corrupt, NotFenced, StoreError, Superseded
+from lockstep_trainer.errors import CheckpointError, Corrupt, NotFenced, StoreError, Superseded, UserError
 from lockstep_trainer.storage import ObjectStore, open_store
 
 ONE = Term(1, 1)
@@ -236,5 +236,5 @@ def test_a_job_resumes_from_a_manifest_of_another(tmp_path: Path) -> None:
     assert [point for point, _ in second.lineage(second.latest())] == [own, origin]
     second.collect_garbage(1, now=1e12)
     assert first.newest() == points[1]
-    with pytest.raises(CheckpointError, match="is no manifest"):
+    with pytest.raises(UserError, match="is no manifest"):
         resolve(f"file://{tmp_path}/first")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockstep_api.messages import RestorePoint, StateId, Term
-from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError
+from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError, UserError
 from lockstep_trainer.protocol import events
 from lockstep_trainer.supervisor import write_json
 
@@ -132,7 +132,8 @@ class DurableStore:
                 self._tell(events.RestoreUnavailable(term, str(error)))
                 return
             except TrainerError as error:
-                fatal = isinstance(error, Corrupt) or (isinstance(error, StoreError) and not error.temporary)
+                lasting = isinstance(error, StoreError) and not error.temporary
+                fatal = lasting or isinstance(error, Corrupt | UserError)
                 self._tell(events.RestoreUnavailable(term, str(error), fatal=fatal))
                 if fatal:
                     return

@@ -36,8 +36,10 @@ from lockstep_trainer.errors import (
     PreconditionFailed,
     StoreError,
     Superseded,
+    UserError,
 )
 from lockstep_trainer.storage import ObjectStore, open_store
+from lockstep_trainer.storage.probe import probe
 
 log = logging.getLogger(__name__)
 
@@ -137,9 +139,11 @@ class Chain:
         """Take ``latest`` for ``term`` and return the state that this term descends from.
 
         From here on no older term can commit. Where the newest manifest is corrupt, ``latest`` moves back to the newest
-        whole one. Raises Superseded where a newer term has it.
+        whole one. A job's first fence probes the store. Raises Superseded where a newer term has ``latest``.
         """
         latest = self.latest()
+        if latest.pointer is None:
+            probe(self.store)
         for _ in range(_MOVES):
             if latest.pointer and latest.pointer.term > term:
                 raise Superseded(_superseded(term, latest.pointer))
@@ -345,9 +349,9 @@ def locate(store: ObjectStore, point: RestorePoint, s3: S3Spec | None = None) ->
 
 
 def resolve(uri: str, s3: S3Spec | None = None) -> RestorePoint:
-    """The restore point that a manifest's URI (``checkpoint.resumeFrom``) names; raises Corrupt, StoreError."""
+    """The restore point that ``checkpoint.resumeFrom`` names; raises UserError, Corrupt, StoreError."""
     if uri.count("/") < 4 or not uri.endswith(f"/{MANIFEST}"):
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint.resumeFrom: {uri} is no manifest; write the URI of a manifest.json, "
             "for example s3://bucket/prefix/namespace/job/uid/step-100-e1-g1/manifest.json"
         )
