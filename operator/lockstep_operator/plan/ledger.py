@@ -65,7 +65,8 @@ def _with(status: TrainingJobStatus, state: LedgerState) -> TrainingJobStatus:
     classes = sorted(_add(state.base, _members(status, state)).items())
     ledger = {name: round(value, 3) for name, value in classes if value > 0}
     counted = sum(value for name, value in ledger.items() if name not in _OUTSIDE_GOODPUT)
-    goodput = ledger.get(PRODUCTIVE, 0.0) / counted if counted > 0 else None
+    # Only step records are productive: a script that writes none has no goodput, rather than one of zero.
+    goodput = ledger[PRODUCTIVE] / counted if PRODUCTIVE in ledger else None
     return status.model_copy(
         update={
             "ledger_state": state,

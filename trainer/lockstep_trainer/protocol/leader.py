@@ -166,6 +166,16 @@ class Leader:
         """All workers have ended well; only the last commit is missing."""
         return self._done_at is not None
 
+    @property
+    def steps_done(self) -> bool:
+        """The running generation has done the last step; what follows is evaluation, generation and the last save."""
+        return self.plan.steps is not None and self.newest_step >= self.plan.steps
+
+    @property
+    def section(self) -> str:
+        """Where the workers are, as slot 0 says it: its first rank is the one that writes, evaluates and commits."""
+        return "checkpoint" if self.finishing else self.roster.members[0].section
+
     # ------------------------------------------------------------------------------------- members
 
     def _member_connected(self, event: events.MemberConnected, now: float) -> list[Effect]:

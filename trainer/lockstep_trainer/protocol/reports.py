@@ -86,8 +86,8 @@ class Reports:
         effects: list[Effect] = []
         if leader.running and not leader.plan.reports_steps:
             effects += self._scripts_started(leader, now)
-        if leader.finishing or (leader.running and not leader.plan.reports_steps):
-            leader.ledger.pass_time(now, min((peer.section for peer in leader.roster.members.values()), default=""))
+        if leader.running and (leader.steps_done or not leader.plan.reports_steps):
+            leader.ledger.pass_time(now, leader.section)
         if not leader.finished and now - self.remembered_at >= REMEMBER_SECONDS:
             self.remembered_at = now
             effects.append(Persist())
@@ -226,6 +226,7 @@ class Reports:
     def finished(self, leader: Leader, now: float) -> list[Effect]:
         """The job has ended."""
         assert leader.finished is not None
+        leader.ledger.pass_time(now, leader.section)
         self.finished_said_at = now
         self.dirty = True
         end = leader.finished
