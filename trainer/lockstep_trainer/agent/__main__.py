@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
+
+gc.disable()  # until all is imported: collections would look through the same new modules again and again
+
+# ruff: noqa: E402 (the reason stands above)
+import asyncio
 import logging
 import os
 import sys
@@ -25,6 +29,7 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(f"agent: {error}")
     gc.freeze()  # what the imports made stays; later collections are short
+    gc.enable()
     asyncio.run(_run(settings, job, listening))
 
 
