@@ -143,6 +143,7 @@ class LocalBackend:
             "LOCKSTEP_ORDINAL": str(new.ordinal),
             "LOCKSTEP_INCARNATION": str(new.incarnation),
             "LOCKSTEP_RUN_DIR": str(run_dir),
+            "LOCKSTEP_DATA_DIR": str(self._folder("data")),  # one machine: what one pod prepared serves them all
             "LOCKSTEP_CONFIG_DIR": str(self._folder("config")),
             "LOCKSTEP_TOKEN_DIR": str(self._folder("token")),
             "LOCKSTEP_DIE_WITH_PARENT": "1",

@@ -33,6 +33,7 @@ class Settings:
     port: int
     store_port: int
     run_dir: Path
+    data_dir: Path
     config_dir: Path
     token: str
 
@@ -72,6 +73,7 @@ class Settings:
             port=number("LOCKSTEP_AGENT_PORT", AGENT_PORT),
             store_port=number("LOCKSTEP_STORE_PORT", STORE_PORT),
             run_dir=Path(need("LOCKSTEP_RUN_DIR")),
+            data_dir=Path(env.get("LOCKSTEP_DATA_DIR") or Path(need("LOCKSTEP_RUN_DIR"), "data")),
             config_dir=Path(need("LOCKSTEP_CONFIG_DIR")),
             token=token,
         )

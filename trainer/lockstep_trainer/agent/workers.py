@@ -303,7 +303,7 @@ class Workers:
                 "manifest": restore.manifest,
                 "sha256": restore.sha256,
             },
-            "data_dir": str(self._settings.run_dir / "data"),
+            "data_dir": str(self._settings.data_dir),
         }
 
     def _remove_old(self, term: Term) -> None:
