@@ -58,9 +58,11 @@ class RunningJob:
         self._watch: JobWatch
 
     @classmethod
-    def training(cls, target: Target, name: str, steps: int, every: int = 10, **spec: Any) -> RunningJob:
+    def training(
+        cls, target: Target, name: str, steps: int, *, every: int = 10, model: dict[str, Any] | None = None, **spec: Any
+    ) -> RunningJob:
         """A job of Lockstep's own trainer with checkpoints on the S3 server."""
-        trainer = {**TRAINER, "recipe": {**TRAINER["recipe"], "steps": steps}}
+        trainer = {**TRAINER, "recipe": {**TRAINER["recipe"], "steps": steps}, "model": model or TRAINER["model"]}
         s3 = {"endpoint": target.s3.endpoint_pods, "pathStyle": True, "secretRef": {"name": install.SECRET}}
         # The checker follows the chain to its beginning: nothing may be retired from it.
         checkpoint = {"uri": f"s3://{BUCKET}/runs", "every": every, "keep": {"last": 10_000}, "s3": s3}

@@ -70,9 +70,7 @@ def test_a_torchrun_script_survives_its_own_crash(lockstep: Target) -> None:
 
 
 def test_a_user_error_is_said_in_a_condition_and_not_tried_again(lockstep: Target) -> None:
-    job = RunningJob.training(lockstep, "wrong", 10)
-    job.manifest["spec"]["trainer"]["model"] = {"preset": "llama-imaginary"}
-    with job:
+    with RunningJob.training(lockstep, "wrong", 10, model={"preset": "llama-imaginary"}) as job:
         failed = job.until(lambda j: j.status.phase == "Failed", 90, "failure")
         assert failed.status.restarts.total == 0
         assert any("llama-imaginary" in c.message for c in failed.status.conditions if c.type == "Failed")
