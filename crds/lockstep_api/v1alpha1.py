@@ -639,7 +639,9 @@ class TrainingJobStatus(StatusModel):
 _NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 _NAME_LIMIT = 48
 """Pods are <name>-<ordinal>-<incarnation> and their names are DNS labels of at most 63 characters."""
-_NAME_TOO_LONG = f"metadata.name may have at most {_NAME_LIMIT} characters: pods are named after it; choose a shorter one"
+_NAME_TOO_LONG = (
+    f"metadata.name may have at most {_NAME_LIMIT} characters: pods are named after it; choose a shorter one"
+)
 _NAME_WRONG = (
     "metadata.name must be lower-case letters, digits and hyphens, and start with a letter: a Service is named after it"
 )

@@ -23,9 +23,7 @@ def make_mesh(device: torch.device, world_size: int, replicate: int) -> DeviceMe
     """The ranks as one axis (shard), or as two (replicate, shard)."""
     if replicate == 1:
         return init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD,))
-    return init_device_mesh(
-        device.type, (replicate, world_size // replicate), mesh_dim_names=(REPLICATE, SHARD)
-    )
+    return init_device_mesh(device.type, (replicate, world_size // replicate), mesh_dim_names=(REPLICATE, SHARD))
 
 
 def build_model(config: LlamaConfig, mesh: DeviceMesh, device: torch.device, precision: str) -> Llama:

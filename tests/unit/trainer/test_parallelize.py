@@ -50,9 +50,7 @@ def reference(path: Path, config: LlamaConfig) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("ranks", "replicate", "micro"), [(2, 1, 1), (2, 1, 2), (4, 2, 1), (2, 2, 1)])
-def test_gradients_match_a_single_process(
-    tmp_path: Path, ranks: int, replicate: int, micro: int, tied: bool
-) -> None:
+def test_gradients_match_a_single_process(tmp_path: Path, ranks: int, replicate: int, micro: int, tied: bool) -> None:
     config = replace(CONFIG, tie_embeddings=tied)
     run_ranks(1, lambda rank: reference(tmp_path / "reference", config))
 

@@ -101,9 +101,7 @@ def commit_when_saved(chain: Chain, folder: Path, step: int, term: Term, deadlin
 
 def sample_lines(chain: Chain, manifest: Manifest) -> list[dict[str, Any]]:
     names = [file.name for file in manifest.files if file.name.startswith("samples-")]
-    return [
-        json.loads(line) for name in names for line in chain.store.get(f"{manifest.folder}/{name}")[0].splitlines()
-    ]
+    return [json.loads(line) for name in names for line in chain.store.get(f"{manifest.folder}/{name}")[0].splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -64,9 +64,7 @@ class Agent:
             agent_starts=self.volume.agent_starts,
         )
         memory = self.volume.load()
-        self.node = Node(
-            me, job.plan(), memory, leaderless_seconds=job.leaderless_seconds, now=self.clock()
-        )
+        self.node = Node(me, job.plan(), memory, leaderless_seconds=job.leaderless_seconds, now=self.clock())
         self.server = Server(self)
         self.durable = DurableStore(job, settings.run_dir, self.tell)
         self._zygote = ZygoteClient(settings.run_dir, self.volume.agent_starts, lambda _: None)
