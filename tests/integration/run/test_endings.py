@@ -44,8 +44,9 @@ def test_a_torchrun_script_runs(tmp_path: Path, crash_at: int | None, says: str)
     with LocalRun(tmp_path, ["spec.command.0=env"], manifest=script_manifest(tmp_path, crash_at)) as run:
         result = run.finish(100)
         assert result.code == 0, result.errors + run.output()
-        assert (tmp_path / "done").read_text() == f"12 steps on 2 ranks {says}"
-        assert result.status.restarts.process == (0 if crash_at is None else 1)
+        said = (tmp_path / "done").read_text()
+        assert said == f"12 steps on 2 ranks {says}", run.output()
+        assert result.status.restarts.process == (0 if crash_at is None else 1), run.output()
     if crash_at is not None:
         fault = result.status.faults[-1]
         assert fault.exit_code == 17

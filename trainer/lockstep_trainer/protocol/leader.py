@@ -40,11 +40,13 @@ from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.ledger import Ledger
 from lockstep_trainer.protocol.member import BEAT_SECONDS
 from lockstep_trainer.protocol.policy import Fault
-from lockstep_trainer.protocol.progress import Recovery, StepFold
+from lockstep_trainer.protocol.progress import UNBOUNDED_SECTIONS, Recovery, StepFold
 from lockstep_trainer.protocol.reports import Reports
 from lockstep_trainer.protocol.roster import Peer, Roster
 from lockstep_trainer.protocol.verdicts import Verdicts
 
+STALL_SECONDS = 2.0
+"""A member without a stream, and no step for so long and two steps' time: enough for an agent to be started again."""
 FINAL_SAVE_SECONDS = 60.0
 """How long the last checkpoint's listing may stay away once all workers have ended well."""
 
@@ -459,7 +461,11 @@ class Leader:
         assert self.running is not None
         median = self._steps.median
         if missing := self.roster.missing:
-            grace = self.plan.rejoin_grace + 2 * (median or 0.0)
+            # Two witnesses, a closed stream and no step when one is due: the generation is over, whoever comes back.
+            # Between steps (an evaluation, say), and for a script, whose steps are not seen, the stream alone says it.
+            sections = {peer.section for peer in self.roster.members.values() if peer.connected}
+            due = self.plan.reports_steps and median is not None and not sections & UNBOUNDED_SECTIONS
+            grace = STALL_SECONDS + 2 * (median or 0.0) if due else self.plan.rejoin_grace
             since = max(min(peer.missing_since for peer in missing), self._stepped_at)
             if now - since > grace:
                 slot = min(peer.info.slot for peer in missing)

@@ -11,6 +11,8 @@ from lockstep_trainer.protocol.roster import Roster
 
 QUIESCE_SECONDS = 20.0
 """A member that can't reap its killed workers for so long has a process stuck in the kernel: its pod is condemned."""
+LAST_CALL_SECONDS = 1.0
+"""How long a member that was missing while steps went on has to answer an invitation once they have stopped."""
 RESEND_SECONDS = 2.0
 REMEMBERED_FAULTS = 8
 
@@ -64,7 +66,7 @@ class Verdicts:
         lost: dict[int, Loss] = dict(self.condemned)
         for slot, peer in roster.members.items():
             if not peer.connected:
-                if now - max(peer.missing_since, formed_at) > grace:
+                if now - peer.missing_since > grace and now - formed_at > LAST_CALL_SECONDS:
                     lost.setdefault(slot, ("MemberLost", "stream"))
             elif not peer.quiet and now - formed_at > QUIESCE_SECONDS:
                 lost.setdefault(slot, ("CannotQuiesce", "stream"))
