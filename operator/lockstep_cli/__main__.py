@@ -1,11 +1,13 @@
 """The command line: ``lockstep``, and ``kubectl lockstep`` through the ``kubectl-lockstep`` entry.
 
-Exit status: 0 done, 1 an error (one sentence on standard error), 2 a wrong manifest or wrong usage, 130 Ctrl-C.
+Exit status: 0 done, 1 an error (one sentence on standard error), 2 a wrong manifest or wrong usage, 130 Ctrl-C,
+143 SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt:
         return 130
+    except asyncio.CancelledError:  # SIGTERM, after `run` has cleaned up
+        return 143
     except BrokenPipeError:  # `lockstep logs … | head`
         sys.stderr.close()
         return 0

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lockstep_api.constants import CONDITION_CHECKPOINT_DEGRADED
 from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
 from lockstep_cli import explain, statustable, times
 from lockstep_cli.report.scale import clock
@@ -77,7 +78,7 @@ class Lines:
         self._say, self._started, self._every = say, started, every
         self._phase: Phase | None = None
         self._faults: set[tuple[int, int, str]] = set()
-        self._durable = -1
+        self._degraded = ""
         self._said_at = 0.0
 
     def show(self, status: TrainingJobStatus, now: float) -> None:
@@ -92,6 +93,12 @@ class Lines:
         if status.phase and status.phase != self._phase:
             self._phase = status.phase
             self._say(f"{stamp}  {status.phase.value}")
+        degraded = next(
+            (c.message for c in status.conditions if c.type == CONDITION_CHECKPOINT_DEGRADED and c.status == "True"), ""
+        )
+        if degraded != self._degraded:
+            self._degraded = degraded
+            self._say(f"{stamp}  {'checkpoints wait: ' + degraded if degraded else 'checkpoints are durable again'}")
         progress = statustable.progress_line(status)
         if progress and now - self._said_at >= self._every and status.phase == Phase.RUNNING:
             self._said_at = now
