@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from localcluster import Cluster
+from localcluster.processes import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CRD = REPOSITORY / "crds" / "lockstep.dev_trainingjobs.yaml"
@@ -66,7 +67,14 @@ class Api:
 def crd(control_plane: Cluster) -> dict[str, Any]:
     """The CRD, applied and established."""
     control_plane.kubectl("apply", "-f", str(CRD))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.lockstep.dev", "--timeout=30s")
+    # Not `kubectl wait`: it fails on a CRD so new that it has no conditions at all.
+    established = "jsonpath={.status.conditions[?(@.type=='Established')].status}"
+    wait_for(
+        "the CRD",
+        lambda: control_plane.kubectl("get", "crd", "trainingjobs.lockstep.dev", "-o", established) == "True",
+        30,
+        control_plane.layout.logs / "apiserver.log",
+    )
     manifest: dict[str, Any] = yaml.safe_load(CRD.read_text())
     return manifest
 
