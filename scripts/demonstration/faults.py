@@ -55,12 +55,12 @@ def pod_away_from(target: Target, namespace: str, job: str, node: str) -> dict[s
 
 
 def cut_node(target: Target, node: str) -> None:
-    """Cuts a node's power, or, where the machines are somebody else's, takes all of the job's pods off it by force."""
-    if target.cluster is not None:
-        target.cluster.power_cut(int(node.removeprefix("node")))
-        return
-    target.kubectl("cordon", node)
-    target.kubectl(
-        "delete", "pods", "--all-namespaces", "--field-selector", f"spec.nodeName={node}",
-        "-l", constants.LABEL_JOB_NAME, "--force", "--grace-period=0", "--wait=false",
-    )  # fmt: skip
+    """Cuts a node's power. Only where the nodes are ours: raises DemoError on an existing cluster."""
+    if target.cluster is None:
+        raise DemoError(f"{node} is not ours to cut; use the local cluster")
+    target.cluster.power_cut(int(node.removeprefix("node")))
+
+
+def lose_pod(target: Target, namespace: str, pod: str) -> None:
+    """Takes one pod away without a word, the nearest to a lost node where the machines are somebody else's."""
+    target.kubectl("delete", "pod", pod, "-n", namespace, "--force", "--grace-period=0", "--wait=false")

@@ -123,10 +123,13 @@ class Demonstration:
             operator = install.operator_node(target)
             pod = faults.pod_away_from(target, NAMESPACE, name, operator)
             node = pod["spec"]["nodeName"]
-            faults.cut_node(target, node)
-            story.say(
-                f"[red]power cut[/] of {node} under pod {pod['metadata']['name']} (the operator is on {operator})"
-            )
+            victim = pod["metadata"]["name"]
+            if target.cluster:
+                faults.cut_node(target, node)
+                story.say(f"[red]power cut[/] of {node} under pod {victim} (the operator is on {operator})")
+            else:
+                faults.lose_pod(target, NAMESPACE, victim)
+                story.say(f"[red]deleted by force[/]: pod {victim} on {node}")
             with story.step("the job mends itself and trains to its end"):
                 return job.until(lambda j: j.status.phase == "Succeeded", JOB_SECONDS, "its end", self._progress)
 
