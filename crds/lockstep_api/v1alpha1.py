@@ -51,22 +51,39 @@ Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://.+", max_length=10
 # ------------------------------------------------------------------------------------------------ trainer
 
 
-class ModelSpec(Model):
-    """Which model is trained."""
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=253)]
+"""``package.module:name``, importable in the trainer's container."""
 
-    preset: str = Field(min_length=1, max_length=63)
+
+class ModelSpec(Model):
+    """Which model is trained: exactly one of preset, module."""
+
+    model_config = cel(("has(self.preset) != has(self.module)", "set exactly one of model.preset and model.module"))
+
+    preset: str | None = Field(default=None, min_length=1, max_length=63)
     """Name of a built-in architecture, for example llama-debug or llama3-1b."""
+    module: ModuleName | None = None
+    """Your own model, as package.module:function; the function builds it."""
     overrides: dict[str, int | float | bool | str] = Field(default_factory=dict, max_length=64)
-    """Fields of the preset to change, for example {layers: 6}. Names are checked when the trainer starts."""
+    """Fields of the preset to change, for example {layers: 6}, or arguments of your function. Names are checked when
+    the trainer starts."""
+    init_from: Uri | None = None
+    """Folder with a Hugging Face model (config.json, *.safetensors) whose weights a new job starts from."""
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if (self.preset is None) == (self.module is None):
+            raise ValueError("set exactly one of model.preset and model.module")
+        return self
 
 
 class TokenizerTraining(Model):
     """A tokenizer trained on the job's own data, the same in every pod."""
 
-    kind: str = Field(default="bpe", pattern="^bpe$")
-    """Algorithm: bpe (byte-level byte-pair encoding)."""
+    kind: str = Field(default="bpe", pattern="^(bpe|unigram|bytes)$")
+    """Algorithm: bpe (byte-level byte-pair encoding), unigram, or bytes (no training: a token is a byte)."""
     vocab_size: int = Field(default=32768, ge=260, le=1_000_000)
-    """Number of tokens, the 256 bytes and the special tokens included."""
+    """Number of tokens, the 256 bytes and the special tokens included; bytes has 257 whatever it says."""
 
 
 class TokenizerSpec(Model):
@@ -87,56 +104,106 @@ class TokenizerSpec(Model):
 
 
 class DataSource(Model):
-    """Text files."""
+    """Documents of one kind."""
 
-    name: str = Field(default="data", min_length=1, max_length=63)
-    """Name in metrics and reports."""
+    name: str = Field(default="data", min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
+    """Name in weights, metrics and reports; distinct among the sources."""
     uri: Uri
     """Files to read; ** and * are wildcards, for example file:///data/**/*.txt. {stdlib} stands for the folder of
     the Python standard library, a text that every machine has."""
+    format: str = Field(default="auto", pattern="^(auto|text|jsonl|parquet|tokens)$")
+    """What a file holds: text (one document), jsonl or parquet (a document per row), tokens (ids written by
+    `lockstep data prepare`). auto goes by the file's ending."""
+    field: str = Field(default="text", min_length=1, max_length=253)
+    """Field or column with the text, in jsonl and parquet."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the samples that come from this source, relative to the other weights. Without weights each source has
+    its share of the tokens. Set it for all sources or for none."""
     exclude: list[Annotated[str, StringConstraints(max_length=256)]] = Field(default_factory=list, max_length=64)
     """Patterns of paths to leave out."""
     max_bytes: int | None = Field(default=None, ge=1)
     """Stop after so many bytes of text (whole files, in sorted order)."""
 
 
+class DataStage(Model):
+    """A change of the mix on the way (curriculum)."""
+
+    from_step: int = Field(ge=1)
+    """First step of the stage."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1, max_length=64)
+    """Weight of each source by name; a source that is left out has 0."""
+
+
 class DataSpec(Model):
     """What the model is trained on."""
 
     sources: list[DataSource] = Field(min_length=1, max_length=64)
-    """Sources, read in order."""
+    """Sources."""
     sequence_length: int = Field(default=2048, ge=8, le=1_048_576)
     """Tokens per sample."""
     holdout: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the files, chosen by a hash of their path, that are kept out of training and used to evaluate."""
+    """Share of the documents, chosen by a hash, that are kept out of training and used to evaluate."""
+    packing: str = Field(default="concatenate", pattern="^(concatenate|bestFit)$")
+    """How documents fill samples: concatenate puts them end to end and cuts at the sample's length; bestFit cuts only
+    documents that are longer than a sample, and pads what is left."""
+    document_mask: bool = False
+    """True: a token sees its own document only, and positions begin anew with each."""
+    stages: list[DataStage] = Field(default_factory=list, max_length=64)
+    """Changes of the mix, by step, ascending."""
+    on_change: str = Field(default="Refuse", pattern="^(Refuse|Accept)$")
+    """What is done when the data is not what the checkpoint was trained on: Refuse ends the job with a sentence, Accept
+    goes on with the new data at the same global sample count."""
+    module: ModuleName | None = None
+    """Your own data set, as package.module:function; sources are given to it."""
 
 
 class OptimizerSpec(Model):
-    """AdamW."""
+    """AdamW, or Muon for matrices with AdamW for the rest."""
 
-    name: str = Field(default="adamw", pattern="^adamw$")
-    """Algorithm: adamw."""
+    name: str = Field(default="adamw", pattern="^(adamw|muon)$")
+    """Algorithm: adamw or muon."""
     lr: float = Field(default=3e-4, gt=0, le=10)
-    """Peak learning rate."""
+    """Peak learning rate. Muon's updates are scaled to the size of AdamW's, so that one rate serves both."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the gradient's running mean."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of its running square."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Momentum of muon."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay, on matrices only: norms, biases and embeddings are left out."""
+    """Decoupled weight decay."""
+    no_decay: list[Annotated[str, StringConstraints(max_length=253)]] = Field(
+        default_factory=lambda: ["*norm*", "*bias", "*embedding*"], max_length=64
+    )
+    """Patterns of parameter names without weight decay; vectors never have it."""
+    module: ModuleName | None = None
+    """Your own optimizer, as package.module:function, in place of name."""
 
 
 class ScheduleSpec(Model):
-    """Learning rate over the steps: linear warm-up, then cosine."""
+    """Learning rate over the steps: linear warm-up, then a shape."""
 
-    name: str = Field(default="cosine", pattern="^(cosine|constant)$")
-    """Shape after warm-up: cosine or constant."""
+    name: str = Field(default="cosine", pattern="^(cosine|linear|constant|wsd)$")
+    """Shape after warm-up: cosine or linear down to the last step, constant, or wsd (stays, then falls at the end)."""
     warmup: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
+    decay: int | None = Field(default=None, ge=1)
+    """Steps of the fall at the end of wsd; a tenth of all steps without it."""
     final_ratio: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the last step as a share of the peak."""
+
+
+class BatchRampSpec(Model):
+    """A batch that grows in equal parts from a smaller one."""
+
+    start_tokens: int = Field(ge=8)
+    """Tokens of the first step; a multiple of sequenceLength × data-parallel width."""
+    steps: int = Field(ge=1)
+    """Steps until globalBatchTokens is reached."""
+    increments: int = Field(default=8, ge=1, le=1024)
+    """In how many parts it grows."""
 
 
 class RecipeSpec(Model):
@@ -146,25 +213,42 @@ class RecipeSpec(Model):
     """Optimizer steps."""
     global_batch_tokens: int = Field(default=524_288, ge=8)
     """Tokens per step over all GPUs; a multiple of sequenceLength × data-parallel width."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Samples of one forward pass of a data-parallel rank; gradients are accumulated over the rest. Without it: with
+    pipeline 1, else as many as 8,192 tokens hold."""
+    batch_ramp: BatchRampSpec | None = None
+    """Smaller batches at the start."""
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
     """Optimizer."""
     schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
     """Learning-rate schedule."""
     clip_grad_norm: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 turns clipping off."""
-    precision: str = Field(default="bf16", pattern="^(bf16|fp32)$")
-    """Precision of parameters and activations in forward and backward; the optimizer works in fp32."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of the square of the log of the softmax's denominator, added to the loss (PaLM: 1e-4)."""
+    loss: ModuleName | None = None
+    """Your own loss, as package.module:function, in place of cross entropy."""
+    precision: str = Field(default="bf16", pattern="^(bf16|fp32|float8)$")
+    """Precision of parameters and activations in forward and backward; the optimizer works in fp32. float8 is bf16
+    with matrix products in float8, on GPUs that have it."""
+    activation_checkpointing: str = Field(default="none", pattern="^(none|selective|full)$")
+    """What is recomputed in the backward pass instead of kept: nothing, all but matrix products and attention, or
+    whole blocks."""
+    compile: bool = False
+    """Compile each block."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     """Seed of weights and of the order of samples."""
 
 
 class EvaluateSpec(Model):
-    """Loss on the held-out files."""
+    """Loss on held-out documents, in all and per source."""
 
     every: int = Field(default=1000, ge=1)
     """Steps between evaluations; the last step is always evaluated."""
     batches: int = Field(default=8, ge=1, le=10_000)
-    """Batches of the global size that one evaluation reads; at most all the held-out text."""
+    """Batches of the global size that one evaluation reads of each source; at most all the held-out text."""
+    sources: list[DataSource] = Field(default_factory=list, max_length=64)
+    """Sources that are only evaluated, besides the held-out part of data.sources."""
 
 
 class GenerateSpec(Model):
@@ -176,6 +260,24 @@ class GenerateSpec(Model):
     """Tokens to generate."""
     temperature: float = Field(default=0.8, ge=0, le=10)
     """0 takes the likeliest token each time."""
+
+
+class CallbackSpec(Model):
+    """Something that is told how training goes."""
+
+    module: str = Field(pattern=r"^(tensorboard|wandb|mlflow|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$", max_length=253)
+    """A built-in one (tensorboard, wandb, mlflow), or your own class as package.module:name."""
+    options: dict[str, int | float | bool | str] = Field(default_factory=dict, max_length=64)
+    """Arguments of its constructor."""
+
+
+class ExportSpec(Model):
+    """The trained model for other tools, written after the last step."""
+
+    uri: Uri
+    """Folder that it is written into."""
+    format: str = Field(default="huggingface", pattern="^huggingface$")
+    """huggingface: config.json, tokenizer.json and *.safetensors that `transformers` loads."""
 
 
 class TrainerSpec(Model):
@@ -190,19 +292,46 @@ class TrainerSpec(Model):
     recipe: RecipeSpec
     """Recipe."""
     evaluate: EvaluateSpec | None = None
-    """Evaluation on held-out files; needs data.holdout."""
+    """Evaluation on held-out documents; needs data.holdout or evaluate.sources."""
     generate: GenerateSpec | None = None
     """Sample of text at the end."""
+    callbacks: list[CallbackSpec] = Field(default_factory=list, max_length=16)
+    """Trackers, and your own callbacks."""
+    export: ExportSpec | None = None
+    """Export at the end."""
 
 
 # ------------------------------------------------------------------------------------------- parallelism
 
 
 class ParallelismSpec(Model):
-    """How the GPUs are used. What is left after the named degrees is sharded data parallelism (FSDP)."""
+    """How the GPUs are used: replicate × shard × context × tensor × pipeline of them. What the other degrees leave is
+    sharded data parallelism (FSDP)."""
 
     replicate: int = Field(default=1, ge=1, le=1_048_576)
-    """Copies of the sharded model (hybrid sharding); divides nodes × gpusPerNode."""
+    """Copies of the sharded model (hybrid sharding)."""
+    shard: int | None = Field(default=None, ge=1, le=1_048_576)
+    """Ranks that share one copy of the weights (FSDP). Without it: what the other degrees leave."""
+    tensor: int = Field(default=1, ge=1, le=64)
+    """Ranks that share each matrix product, and the sequence between them (tensor and sequence parallel)."""
+    pipeline: int = Field(default=1, ge=1, le=1024)
+    """Ranks that share the layers."""
+    context: int = Field(default=1, ge=1, le=1024)
+    """Ranks that share a sequence in attention too (context parallel)."""
+    expert: int = Field(default=1, ge=1, le=1_048_576)
+    """Ranks that share the experts of a layer; taken from shard × context × tensor, not from the GPUs."""
+    schedule: str = Field(
+        default="1F1B",
+        pattern="^(GPipe|1F1B|Interleaved1F1B|LoopedBFS|InterleavedZeroBubble|ZBVZeroBubble|DualPipeV)$",
+    )
+    """Order of the pipeline's work: GPipe, 1F1B, Interleaved1F1B, LoopedBFS, InterleavedZeroBubble, ZBVZeroBubble or
+    DualPipeV."""
+    stages_per_rank: int | None = Field(default=None, ge=1, le=64)
+    """Pieces of the model on each pipeline rank, with an interleaved schedule; 2 without it."""
+    split: str = Field(default="modelled", pattern="^(modelled|measured|count)$")
+    """How layers are given to stages: by computed cost, by cost measured at start, or by count."""
+    context_method: str = Field(default="allGather", pattern="^(allGather|ulysses)$")
+    """How attention crosses ranks: keys and values are gathered (allGather), or heads are exchanged (ulysses)."""
 
 
 # -------------------------------------------------------------------------------------------- checkpoint
@@ -330,26 +459,62 @@ _IMMUTABLE = (
 )
 
 
+_GPUS = "self.nodes * self.gpusPerNode"
+_NAMED = "self.parallelism.replicate * self.parallelism.tensor * self.parallelism.pipeline * self.parallelism.context"
+_MODEL_WIDTH = "self.parallelism.tensor * self.parallelism.pipeline * self.parallelism.context"  # GPUs of one sample
+
+
+def _layout_rules() -> tuple[tuple[str, str], ...]:
+    """Rules on the degrees of parallelism and the batch. ``Layout`` in the trainer has those that need the model."""
+    unit = f"self.trainer.data.sequenceLength * ({_GPUS} / ({_MODEL_WIDTH}))"
+    return (
+        (
+            f"({_GPUS}) % ({_NAMED}) == 0",
+            f"'parallelism: replicate × tensor × pipeline × context = %d does not divide the %d GPUs of this job "
+            f"(nodes × gpusPerNode); choose degrees whose product does'.format([{_NAMED}, {_GPUS}])",
+        ),
+        (
+            f"!has(self.parallelism.shard) || self.parallelism.shard * {_NAMED} == {_GPUS}",
+            f"'parallelism.shard: with the other degrees it makes %d GPUs, and this job has %d; leave it out to take "
+            f"what is left'.format([self.parallelism.shard * {_NAMED}, {_GPUS}])",
+        ),
+        (
+            f"({_GPUS}) / (self.parallelism.replicate * self.parallelism.pipeline) % self.parallelism.expert == 0",
+            f"'parallelism.expert: %d does not divide shard × context × tensor = %d; choose a divisor'"
+            f".format([self.parallelism.expert, {_GPUS} / (self.parallelism.replicate * self.parallelism.pipeline)])",
+        ),
+        (
+            "self.gpusPerNode % self.parallelism.tensor == 0 || self.parallelism.tensor % self.gpusPerNode == 0",
+            "'parallelism.tensor: %d neither divides gpusPerNode %d nor is a multiple of it: its groups would "
+            "straddle nodes'.format([self.parallelism.tensor, self.gpusPerNode])",
+        ),
+        (
+            "!has(self.trainer) || self.trainer.data.sequenceLength % "
+            "(self.parallelism.tensor * self.parallelism.context * (self.parallelism.context > 1 ? 2 : 1)) == 0",
+            "'trainer.data.sequenceLength: %d is not a multiple of tensor × context (× 2 with context) = %d; choose "
+            "one'.format([self.trainer.data.sequenceLength, self.parallelism.tensor * self.parallelism.context * "
+            "(self.parallelism.context > 1 ? 2 : 1)])",
+        ),
+        (
+            f"!has(self.trainer) || ({_GPUS}) % ({_NAMED}) != 0 || "
+            f"self.trainer.recipe.globalBatchTokens % ({unit}) == 0",
+            f"'trainer.recipe.globalBatchTokens: %d is not a multiple of sequenceLength × data-parallel width = %d; "
+            f"choose a multiple'.format([self.trainer.recipe.globalBatchTokens, {unit}])",
+        ),
+    )
+
+
 class TrainingJobSpec(Model):
     """What is to run."""
 
     model_config = cel(
         ("has(self.trainer) != has(self.command)", "set exactly one of trainer and command"),
+        *_layout_rules(),
         (
-            "!has(self.parallelism) || (self.nodes * self.gpusPerNode) % self.parallelism.replicate == 0",
-            "'parallelism.replicate: %d does not divide the %d GPUs of this job (nodes × gpusPerNode); "
-            "choose a divisor'.format([self.parallelism.replicate, self.nodes * self.gpusPerNode])",
-        ),
-        (
-            "!has(self.trainer) || self.trainer.recipe.globalBatchTokens % "
-            "(self.trainer.data.sequenceLength * self.nodes * self.gpusPerNode) == 0",
-            "'trainer.recipe.globalBatchTokens: %d is not a multiple of sequenceLength × nodes × gpusPerNode = %d; "
-            "choose a multiple'.format([self.trainer.recipe.globalBatchTokens, "
-            "self.trainer.data.sequenceLength * self.nodes * self.gpusPerNode])",
-        ),
-        (
-            "!has(self.trainer) || !has(self.trainer.evaluate) || self.trainer.data.holdout > 0.0",
-            "trainer.evaluate needs held-out files; set trainer.data.holdout, for example to 0.05",
+            "!has(self.trainer) || !has(self.trainer.evaluate) || self.trainer.data.holdout > 0.0 || "
+            "(has(self.trainer.evaluate.sources) && size(self.trainer.evaluate.sources) > 0)",
+            "trainer.evaluate needs held-out documents; set trainer.data.holdout, for example to 0.05, or "
+            "trainer.evaluate.sources",
         ),
         (
             "!has(self.trainer) || has(self.checkpoint)",
@@ -400,24 +565,58 @@ class TrainingJobSpec(Model):
         gpus = self.nodes * self.gpus_per_node
         if (self.trainer is None) == (self.command is None):
             raise ValueError("set exactly one of trainer and command")
-        if gpus % self.parallelism.replicate:
-            raise ValueError(
-                f"parallelism.replicate: {self.parallelism.replicate} does not divide the {gpus} GPUs of this job "
-                "(nodes × gpusPerNode); choose a divisor"
-            )
+        self._check_layout(gpus)
         if self.trainer is None:
             return self
         if self.checkpoint is None:
             raise ValueError("checkpoint.uri is required with trainer: without it every fault would start from step 0")
-        unit = self.trainer.data.sequence_length * gpus
+        evaluation = self.trainer.evaluate
+        if evaluation and not self.trainer.data.holdout and not evaluation.sources:
+            raise ValueError(
+                "trainer.evaluate needs held-out documents; set trainer.data.holdout, for example to 0.05, or "
+                "trainer.evaluate.sources"
+            )
+        return self
+
+    def _check_layout(self, gpus: int) -> None:
+        layout = self.parallelism
+        model_width = layout.tensor * layout.pipeline * layout.context
+        named = layout.replicate * model_width
+        if gpus % named:
+            raise ValueError(
+                f"parallelism: replicate × tensor × pipeline × context = {named} does not divide the {gpus} GPUs of "
+                "this job (nodes × gpusPerNode); choose degrees whose product does"
+            )
+        if layout.shard is not None and layout.shard * named != gpus:
+            raise ValueError(
+                f"parallelism.shard: with the other degrees it makes {layout.shard * named} GPUs, and this job has "
+                f"{gpus}; leave it out to take what is left"
+            )
+        inner = gpus // (layout.replicate * layout.pipeline)
+        if inner % layout.expert:
+            raise ValueError(
+                f"parallelism.expert: {layout.expert} does not divide shard × context × tensor = {inner}; "
+                "choose a divisor"
+            )
+        if self.gpus_per_node % layout.tensor and layout.tensor % self.gpus_per_node:
+            raise ValueError(
+                f"parallelism.tensor: {layout.tensor} neither divides gpusPerNode {self.gpus_per_node} nor is a "
+                "multiple of it: its groups would straddle nodes"
+            )
+        if self.trainer is None:
+            return
+        pieces = layout.tensor * layout.context * (2 if layout.context > 1 else 1)
+        if self.trainer.data.sequence_length % pieces:
+            raise ValueError(
+                f"trainer.data.sequenceLength: {self.trainer.data.sequence_length} is not a multiple of tensor × "
+                f"context (× 2 with context) = {pieces}; choose one"
+            )
+        unit = self.trainer.data.sequence_length * (gpus // model_width)
         if self.trainer.recipe.global_batch_tokens % unit:
             raise ValueError(
                 f"trainer.recipe.globalBatchTokens: {self.trainer.recipe.global_batch_tokens} is not a multiple of "
-                f"sequenceLength × nodes × gpusPerNode = {unit}; choose a multiple"
+                f"sequenceLength × data-parallel width = {unit}; choose a multiple"
             )
-        if self.trainer.evaluate and not self.trainer.data.holdout:
-            raise ValueError("trainer.evaluate needs held-out files; set trainer.data.holdout, for example to 0.05")
-        return self
 
 
 # ------------------------------------------------------------------------------------------------ status

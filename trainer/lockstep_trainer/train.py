@@ -22,7 +22,7 @@ from lockstep_trainer.generate import generate
 from lockstep_trainer.model.presets import model_config
 from lockstep_trainer.optim import build_optimizer, local_squares, scale_gradients, set_learning_rate
 from lockstep_trainer.outbox import Outbox
-from lockstep_trainer.parallelize import accumulate, build_model, initialize, make_mesh
+from lockstep_trainer.parallel.parallelize import accumulate, build_model, initialize, make_mesh
 from lockstep_trainer.ranks import Ranks
 from lockstep_trainer.sampler import Sampler
 from lockstep_trainer.schedule import learning_rate

@@ -12,11 +12,13 @@ from torch.distributed.tensor import DTensor
 
 from forked import run_ranks
 from lockstep_trainer.evaluate import token_loss
-from lockstep_trainer.model.llama import Llama, LlamaConfig, initial_weight
+from lockstep_trainer.model.config import DecoderConfig
+from lockstep_trainer.model.decoder import Decoder
+from lockstep_trainer.model.init import initial_weight
 from lockstep_trainer.optim import local_squares
-from lockstep_trainer.parallelize import accumulate, build_model, initialize, make_mesh
+from lockstep_trainer.parallel.parallelize import accumulate, build_model, initialize, make_mesh
 
-CONFIG = LlamaConfig(
+CONFIG = DecoderConfig(
     dim=24,
     layers=2,
     heads=4,
@@ -34,10 +36,10 @@ def batch() -> torch.Tensor:
     return torch.randint(0, 131, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1))
 
 
-def reference(path: Path, config: LlamaConfig) -> None:
+def reference(path: Path, config: DecoderConfig) -> None:
     """Gradients of the mean loss over the whole batch, one process, no sharding."""
     torch.set_default_dtype(torch.float64)
-    model = Llama(config)
+    model = Decoder(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(initial_weight(name, parameter.shape, config, 5, CPU))

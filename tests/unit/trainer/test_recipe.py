@@ -12,7 +12,7 @@ from torch import nn
 from lockstep_api.v1alpha1 import ModelSpec, OptimizerSpec, ScheduleSpec
 from lockstep_trainer.bigram import bigram_loss
 from lockstep_trainer.errors import UserError
-from lockstep_trainer.model.llama import Llama
+from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.presets import model_config
 from lockstep_trainer.optim import build_optimizer, local_squares, scale_gradients
 from lockstep_trainer.schedule import learning_rate
@@ -43,7 +43,7 @@ def test_gradients_are_scaled_to_the_largest_norm_and_not_up() -> None:
 
 
 def test_norms_and_embeddings_do_not_decay() -> None:
-    model = Llama(model_config(ModelSpec(preset="llama-debug"), tokens=300))
+    model = Decoder(model_config(ModelSpec(preset="llama-debug"), tokens=300))
     decayed, plain = build_optimizer(model, OptimizerSpec(weight_decay=0.5)).param_groups
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.5, 0.0)
@@ -55,7 +55,7 @@ def test_presets_have_the_published_sizes() -> None:
     """Parameters with a vocabulary of 128,256, as the model cards state them, in billions."""
     for preset, billions in (("llama3-1b", 1.24), ("llama3-3b", 3.21), ("llama3-8b", 8.03), ("llama3-70b", 70.55)):
         with torch.device("meta"):
-            model = Llama(model_config(ModelSpec(preset=preset), tokens=128_256))
+            model = Decoder(model_config(ModelSpec(preset=preset), tokens=128_256))
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
 
 
@@ -78,7 +78,7 @@ def test_a_wrong_model_is_refused_with_the_remedy(spec: dict[str, object], messa
 
 def test_the_model_is_causal() -> None:
     torch.manual_seed(0)
-    model = Llama(model_config(ModelSpec(preset="llama-debug", overrides={"qk_norm": True}), tokens=300))
+    model = Decoder(model_config(ModelSpec(preset="llama-debug", overrides={"qk_norm": True}), tokens=300))
     tokens = torch.randint(0, 300, (1, 12))
     changed = tokens.clone()
     changed[0, 8] = (changed[0, 8] + 1) % 300

@@ -1,1 +1,1 @@
-"""Architectures. They know nothing of parallelism: ``lockstep_trainer.parallelize`` applies it from outside."""
+"""Architectures. They know nothing of parallelism: ``lockstep_trainer.parallel`` applies it from outside."""

@@ -6,27 +6,27 @@ from dataclasses import fields, replace
 
 from lockstep_api.v1alpha1 import ModelSpec
 from lockstep_trainer.errors import UserError
-from lockstep_trainer.model.llama import LlamaConfig
+from lockstep_trainer.model.config import DecoderConfig
 
 # vocab_size is set from the tokenizer. Sizes of llama3-*: the model cards of Llama 3, 3.1 and 3.2.
 _PRESETS = {
-    "llama-debug": LlamaConfig(
+    "llama-debug": DecoderConfig(
         dim=128, layers=4, heads=4, kv_heads=2, ffn_dim=384, vocab_size=0, rope_theta=10_000.0, tie_embeddings=True
     ),
-    "llama3-1b": LlamaConfig(
+    "llama3-1b": DecoderConfig(
         dim=2048, layers=16, heads=32, kv_heads=8, ffn_dim=8192, vocab_size=0, tie_embeddings=True
     ),
-    "llama3-3b": LlamaConfig(
+    "llama3-3b": DecoderConfig(
         dim=3072, layers=28, heads=24, kv_heads=8, ffn_dim=8192, vocab_size=0, tie_embeddings=True
     ),
-    "llama3-8b": LlamaConfig(dim=4096, layers=32, heads=32, kv_heads=8, ffn_dim=14336, vocab_size=0),
-    "llama3-70b": LlamaConfig(dim=8192, layers=80, heads=64, kv_heads=8, ffn_dim=28672, vocab_size=0),
+    "llama3-8b": DecoderConfig(dim=4096, layers=32, heads=32, kv_heads=8, ffn_dim=14336, vocab_size=0),
+    "llama3-70b": DecoderConfig(dim=8192, layers=80, heads=64, kv_heads=8, ffn_dim=28672, vocab_size=0),
 }
-_CHANGEABLE = {field.name: field.type for field in fields(LlamaConfig) if field.name != "vocab_size"}
+_CHANGEABLE = {field.name: field.type for field in fields(DecoderConfig) if field.name != "vocab_size"}
 _VOCABULARY_MULTIPLE = 64  # rows of embedding and head: whole tiles on a GPU, whole shards on any even width
 
 
-def model_config(spec: ModelSpec, tokens: int) -> LlamaConfig:
+def model_config(spec: ModelSpec, tokens: int) -> DecoderConfig:
     """The architecture of a job whose tokenizer has ``tokens`` tokens; raises UserError with the choices."""
     if spec.preset not in _PRESETS:
         raise UserError(f"trainer.model.preset: {spec.preset!r} is unknown; choose one of {', '.join(_PRESETS)}")
@@ -53,7 +53,7 @@ def _checked(name: str, value: int | float | bool | str) -> int | float | bool |
     return value
 
 
-def _check_sizes(config: LlamaConfig) -> None:
+def _check_sizes(config: DecoderConfig) -> None:
     if config.dim % config.heads or config.head_dim % 2:
         raise UserError(
             f"trainer.model: dim {config.dim} over {config.heads} heads is no even width per head; "

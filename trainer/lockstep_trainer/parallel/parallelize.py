@@ -14,7 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lockstep_trainer.model.llama import Llama, LlamaConfig, initial_weight
+from lockstep_trainer.model.config import DecoderConfig
+from lockstep_trainer.model.decoder import Decoder
+from lockstep_trainer.model.init import initial_weight
 
 REPLICATE, SHARD = "replicate", "shard"
 
@@ -26,25 +28,25 @@ def make_mesh(device: torch.device, world_size: int, replicate: int) -> DeviceMe
     return init_device_mesh(device.type, (replicate, world_size // replicate), mesh_dim_names=(REPLICATE, SHARD))
 
 
-def build_model(config: LlamaConfig, mesh: DeviceMesh, device: torch.device, precision: str) -> Llama:
+def build_model(config: DecoderConfig, mesh: DeviceMesh, device: torch.device, precision: str) -> Decoder:
     """The model, sharded over ``mesh``, with memory for its shards but no values yet.
 
     Parameters are float32; with ``precision`` bf16, forward and backward run in bfloat16 and gradients are summed in
     float32.
     """
     with torch.device("meta"):
-        model = Llama(config)
+        model = Decoder(config)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     if precision == "fp32":
         policy = MixedPrecisionPolicy()
-    for block in model.blocks:
+    for block in model.blocks.values():
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     model.to_empty(device=device)
     return model
 
 
-def initialize(model: Llama, seed: int) -> None:
+def initialize(model: Decoder, seed: int) -> None:
     """Give the parameters their fresh values: the same at every layout, since each rank draws the whole tensor and
     keeps its part."""
     with torch.no_grad():
