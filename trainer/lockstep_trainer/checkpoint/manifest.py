@@ -61,10 +61,16 @@ class FileEntry(Document):
 
 
 class Layout(Document):
-    """How the GPUs were used by those who wrote it."""
+    """How the GPUs were used by those who wrote it. Any other layout can load it."""
 
     world_size: int = Field(ge=1)
-    replicate: int = Field(ge=1)
+    replicate: int = Field(default=1, ge=1)
+    shard: int = Field(default=1, ge=1)
+    context: int = Field(default=1, ge=1)
+    tensor: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1)
+    expert: int = Field(default=1, ge=1)
+    data_width: int = Field(default=1, ge=1)  # ranks that read different samples: one samples file each
 
 
 class SamplerState(Document):
