@@ -1,4 +1,4 @@
-"""Manifests that are right, and ten that are wrong: each with the words that its refusal must contain.
+"""Manifests that are right, and some that are wrong: each with the words that its refusal must contain.
 
 The same table is put to the API server, to the pydantic models and to the CEL rules themselves.
 """
@@ -81,7 +81,39 @@ WRONG = (
     Wrong(
         "a layout that does not divide the GPUs",
         {"spec.parallelism": {"replicate": 3}},
-        ("parallelism.replicate: 3 does not divide the 4 GPUs", "choose a divisor"),
+        (
+            "parallelism: replicate × tensor × pipeline × context = 3 does not divide the 4 GPUs",
+            "choose degrees whose product does",
+        ),
+    ),
+    Wrong(
+        "more degrees than GPUs",
+        {"spec.parallelism": {"tensor": 2, "pipeline": 2, "context": 2}},
+        ("parallelism: replicate × tensor × pipeline × context = 8 does not divide the 4 GPUs",),
+    ),
+    Wrong(
+        "a sharded width that is not what is left",
+        {"spec.parallelism": {"shard": 4, "tensor": 2}},
+        ("parallelism.shard: with the other degrees it makes 8 GPUs, and this job has 4", "leave it out"),
+    ),
+    Wrong(
+        "experts that do not fold over the other axes",
+        {"spec.parallelism": {"expert": 3}},
+        ("parallelism.expert: 3 does not divide shard × context × tensor = 4; choose a divisor",),
+    ),
+    Wrong(
+        "tensor parallel groups that straddle nodes",
+        {"spec.gpusPerNode": 3, "spec.parallelism": {"tensor": 2}, "spec.trainer.recipe.globalBatchTokens": 3 * 4096},
+        ("parallelism.tensor: 2 neither divides gpusPerNode 3 nor is a multiple of it", "straddle nodes"),
+    ),
+    Wrong(
+        "samples that tensor and context parallelism cannot cut",
+        {
+            "spec.parallelism": {"tensor": 2, "context": 2},
+            "spec.trainer.data.sequenceLength": 100,
+            "spec.trainer.recipe.globalBatchTokens": 4000,
+        },
+        ("trainer.data.sequenceLength: 100 is not a multiple of tensor × context (× 2 with context) = 8; choose one",),
     ),
     Wrong(
         "a batch that is no multiple",
@@ -91,7 +123,17 @@ WRONG = (
     Wrong(
         "evaluation without held-out files",
         {"spec.trainer.evaluate": {"every": 10}},
-        ("trainer.evaluate needs held-out files; set trainer.data.holdout",),
+        ("trainer.evaluate needs held-out documents; set trainer.data.holdout", "or trainer.evaluate.sources"),
+    ),
+    Wrong(
+        "a preset and a model of one's own",
+        {"spec.trainer.model.module": "mymodels.tiny:build"},
+        ("set exactly one of model.preset and model.module",),
+    ),
+    Wrong(
+        "no model",
+        {"spec.trainer.model": {}},
+        ("set exactly one of model.preset and model.module",),
     ),
     Wrong(
         "a trainer without checkpoints",
@@ -123,9 +165,30 @@ WRONG = (
     Wrong(
         "an unknown precision",
         {"spec.trainer.recipe.precision": "fp8"},
-        ("spec.trainer.recipe.precision", 'Unsupported value: "fp8"', '"bf16", "fp32"'),
+        ("spec.trainer.recipe.precision", 'Unsupported value: "fp8"', '"bf16", "fp32", "float8"'),
         by_rule=False,
-        models_say=("precision", "^(bf16|fp32)$"),
+        models_say=("precision", "^(bf16|fp32|float8)$"),
+    ),
+    Wrong(
+        "an unknown pipeline schedule",
+        {"spec.parallelism": {"schedule": "GPipe2"}},
+        ("spec.parallelism.schedule", 'Unsupported value: "GPipe2"', '"1F1B"', '"DualPipeV"'),
+        by_rule=False,
+        models_say=("schedule", "^(GPipe|1F1B|"),
+    ),
+    Wrong(
+        "a tracker that nobody knows",
+        {"spec.trainer.callbacks": [{"module": "neptune"}]},
+        ("spec.trainer.callbacks[0].module", "should match '^(tensorboard|wandb|mlflow|"),
+        by_rule=False,
+        models_say=("callbacks", "should match pattern", "^(tensorboard|wandb|mlflow|"),
+    ),
+    Wrong(
+        "a module without a name in it",
+        {"spec.trainer.recipe.loss": "mylosses"},
+        ("spec.trainer.recipe.loss", "should match '^[A-Za-z_]"),
+        by_rule=False,
+        models_say=("recipe.loss", "should match pattern"),
     ),
     Wrong(
         "no GPUs",

@@ -106,7 +106,9 @@ class TokenizerSpec(Model):
 class DataSource(Model):
     """Documents of one kind."""
 
-    name: str = Field(default="data", min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")
+    name: str = Field(
+        default="data", min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"
+    )
     """Name in weights, metrics and reports; distinct among the sources."""
     uri: Uri
     """Files to read; ** and * are wildcards, for example file:///data/**/*.txt. {stdlib} stands for the folder of
@@ -474,7 +476,9 @@ def _layout_rules() -> tuple[tuple[str, str], ...]:
             f"(nodes × gpusPerNode); choose degrees whose product does'.format([{_NAMED}, {_GPUS}])",
         ),
         (
-            f"!has(self.parallelism.shard) || self.parallelism.shard * {_NAMED} == {_GPUS}",
+            # By division: the product of all degrees may be too large for an integer.
+            f"!has(self.parallelism.shard) || ({_GPUS}) % ({_NAMED}) != 0 || "
+            f"self.parallelism.shard == {_GPUS} / ({_NAMED})",
             f"'parallelism.shard: with the other degrees it makes %d GPUs, and this job has %d; leave it out to take "
             f"what is left'.format([self.parallelism.shard * {_NAMED}, {_GPUS}])",
         ),

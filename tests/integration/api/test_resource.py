@@ -19,6 +19,7 @@ def test_defaults_are_those_of_the_models(api: Any) -> None:
     assert TrainingJob.model_validate(stored).spec == TrainingJob.model_validate(trainer_job()).spec
     assert stored["spec"]["resilience"]["budgets"] == {"process": 10, "pod": 5}
     assert stored["spec"]["trainer"]["tokenizer"] == {"train": {"kind": "bpe", "vocabSize": 32768}}
+    assert stored["spec"]["parallelism"]["schedule"] == "1F1B"
 
 
 def test_the_smallest_manifest_is_accepted(api: Any) -> None:
@@ -92,7 +93,7 @@ def test_get_shows_the_columns_that_people_look_for(api: Any) -> None:
     [
         ("spec", ["nodes", "-required-", "Slots: pods that train.", "Exactly one of trainer and command"]),
         ("spec.resilience.budgets.pod", ["Replacements of pods"]),
-        ("spec.trainer.recipe.precision", ["ENUM: bf16 fp32"]),
+        ("spec.trainer.recipe.precision", ["ENUM: bf16 fp32 float8"]),
         ("spec.template", ["core/v1 PodTemplateSpec"]),
         ("status.faults", ["exitCode", "witness"]),
     ],
