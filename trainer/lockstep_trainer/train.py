@@ -20,12 +20,13 @@ from lockstep_trainer.errors import TrainerError, UserError
 from lockstep_trainer.evaluate import evaluate, evaluation_samples, reference_loss, token_loss
 from lockstep_trainer.generate import generate
 from lockstep_trainer.model.presets import model_config
-from lockstep_trainer.optim import build_optimizer, local_squares, scale_gradients, set_learning_rate
+from lockstep_trainer.optim.build import build_optimizer, set_learning_rate
+from lockstep_trainer.optim.norms import local_squares, scale_gradients
+from lockstep_trainer.optim.schedule import learning_rate
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.parallel.parallelize import accumulate, build_model, initialize, make_mesh
 from lockstep_trainer.ranks import Ranks
 from lockstep_trainer.sampler import Sampler
-from lockstep_trainer.schedule import learning_rate
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
 
@@ -64,7 +65,7 @@ class Trainer:
         mesh = make_mesh(ranks.device, ranks.size, job.spec.parallelism.replicate)
         config = model_config(spec.model, self.tokenizer.get_vocab_size())
         self.model = build_model(config, mesh, ranks.device, recipe.precision)
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.optimizer = build_optimizer(self.model.named_parameters(), recipe.optimizer)
         self.keeper = Keeper(
             job,
             orders,

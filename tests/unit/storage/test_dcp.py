@@ -25,7 +25,7 @@ from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Manifest, Sa
 from lockstep_trainer.checkpoint.metadata import load_metadata
 from lockstep_trainer.checkpoint.state import load_state, save_state, training_state
 from lockstep_trainer.errors import Corrupt
-from lockstep_trainer.optim import build_optimizer
+from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.storage import ObjectStore, open_store
 
 FOLDER = "step-1-e1-g1"
@@ -53,7 +53,7 @@ def trained(ranks: int) -> dict[str, Any]:
         mesh = init_device_mesh("cpu", (ranks,))
         fully_shard(model[1], mesh=mesh)
         fully_shard(model, mesh=mesh)
-    optimizer = build_optimizer(model, OptimizerSpec(lr=0.1))
+    optimizer = build_optimizer(model.named_parameters(), OptimizerSpec(lr=0.1))
     model(torch.ones(2, 3)).square().sum().backward()
     optimizer.step()
     return training_state(model, optimizer)

@@ -15,7 +15,7 @@ from lockstep_trainer.evaluate import token_loss
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.init import initial_weight
-from lockstep_trainer.optim import local_squares
+from lockstep_trainer.optim.norms import local_squares
 from lockstep_trainer.parallel.parallelize import accumulate, build_model, initialize, make_mesh
 
 CONFIG = DecoderConfig(

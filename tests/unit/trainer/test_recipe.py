@@ -14,8 +14,9 @@ from lockstep_trainer.bigram import bigram_loss
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.presets import model_config
-from lockstep_trainer.optim import build_optimizer, local_squares, scale_gradients
-from lockstep_trainer.schedule import learning_rate
+from lockstep_trainer.optim.build import build_optimizer
+from lockstep_trainer.optim.norms import local_squares, scale_gradients
+from lockstep_trainer.optim.schedule import learning_rate
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_gradients_are_scaled_to_the_largest_norm_and_not_up() -> None:
 
 def test_norms_and_embeddings_do_not_decay() -> None:
     model = Decoder(model_config(ModelSpec(preset="llama-debug"), tokens=300))
-    decayed, plain = build_optimizer(model, OptimizerSpec(weight_decay=0.5)).param_groups
+    decayed, plain = build_optimizer(model.named_parameters(), OptimizerSpec(weight_decay=0.5)).param_groups
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.5, 0.0)
     assert {names[p].split(".")[-2] for p in plain["params"]} == {"embedding", "attention_norm", "ffn_norm", "norm"}

@@ -1,0 +1,1 @@
+"""Optimizers, the learning rate and the size of the batch over the steps."""
