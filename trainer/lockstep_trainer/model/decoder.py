@@ -1,7 +1,7 @@
 """A decoder, whole or a part of it: what it is made of is configuration.
 
 Modules keep the same names whatever part is built, so that a parameter is known by its name at every layout:
-``embedding.weight``, ``blocks.<layer>.attention.query.weight``, ``norm.weight``, ``head.weight``.
+``embedding.weight``, ``position.weight``, ``blocks.<layer>.attention.query.weight``, ``norm.weight``, ``head.weight``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from lockstep_trainer.model.attention import Attention, Places, Rope
 from lockstep_trainer.model.config import DecoderConfig
-from lockstep_trainer.model.positions import rotation
+from lockstep_trainer.model.feedforward import FeedForward
+from lockstep_trainer.model.norms import build_norm
+from lockstep_trainer.model.positions import LearnedPositions, SinusoidalPositions, rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +33,36 @@ def whole(config: DecoderConfig) -> Part:
     return Part(range(config.layers), first=True, last=True)
 
 
-class FeedForward(nn.Module):
-    """The dense feed-forward part, SwiGLU (Shazeer 2020)."""
-
-    def __init__(self, config: DecoderConfig, width: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.dim, width, bias=False)
-        self.up = nn.Linear(config.dim, width, bias=False)
-        self.down = nn.Linear(width, config.dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, dim) → (B, T, dim)."""
-        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return y
-
-
 class Block(nn.Module):
     """One layer."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention_norm = build_norm(config, config.dim)
         self.attention = Attention(config)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn = FeedForward(config, config.ffn_dim)
+        self.ffn_norm = build_norm(config, config.dim)
+        self.ffn = _ffn(config, layer)
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
         """(B, T, dim) → (B, T, dim)."""
         x = x + self.attention(self.attention_norm(x), rope, mask)
         y: Tensor = x + self.ffn(self.ffn_norm(x))
         return y
+
+
+def _ffn(config: DecoderConfig, layer: int) -> nn.Module:
+    if not config.has_experts(layer):
+        return FeedForward(config, config.ffn_dim)
+    from lockstep_trainer.model.moe import MoE
+
+    return MoE(config)
+
+
+def _position(config: DecoderConfig) -> nn.Module | None:
+    """What is added to the embedding."""
+    if config.positions == "learned":
+        return LearnedPositions(config)
+    return SinusoidalPositions(config) if config.positions == "sinusoidal" else None
 
 
 class TiedHead(nn.Module):
@@ -84,8 +86,9 @@ class Decoder(nn.Module):
         self.config, self.part = config, part
         needs_embedding = part.first or (part.last and config.tie_embeddings)
         self.embedding = nn.Embedding(config.vocab_size, config.dim) if needs_embedding else None
+        self.position = _position(config) if part.first else None
         self.blocks = nn.ModuleDict({str(layer): Block(config, layer) for layer in part.layers})
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps) if part.last else None
+        self.norm = build_norm(config, config.dim) if part.last else None
         self.head: nn.Module | None = None
         if part.last and self.embedding is not None and config.tie_embeddings:
             self.head = TiedHead(self.embedding)
@@ -100,13 +103,18 @@ class Decoder(nn.Module):
         ``positions`` and ``documents``, (B, T), are given both or neither: each token's place in its document, and the
         number of its document in the sample. A token sees earlier ones of its own document only.
         """
-        length = x.shape[1]
+        config = self.config
+        places = positions if positions is not None else self.places.positions(x.shape[1], x.device)
         if self.part.first:
             assert self.embedding is not None
             x = self.embedding(x)
-        places = positions if positions is not None else self.places.positions(length, x.device)
-        rope = rotation(places, self.config, x.dtype)
-        mask = self.places.mask(places, documents, self.config.window)
+        if self.position is not None:
+            x = x + self.position(places).to(x.dtype)
+        rope = rotation(places, config, x.dtype) if config.positions == "rope" else None
+        if config.positions == "alibi":
+            mask: Tensor | None = self.places.distances(places, documents, config.window)
+        else:
+            mask = self.places.mask(places, documents, config.window)
         for block in self.blocks.values():
             x = block(x, rope, mask)
         if self.norm is not None and self.head is not None:
