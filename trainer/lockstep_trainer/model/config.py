@@ -61,6 +61,11 @@ class DecoderConfig:
         return self.head_size or self.dim // self.heads
 
     @property
+    def expert_width(self) -> int:
+        """Width inside one expert; 0 without experts."""
+        return (self.expert_dim or self.ffn_dim) if self.experts else 0
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward part has a gate beside its up projection."""
         return self.activation in ("swiglu", "reglu", "geglu")

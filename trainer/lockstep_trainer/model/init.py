@@ -23,6 +23,6 @@ def initial_weight(name: str, shape: torch.Size, config: DecoderConfig, seed: in
         return torch.ones(shape, device=device)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    writes_residual = name.endswith(("attention.output.weight", "down.weight"))
+    writes_residual = name.endswith(("attention.output.weight", "down.weight", "experts.down"))
     deviation = 0.02 / math.sqrt(2 * config.layers) if writes_residual else 0.02
     return torch.empty(shape, device=device).normal_(0.0, deviation, generator=generator)
