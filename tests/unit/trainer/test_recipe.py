@@ -63,7 +63,7 @@ def test_presets_have_the_published_sizes() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"preset": "llama4"}, "choose one of llama-debug, llama3-1b"),
+        ({"preset": "llama4"}, "choose one of llama-debug, qwen-debug"),
         ({"preset": "llama-debug", "overrides": {"layer": 6}}, "overrides.layer: there is no such field; choose"),
         ({"preset": "llama-debug", "overrides": {"layers": 1.5}}, "1.5 is no count"),
         ({"preset": "llama-debug", "overrides": {"qk_norm": 1}}, "write true or false"),
