@@ -53,9 +53,21 @@ TIERS = (
         commands=((PYTHON, "-m", "localcluster", "build", "helm", "versitygw"),),  # a real Helm and a real S3 server
         tests=("tests/unit", "tests/simulation", "tests/checker"),
     ),
-    Tier("api", "against a real API server", tests=("tests/integration/api",), root=True),
+    Tier(
+        "api",
+        "against a real API server",
+        commands=((PYTHON, "-m", "localcluster", "build", "etcd", "kubernetes"),),  # on a bare machine: minutes
+        tests=("tests/integration/api",),
+        root=True,
+    ),
     Tier("run", "local runs through faults", tests=("tests/integration/agent", "tests/integration/run")),
-    Tier("cluster", "on a real cluster, with images, chart and faults", tests=("tests/e2e",), root=True),
+    Tier(
+        "cluster",
+        "on a real cluster, with images, chart and faults",
+        commands=((PYTHON, "-m", "localcluster", "build"),),
+        tests=("tests/e2e",),
+        root=True,
+    ),
     Tier(
         "docs", "documentation", commands=((PYTHON, "-m", "sphinx", "-W", "--keep-going", "-q", "docs", "build/docs"),)
     ),
