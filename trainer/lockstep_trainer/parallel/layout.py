@@ -106,6 +106,36 @@ class Layout:
         at = self.coordinates(rank)
         return at.replicate * self.shard + at.shard
 
+    def stages_of(self, pipeline_rank: int) -> tuple[int, ...]:
+        """The stages on a pipeline rank, in the model's order. Of n ranks, the r-th has r, r + n, r + 2n, …; in a
+        V-shaped schedule r and 2n − 1 − r, so that the first has both ends of the model."""
+        if self.pipeline > 1 and self.schedule in V_SCHEDULES:
+            return (pipeline_rank, 2 * self.pipeline - 1 - pipeline_rank)
+        return tuple(range(pipeline_rank, self.stages, self.pipeline))
+
+    def runs_with(self, micro_batches: int) -> bool:
+        """Whether the schedule can do a step of so many micro-batches. What torch's schedules need: GPipe, LoopedBFS
+        and ZBVZeroBubble nothing, 1F1B and DualPipeV one for each stage, and those in rounds full rounds."""
+        if self.pipeline > 1 and self.schedule in ("1F1B", "DualPipeV"):
+            return micro_batches >= self.stages
+        if self.pipeline > 1 and self.schedule in ("Interleaved1F1B", "InterleavedZeroBubble"):
+            return micro_batches >= 1 and micro_batches % max(1, micro_batches // self.pipeline) == 0
+        return micro_batches >= 1
+
+    def fitting(self, micro_batches: int) -> int:
+        """The smallest number of micro-batches, from this one on, that the schedule can do."""
+        while not self.runs_with(micro_batches):
+            micro_batches += 1
+        return micro_batches
+
+    def check_micro_batches(self, number: int) -> None:
+        """Raises UserError where the schedule can't do a step of so many micro-batches."""
+        if not self.runs_with(number):
+            raise UserError(
+                f"parallelism: schedule {self.schedule} with {self.stages} stages can't do {number} micro-batches per "
+                f"step, the next number it can do is {self.fitting(number)}; change globalBatchTokens or microBatchSize"
+            )
+
     def check(self, config: DecoderConfig, *, sequence_length: int, micro_batches: int) -> None:
         """Raises UserError with a sentence where the model, the samples or the batch do not fit these degrees."""
         problems = [
@@ -144,17 +174,8 @@ class Layout:
                 config.layers < self.stages,
                 f"{self.stages} stages for {config.layers} layers; lower pipeline or stagesPerRank",
             ),
-            (
-                self.pipeline > 1 and micro_batches < self.stages,
-                f"schedule {self.schedule} with {self.stages} stages needs at least as many micro-batches per step, "
-                f"and there are {micro_batches}; raise globalBatchTokens or lower microBatchSize",
-            ),
-            (
-                self.pipeline > 1 and self.schedule not in SCHEDULES_OF_ONE_STAGE and micro_batches % self.pipeline,
-                f"schedule {self.schedule} needs a number of micro-batches that is a multiple of pipeline "
-                f"{self.pipeline}, and there are {micro_batches}",
-            ),
         ]
         for wrong, sentence in problems:
             if wrong:
                 raise UserError(f"parallelism: {sentence}")
+        self.check_micro_batches(micro_batches)

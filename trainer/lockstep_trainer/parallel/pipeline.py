@@ -1,0 +1,125 @@
+"""Pipeline parallelism: the parts of the model on each rank, a head tied across ranks, and torch's schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
+
+from lockstep_trainer.model.decoder import Decoder, Part
+from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.parallel.stages import Costs, split_layers
+
+# ------------------------------------------------------------------------------------------ parts of the model
+
+
+def parts_of(layout: Layout, pipeline_rank: int, costs: Costs) -> list[Part]:
+    """The parts of the model on a pipeline rank, one for each of its stages."""
+    split = split_layers(costs, layout.stages)
+    last = layout.stages - 1
+    return [Part(split[stage], first=stage == 0, last=stage == last) for stage in layout.stages_of(pipeline_rank)]
+
+
+# ------------------------------------------------------------------------------------------------- a tied head
+
+
+def share_tied(parts: Sequence[nn.Module]) -> None:
+    """Let first and last stage on the same rank hold one and the same embedding: one parameter, one gradient.
+
+    With FSDP, too: each of the two stages gathers it for itself, and both reduce into the gradient of the one shard.
+    Comes behind memory (``to_empty``), which makes new parameters, and before the first step.
+    """
+    tables = [part.embedding for part in parts if isinstance(part, Decoder) and part.embedding is not None]
+    if len(tables) == 2 and tables[0].weight is not tables[1].weight:
+        tables[1].weight = tables[0].weight
+
+
+def second_copies(parts: Sequence[nn.Module]) -> frozenset[str]:
+    """Names of the parameters here that another rank has first: a tied head's embedding on the last pipeline rank."""
+    decoders = [part for part in parts if isinstance(part, Decoder)]
+    if any(part.part.first for part in decoders):
+        return frozenset()
+    return frozenset("embedding.weight" for part in decoders if part.embedding is not None)
+
+
+def add_tied_gradients(parts: Sequence[nn.Module], pair: dist.ProcessGroup | None) -> None:
+    """Sum the gradients of the two copies of a tied embedding, on the first and the last pipeline rank (``pair``).
+
+    Once per step, behind the backward pass. Does nothing without a pair, a tied head, or where one rank has both ends.
+    """
+    tables = [part.embedding for part in parts if isinstance(part, Decoder) and part.embedding is not None]
+    tied = any(isinstance(part, Decoder) and part.config.tie_embeddings for part in parts)
+    if pair is None or not tied or len(tables) != 1:
+        return
+    gradient = tables[0].weight.grad
+    assert gradient is not None
+    # The two ranks have the same part of the table: they differ in the pipeline coordinate only.
+    dist.all_reduce(getattr(gradient, "_local_tensor", gradient), group=pair)
+
+
+# --------------------------------------------------------------------------------------------------- schedules
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What travels between stages for one micro-batch. It is known beforehand, so that torch has not to find it out by
+    running the model, collectives included, on memory without values."""
+
+    samples: int
+    tokens: int  # of a sample on this context shard
+    hidden_tokens: int  # the same, divided over the tensor ranks
+    dim: int
+    vocabulary: int  # on this tensor rank
+    dtype: torch.dtype  # between blocks
+
+    def inputs(self) -> Tensor:
+        """Like the first stage's input."""
+        return torch.empty(self.samples, self.tokens, dtype=torch.int64, device="meta")
+
+    def hidden(self) -> Tensor:
+        """Like what a stage hands to the next."""
+        shape = (self.samples, self.hidden_tokens, self.dim)
+        return torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=True)
+
+    def logits(self) -> Tensor:
+        """Like the last stage's output."""
+        shape = (self.samples, self.tokens, self.vocabulary)
+        return torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=True)
+
+
+def build_schedule(
+    parts: Sequence[nn.Module],
+    layout: Layout,
+    group: dist.ProcessGroup,
+    *,
+    shapes: Shapes,
+    micro_batches: int,
+    loss: Callable[[Tensor, Tensor], Tensor] | None,
+    device: torch.device,
+) -> Any:
+    """torch's schedule of this layout over this rank's parts: ``step`` is forward and backward, ``eval`` forward only.
+
+    The ranks of ``group`` build and call it together. Gradients are sums: they are not divided by ``micro_batches``.
+    """
+    last = layout.stages - 1
+    stages = [
+        PipelineStage(
+            part,
+            stage,
+            layout.stages,
+            device,
+            input_args=shapes.inputs() if stage == 0 else shapes.hidden(),
+            output_args=shapes.logits() if stage == last else shapes.hidden(),
+            group=group,
+        )
+        for part, stage in zip(parts, layout.stages_of(group.rank()), strict=True)
+    ]
+    schedule: Any = get_schedule_class(layout.schedule)
+    single = issubclass(schedule, PipelineScheduleSingle)
+    return schedule(stages[0] if single else stages, micro_batches, loss_fn=loss, scale_grads=False)
