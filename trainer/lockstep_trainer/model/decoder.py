@@ -95,6 +95,7 @@ class Decoder(nn.Module):
         elif part.last:
             self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.places = Places()
+        self.pieces = 1  # along the sequence, of which tensor parallelism lets the parts hand on one
 
     def forward(self, x: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Token ids (B, T) in the first part, else what the part before gave, (B, T, dim); the last part gives logits
@@ -104,7 +105,8 @@ class Decoder(nn.Module):
         number of its document in the sample. A token sees earlier ones of its own document only.
         """
         config = self.config
-        places = positions if positions is not None else self.places.positions(x.shape[1], x.device)
+        length = x.shape[1] if self.part.first else x.shape[1] * self.pieces
+        places = positions if positions is not None else self.places.positions(length, x.device)
         if self.part.first:
             assert self.embedding is not None
             x = self.embedding(x)

@@ -1,65 +1,109 @@
-"""How the model is spread over the GPUs: the only module that knows model and parallelism at once.
-
-Sharded data parallelism with ``fully_shard``: each block is gathered when it runs and given back afterwards; what is
-outside the blocks (embedding, last norm, head) belongs to the root. With ``replicate`` > 1 the shards are spread over
-a part of the GPUs only, and the parts hold copies (hybrid sharding): parameters travel within a part, gradients also
-between them.
-"""
+"""How the model is spread over the GPUs: everything is applied here, in one order."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import fully_shard
 
 from lockstep_trainer.model.config import DecoderConfig
-from lockstep_trainer.model.decoder import Decoder
+from lockstep_trainer.model.decoder import Decoder, Part, whole
 from lockstep_trainer.model.init import initial_weight
+from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.parallel.mesh import Meshes
+from lockstep_trainer.parallel.sharded import local_shard, mixed_precision, own_shard, reduce_gradients, shard_part
+from lockstep_trainer.parallel.tensor import apply_tensor
 
-REPLICATE, SHARD = "replicate", "shard"
+
+def build_parts(
+    config: DecoderConfig,
+    layout: Layout,
+    meshes: Meshes,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    recompute: str = "none",
+    compile_backend: str | None = None,
+    stages: Sequence[Part] | None = None,
+) -> list[Decoder]:
+    """This rank's parts of the model, one for each of its ``stages`` (None: the whole model), with memory for the
+    shards of their parameters but no values yet.
+
+    Parameters are float32 whatever the ``precision``. ``compile_backend`` None does not compile.
+    """
+    parts = []
+    for stage in stages if stages is not None else [whole(config)]:
+        with torch.device("meta"):
+            part = Decoder(config, stage)
+        apply_tensor(part, layout, meshes)
+        if config.experts:
+            from lockstep_trainer.parallel.expert import apply_experts
+
+            apply_experts(part, layout, meshes)
+        if layout.context > 1:
+            from lockstep_trainer.parallel.context import apply_context
+
+            apply_context(part, layout, meshes)
+        if recompute != "none":
+            from lockstep_trainer.parallel.recompute import recompute_blocks
+
+            recompute_blocks(part, recompute)
+        if compile_backend is not None:
+            from lockstep_trainer.parallel.compiling import compile_blocks
+
+            compile_blocks(part, compile_backend)
+        shard_part(part, layout, meshes, mixed_precision(precision))
+        part.to_empty(device=device)
+        parts.append(part)
+    return parts
+
+
+@torch.no_grad()
+def initialize(parts: Decoder | Sequence[Decoder], seed: int) -> None:
+    """Give the parameters their fresh values: the same at every layout, since each rank draws the whole tensor and
+    keeps its part; one tensor is whole at a time. Buffers get theirs from the modules that have them."""
+    for part in [parts] if isinstance(parts, Decoder) else parts:
+        for name, parameter in part.named_parameters():
+            value = initial_weight(name, parameter.shape, part.config, seed, parameter.device)
+            local_shard(parameter).copy_(own_shard(value, parameter))
+        reset_buffers(part)
+
+
+def reset_buffers(part: nn.Module) -> None:
+    """Give buffers their first values: memory came to them without any.
+
+    A module that registers buffers has a method ``reset_buffers()``; TypeError where one has not.
+    """
+    for name, module in part.named_modules():
+        if next(module.buffers(recurse=False), None) is not None:
+            reset = getattr(module, "reset_buffers", None)
+            if reset is None:
+                raise TypeError(f"{name} ({type(module).__name__}) has buffers and no method reset_buffers()")
+            reset()
+
+
+# --- data parallelism alone, as the training loop still builds it -----------------------------------------------------
 
 
 def make_mesh(device: torch.device, world_size: int, replicate: int) -> DeviceMesh:
     """The ranks as one axis (shard), or as two (replicate, shard)."""
     if replicate == 1:
-        return init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD,))
-    return init_device_mesh(device.type, (replicate, world_size // replicate), mesh_dim_names=(REPLICATE, SHARD))
+        return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (replicate, world_size // replicate), mesh_dim_names=("replicate", "shard"))
 
 
 def build_model(config: DecoderConfig, mesh: DeviceMesh, device: torch.device, precision: str) -> Decoder:
-    """The model, sharded over ``mesh``, with memory for its shards but no values yet.
-
-    Parameters are float32; with ``precision`` bf16, forward and backward run in bfloat16 and gradients are summed in
-    float32.
-    """
+    """The model, sharded over ``mesh``, with memory for its shards but no values yet."""
     with torch.device("meta"):
         model = Decoder(config)
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    if precision == "fp32":
-        policy = MixedPrecisionPolicy()
     for block in model.blocks.values():
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=mixed_precision(precision))
+    fully_shard(model, mesh=mesh, mp_policy=mixed_precision(precision))
     model.to_empty(device=device)
     return model
 
 
-def initialize(model: Decoder, seed: int) -> None:
-    """Give the parameters their fresh values: the same at every layout, since each rank draws the whole tensor and
-    keeps its part."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            full = initial_weight(name, parameter.shape, model.config, seed, parameter.device)
-            if isinstance(parameter, DTensor):
-                local = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
-                parameter.to_local().copy_(local.to_local())
-            else:
-                parameter.copy_(full)
-
-
-def accumulate(model: nn.Module, last: bool) -> None:
-    """Reduce gradients over the ranks only behind the last micro-batch of a step."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+accumulate = reduce_gradients
