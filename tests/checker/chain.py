@@ -25,10 +25,9 @@ class Link:
     epoch: int
     generation: int
     folder: str
-    seed: int
-    num_samples: int  # in one pass over the data
-    per_step: int
-    world_size: int
+    rule: Json  # of the order of samples: the manifest's sampler without what moves from step to step
+    drawn: int  # samples consumed by all steps so far
+    data_width: int  # ranks that read different samples
     files: dict[str, tuple[int, str]]  # name → (size, sha256)
 
 
@@ -71,15 +70,15 @@ def _manifest(objects: Objects, point: Json) -> Json:
 
 
 def _link(point: Json, manifest: Json) -> Link:
-    state, sampler = manifest["state"], manifest["sampler"]
+    state, sampler = manifest["state"], dict(manifest["sampler"])
+    del sampler["steps"]
     return Link(
         step=state["step"],
         epoch=state["epoch"],
         generation=state["generation"],
         folder=point["manifest"].rpartition("/")[0],
-        seed=sampler["seed"],
-        num_samples=sampler["samples"],
-        per_step=sampler["samples_per_step"],
-        world_size=manifest["layout"]["world_size"],
+        drawn=sampler.pop("drawn"),
+        rule=sampler,
+        data_width=manifest["layout"]["data_width"],
         files={file["name"]: (file["size"], file["sha256"]) for file in manifest["files"]},
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from checker.chain import BrokenChainError, Link, read_chain
-from checker.order import samples_of_step
+from checker.order import Order
 from checker.stores import Objects
 
 _MOST_PROBLEMS = 20
@@ -61,9 +61,10 @@ def check(objects: Objects, *, steps: int | None = None) -> Verdict:
     consumed: Counter[int] = Counter()  # place in the global order → times
     done = 0
     for link in chain:
-        lines = list(_samples(objects, link, found))
+        lines, order = list(_samples(objects, link, found)), Order(link.rule)
         for step in range(done + 1, link.step + 1):
-            consumed.update(_check_step(step, link, [line for line in lines if line["step"] == step], found))
+            own = [line for line in lines if line["step"] == step]
+            consumed.update(_check_step(step, link, order, own, found))
         for line in lines:
             if not done < line["step"] <= link.step:
                 found.add(f"{link.folder}: samples of step {line['step']}, but its steps are {done + 1} to {link.step}")
@@ -77,7 +78,7 @@ def check(objects: Objects, *, steps: int | None = None) -> Verdict:
 
 def _samples(objects: Objects, link: Link, found: _Findings) -> Iterator[dict[str, Any]]:
     """Lines of all ranks' sample logs of one state. Each log must be the one that was committed."""
-    for rank in range(link.world_size):
+    for rank in range(link.data_width):
         name = f"samples-r{rank}.jsonl"
         if name not in link.files:
             found.add(f"{link.folder}: the manifest does not list {name}")
@@ -99,22 +100,27 @@ def _samples(objects: Objects, link: Link, found: _Findings) -> Iterator[dict[st
             yield line
 
 
-def _check_step(step: int, link: Link, lines: list[dict[str, Any]], found: _Findings) -> list[int]:
+def _check_step(step: int, link: Link, order: Order, lines: list[dict[str, Any]], found: _Findings) -> list[int]:
     """Places in the global order that the step consumed, where they are right; else a problem."""
-    expected = samples_of_step(link.seed, link.num_samples, link.per_step, step)
-    share = link.per_step // link.world_size
-    first = (step - 1) * link.per_step
+    indices, expected = order.indices(step), order.of_step(step)
+    share, rest = divmod(len(expected), link.data_width)
+    if rest:
+        found.add(f"{link.folder}: step {step} has {len(expected)} samples for {link.data_width} data-parallel ranks")
     places: list[int] = []
-    for rank in range(link.world_size):
+    for rank in range(link.data_width):
         own = [line for line in lines if line["rank"] == rank]
         if len(own) != 1:
             found.add(f"{link.folder}: step {step} stands {len(own)} times in the log of rank {rank}")
         for line in own:
             part = expected[rank * share : (rank + 1) * share]
-            if line["samples"] == part:
-                places += range(first + rank * share, first + (rank + 1) * share)
+            consumed = list(zip(line["sources"], line["samples"], strict=True))
+            if consumed == part and line["first"] == indices[rank * share]:
+                places += indices[rank * share : (rank + 1) * share]
             else:
-                found.add(f"{link.folder}: step {step}, rank {rank} consumed {line['samples']}, not {part}")
+                found.add(
+                    f"{link.folder}: step {step}, rank {rank} consumed {consumed} from place {line['first']}, not "
+                    f"{part} from {indices[rank * share]}"
+                )
     if len({(line["epoch"], line["generation"]) for line in lines}) > 1:
         found.add(f"{link.folder}: ranks did step {step} in different generations")
     return places
@@ -123,18 +129,18 @@ def _check_step(step: int, link: Link, lines: list[dict[str, Any]], found: _Find
 def _check_counts(consumed: Counter[int], chain: list[Link], found: _Findings) -> None:
     """Every place in the global order once, over the whole lineage."""
     last = chain[-1]
-    missing = sorted(set(range(last.step * last.per_step)) - set(consumed))
+    missing = sorted(set(range(last.drawn)) - set(consumed))
     repeated = sorted(place for place, times in consumed.items() if times > 1)
     if missing:
-        found.add(
-            f"{len(missing)} samples were lost, first at place {missing[0]} (step {missing[0] // last.per_step + 1})"
-        )
+        found.add(f"{len(missing)} samples were lost, first at place {missing[0]}")
     if repeated:
         found.add(f"{len(repeated)} samples were consumed twice, the first at place {repeated[0]}")
-    if any(
-        (link.seed, link.num_samples, link.per_step) != (last.seed, last.num_samples, last.per_step) for link in chain
-    ):
-        found.add("seed, number of samples or samples per step changed within the lineage")
+    if any(link.rule != last.rule for link in chain):
+        found.add("data, mix, seed or samples per step changed within the lineage")
+    for link in chain:
+        drawn = Order(link.rule).indices(link.step + 1).start
+        if link.drawn != drawn:
+            found.add(f"{link.folder}: it says that {link.drawn} samples were consumed, and its steps have {drawn}")
 
 
 def _from_journal(objects: Objects, done: int, found: _Findings) -> tuple[int, int]:

@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 
 from checker.check import check
-from checker.order import permutation, samples_of_step, splitmix64
+from checker.order import Order, permuted, splitmix64
 from checker.stores import MemoryObjects
 
-SEED, NUM_SAMPLES, PER_STEP, WORLD = 7, 22, 8, 4  # a pass ends in the middle of step 3
+PER_STEP, WIDTH = 8, 4
+RULE: dict[str, Any] = {
+    "seed": 7,
+    "sources": [{"name": "a", "samples": 5, "data": "a"}, {"name": "b", "samples": 17, "data": "b"}],
+    "stages": [{"first": 0, "weights": [0.25, 0.75]}, {"first": 20, "weights": [1.0, 1.0]}],  # in the midst of step 3
+    "batches": [{"step": 1, "first": 0, "samples": PER_STEP}],
+    "data": "ab",
+}
+ORDER = Order(RULE)
 
 Line = dict[str, Any]
 Tamper = Callable[[list[Line]], list[Line]]
@@ -27,7 +35,7 @@ def make_run(tamper: Tamper = lambda lines: lines, *, rank: int = 1, link: int =
     for number, (first, last, term) in enumerate([(1, 3, (1, 1)), (4, 6, (1, 2))]):
         folder = f"step-{last}-e{term[0]}-g{term[1]}"
         files = []
-        for own in range(WORLD):
+        for own in range(WIDTH):
             lines = [_line(step, own, term) for step in range(first, last + 1)]
             if (own, number) == (rank, link):
                 lines = tamper(lines)
@@ -44,8 +52,8 @@ def commit(objects: MemoryObjects, step: int, term: tuple[int, int], *, parent: 
     """Writes manifest and latest; the manifest's point."""
     folder = f"step-{step}-e{term[0]}-g{term[1]}"
     state = {"step": step, "epoch": term[0], "generation": term[1]}
-    sampler = {"seed": SEED, "steps": step, "samples_per_step": PER_STEP, "samples": NUM_SAMPLES}
-    manifest = {"state": state, "parent": parent, "files": files, "layout": {"world_size": WORLD}, "sampler": sampler}
+    sampler = {**RULE, "steps": step, "drawn": step * PER_STEP}
+    manifest = {"state": state, "parent": parent, "files": files, "layout": {"data_width": WIDTH}, "sampler": sampler}
     content = json.dumps(manifest).encode()
     objects[f"{folder}/manifest.json"] = content
     point = {"state": state, "manifest": f"{folder}/manifest.json", "sha256": hashlib.sha256(content).hexdigest()}
@@ -54,9 +62,17 @@ def commit(objects: MemoryObjects, step: int, term: tuple[int, int], *, parent: 
 
 
 def _line(step: int, rank: int, term: tuple[int, int]) -> Line:
-    share = PER_STEP // WORLD
-    part = samples_of_step(SEED, NUM_SAMPLES, PER_STEP, step)[rank * share : (rank + 1) * share]
-    return {"step": step, "epoch": term[0], "generation": term[1], "rank": rank, "samples": part}
+    share = PER_STEP // WIDTH
+    part = ORDER.of_step(step)[rank * share : (rank + 1) * share]
+    return {
+        "step": step,
+        "epoch": term[0],
+        "generation": term[1],
+        "rank": rank,
+        "first": (step - 1) * PER_STEP + rank * share,
+        "sources": [source for source, _ in part],
+        "samples": [sample for _, sample in part],
+    }
 
 
 def _entry(name: str, content: bytes) -> Line:
@@ -83,7 +99,9 @@ def test_an_exact_run_passes_and_steps_done_again_are_counted_apart() -> None:
     [
         (lambda lines: lines[1:], "stands 0 times"),
         (lambda lines: [*lines, lines[-1]], "stands 2 times"),
-        (_set(1, samples=samples_of_step(SEED, NUM_SAMPLES, PER_STEP, 5)[:2]), "step 5, rank 1 consumed"),
+        (_set(1, samples=_line(5, 0, (1, 2))["samples"]), "step 5, rank 1 consumed"),
+        (_set(1, first=(5 - 1) * PER_STEP), "step 5, rank 1 consumed"),
+        (lambda lines: [{**line, "sources": line["sources"][::-1]} for line in lines], "rank 1 consumed"),
         (lambda lines: [{**line, "samples": line["samples"][::-1]} for line in lines], "step 4, rank 1 consumed"),
         (_set(0, samples=_line(3, 1, (1, 1))["samples"]), "samples were lost"),
         (_set(0, step=3), "its steps are 4 to 6"),
@@ -93,7 +111,8 @@ def test_an_exact_run_passes_and_steps_done_again_are_counted_apart() -> None:
         (_set(0, generation=3), "newer generation"),
     ],
     ids=[
-        "a step is missing", "a step stands twice", "another rank's part", "order within a part", "old samples",
+        "a step is missing", "a step stands twice", "another rank's part", "another place", "another source",
+        "order within a part", "old samples",
         "a step before the state", "a step beyond the state", "another rank's line", "an older generation",
         "a newer generation",
     ],
@@ -143,7 +162,30 @@ def test_splitmix64_gives_the_published_sequence() -> None:
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
-def test_a_pass_is_a_permutation_and_passes_differ() -> None:
-    first, second = permutation(SEED, 0, 100), permutation(SEED, 1, 100)
+def test_a_state_that_counts_other_samples_is_caught() -> None:
+    objects = make_run()
+    parent = {"step": 3, "epoch": 1, "generation": 1}
+    folder = "step-6-e1-g2"
+    manifest = json.loads(objects[f"{folder}/manifest.json"])
+    assert manifest["parent"]["state"] == parent
+    manifest["sampler"]["drawn"] -= PER_STEP
+    content = json.dumps(manifest).encode()
+    objects[f"{folder}/manifest.json"] = content
+    point = {**manifest, "manifest": f"{folder}/manifest.json", "sha256": hashlib.sha256(content).hexdigest()}
+    objects["latest.6"] = json.dumps({"point": point}).encode()
+    assert "says that 40 samples were consumed, and its steps have 48" in str(check(objects))
+
+
+def test_a_permutation_is_one_and_keys_differ() -> None:
+    first, second = ([permuted(place, 100, secret) for place in range(100)] for secret in (1, 2))
     assert sorted(first) == sorted(second) == list(range(100))
     assert first != second
+
+
+def test_sources_have_their_weight_and_every_pass_each_sample_once() -> None:
+    rule = {**RULE, "stages": [{"first": 0, "weights": [0.25, 0.75]}]}
+    order = Order(rule)
+    found = [order.at(index) for index in range(4096)]
+    assert [source for source, _ in found].count(0) == 1024
+    of_first = [sample for source, sample in found if source == 0]
+    assert all(sorted(of_first[start : start + 5]) == [0, 1, 2, 3, 4] for start in range(0, 1020, 5))

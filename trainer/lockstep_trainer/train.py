@@ -12,10 +12,12 @@ from torch import Tensor
 
 from lockstep_trainer.bigram import bigram_loss
 from lockstep_trainer.checkpoint.keeper import Keeper
-from lockstep_trainer.checkpoint.manifest import SamplerState
+from lockstep_trainer.checkpoint.manifest import SourceState
 from lockstep_trainer.checkpoint.state import training_state
 from lockstep_trainer.config import Job, Orders
+from lockstep_trainer.data.order import Mixture
 from lockstep_trainer.data.prepare import Corpus, sample_batch, samples_in
+from lockstep_trainer.data.sampler import ConstantBatch, Sampler, sampler_state
 from lockstep_trainer.errors import TrainerError, UserError
 from lockstep_trainer.evaluate import evaluate, evaluation_samples, reference_loss, token_loss
 from lockstep_trainer.generate import generate
@@ -26,7 +28,6 @@ from lockstep_trainer.optim.schedule import learning_rate
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.parallel.parallelize import accumulate, build_model, initialize, make_mesh
 from lockstep_trainer.ranks import Ranks
-from lockstep_trainer.sampler import Sampler
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
 
@@ -60,7 +61,9 @@ class Trainer:
                 f"trainer.data: {corpus.meta.train} tokens of text are less than one sample of {self.length}; "
                 "add text, or lower trainer.data.sequenceLength"
             )
-        self.sampler = Sampler(recipe.seed, samples, job.samples_per_step, ranks.rank, ranks.size)
+        batches = ConstantBatch(job.samples_per_step)
+        mixture = Mixture(recipe.seed, (samples,))
+        self.sampler = Sampler(mixture, batches, ranks.rank, ranks.size)
         self.tokenizer = corpus.tokenizer()
         mesh = make_mesh(ranks.device, ranks.size, job.spec.parallelism.replicate)
         config = model_config(spec.model, self.tokenizer.get_vocab_size())
@@ -71,11 +74,12 @@ class Trainer:
             orders,
             ranks,
             outbox,
-            SamplerState(
-                seed=recipe.seed,
+            sampler_state(
+                mixture,
+                batches,
                 steps=0,
-                samples_per_step=job.samples_per_step,
-                samples=samples,
+                last_change=1,
+                sources=[SourceState(name=spec.data.sources[0].name, samples=samples, data=corpus.meta.fingerprint)],
                 data=corpus.meta.fingerprint,
             ),
         )
@@ -161,9 +165,9 @@ class Trainer:
 
     def _batch(self, step: int) -> Tensor:
         """This rank's tokens of the step, (samples, length + 1); their ids are logged before they are used."""
-        ids = self.sampler.step(step)
-        self.keeper.consumed(step, ids)
-        return torch.from_numpy(sample_batch(self.corpus.train, ids, self.length)).to(self.ranks.device)
+        draws = self.sampler.step(step)
+        self.keeper.consumed(step, draws)
+        return torch.from_numpy(sample_batch(self.corpus.train, draws.sample, self.length)).to(self.ranks.device)
 
     def _totals(self, loss_sum: Tensor) -> tuple[float, float]:
         """Mean loss over all tokens, and the norm of the whole gradient, in one all-reduce."""

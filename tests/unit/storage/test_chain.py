@@ -8,9 +8,10 @@ import pytest
 
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_trainer.checkpoint.chain import Chain, resolve
-from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing, SamplerState
+from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing
 from lockstep_trainer.errors import CheckpointError, Corrupt, NotFenced, StoreError, Superseded, UserError
 from lockstep_trainer.storage import ObjectStore, open_store
+from samplerstates import sampler_state
 
 ONE = Term(1, 1)
 
@@ -21,7 +22,7 @@ def listing(step: int, term: Term = ONE, parent: RestorePoint | None = None) -> 
         parent=parent,
         files=(FileEntry(name=".metadata", size=1, sha256="0" * 64),),
         layout=Layout(world_size=4, replicate=1),
-        sampler=SamplerState(seed=0, steps=step, samples_per_step=8, samples=100, data="0" * 64),
+        sampler=sampler_state(step),
         versions={"torch": "2"},
         verified=(),
         written_at=1.0,

@@ -21,12 +21,13 @@ from forked import run_ranks
 from lockstep_api.messages import StateId
 from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.checkpoint.dcp import ObjectStoreWriter
-from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Manifest, SamplerState
+from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Manifest
 from lockstep_trainer.checkpoint.metadata import load_metadata
 from lockstep_trainer.checkpoint.state import load_state, save_state, training_state
 from lockstep_trainer.errors import Corrupt
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.storage import ObjectStore, open_store
+from samplerstates import sampler_state
 
 FOLDER = "step-1-e1-g1"
 
@@ -37,7 +38,7 @@ def manifest(files: tuple[FileEntry, ...]) -> Manifest:
         parent=None,
         files=files,
         layout=Layout(world_size=2, replicate=1),
-        sampler=SamplerState(seed=0, steps=1, samples_per_step=2, samples=10, data="0" * 64),
+        sampler=sampler_state(1),
         versions={},
         verified=(),
         written_at=0.0,

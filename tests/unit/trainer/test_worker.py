@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
+from checker.order import Order
 from forked import rendezvous_store, run_workers, start_workers, wait_all, worker_folders
 from lockstep_api.messages import RestorePoint, Term
 from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer.checkpoint.chain import Chain
 from lockstep_trainer.checkpoint.manifest import Listing, Manifest
-from lockstep_trainer.sampler import Sampler
 from lockstep_trainer.steprecord import StepReader
 from lockstep_trainer.storage import open_store
 
@@ -174,13 +174,17 @@ def test_a_killed_and_restored_run_is_bitwise_the_undisturbed_one(tmp_path: Path
         point.state.step,
     ]
     lines = [line for each in manifests if isinstance(each, Manifest) for line in sample_lines(chain, each)]
-    consumed = sorted((line["step"], line["rank"], line["samples"]) for line in lines)
-    total = manifests[0].sampler.samples if isinstance(manifests[0], Manifest) else 0
-    assert consumed == [
-        (step, rank, Sampler(3, total, SAMPLES_PER_STEP, rank, 2).step(step).tolist())
-        for step in range(1, STEPS + 1)
-        for rank in (0, 1)
-    ]
+    consumed = sorted((line["step"], line["rank"], line["sources"], line["samples"]) for line in lines)
+    (newest,) = [each for each in manifests[:1] if isinstance(each, Manifest)]
+    order, share = Order(newest.sampler.model_dump()), SAMPLES_PER_STEP // 2
+    expected_draws = []
+    for step in range(1, STEPS + 1):
+        draws = order.of_step(step)
+        for rank in (0, 1):
+            part = draws[rank * share : (rank + 1) * share]
+            expected_draws.append((step, rank, [source for source, _ in part], [sample for _, sample in part]))
+    assert consumed == expected_draws
+    assert newest.sampler.drawn == STEPS * SAMPLES_PER_STEP
 
 
 def test_a_damaged_checkpoint_sends_the_workers_to_its_parent(tmp_path: Path, port: int, undisturbed: Path) -> None:

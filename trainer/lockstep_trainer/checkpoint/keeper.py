@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from numpy.typing import NDArray
 
 from lockstep_api.messages import RestorePoint, StateId
 from lockstep_trainer import __version__
@@ -23,8 +22,10 @@ from lockstep_trainer.checkpoint.chain import Chain, locate, read_manifest
 from lockstep_trainer.checkpoint.manifest import Layout, Listing, Manifest, SamplerState
 from lockstep_trainer.checkpoint.state import load_state, save_state
 from lockstep_trainer.config import Job, Orders
+from lockstep_trainer.data.order import Draws
 from lockstep_trainer.errors import Corrupt, StoreError, TrainerError, UserError
 from lockstep_trainer.outbox import Outbox
+from lockstep_trainer.parallel.layout import Layout as Degrees
 from lockstep_trainer.ranks import Ranks
 from lockstep_trainer.storage import open_store
 
@@ -39,9 +40,14 @@ class Keeper:
     """Saves and restores the training state of one rank."""
 
     def __init__(self, job: Job, orders: Orders, ranks: Ranks, outbox: Outbox, sampler: SamplerState) -> None:
-        """``sampler`` is the state of a job that has done no step: later ones differ in ``steps`` alone."""
+        """``sampler`` is the state of a job that has done no step: later ones differ in the steps done alone."""
         self._job, self._orders, self._ranks, self._outbox = job, orders, ranks, outbox
         self._sampler = sampler
+        layout = self._layout = Degrees.of(job.spec.parallelism, ranks.size)
+        at = layout.coordinates(ranks.rank)
+        self._data_rank = layout.data_rank(ranks.rank)
+        # All ranks of one data coordinate read the same samples: the first of them keeps the log.
+        self._logs = (at.pipeline, at.context, at.tensor) == (0, 0, 0)
         self._store = open_store(job.checkpoint.uri, job.checkpoint.s3).below(job.prefix)
         self._restored: RestorePoint | None = None
         self._consumed: list[tuple[int, str]] = []  # (step, line) since the parent checkpoint
@@ -92,29 +98,36 @@ class Keeper:
         return by_first(read, self._ranks.control)
 
     def _check_data(self, point: RestorePoint, manifest: Manifest) -> None:
-        saved = manifest.sampler
-        if saved.model_copy(update={"steps": 0}) == self._sampler:
+        """Raises UserError where the order of samples would not go on as it began, unless the job accepts that."""
+        change = self._sampler.changes(manifest.sampler)
+        if not change:
             return
-        if "://" in point.manifest:  # another job's: it may have had other data
-            log.warning("%s was trained on other data; this job's go on at step %d", point.manifest, saved.steps)
-            return
-        raise UserError(
-            f"trainer.data: the text or its order is not what {point.manifest} was trained on (it had {saved.samples} "
-            f"samples, {saved.samples_per_step} per step, seed {saved.seed}; now {self._sampler.samples}, "
-            f"{self._sampler.samples_per_step}, {self._sampler.seed}); bring the same files back"
-        )
+        step = manifest.sampler.steps
+        # Another job's checkpoint may have had other data: it is only said.
+        if "://" not in point.manifest and self._job.trainer.data.on_change != "Accept":
+            raise UserError(
+                f"trainer.data: it is not what {point.manifest} was trained on: {change}; bring the same data back, or "
+                "set trainer.data.onChange to Accept to go on with this at the same sample count"
+            )
+        log.warning("%s was trained on other data (%s); this job's go on at step %d", point.manifest, change, step)
+        if self._ranks.leads:
+            self._outbox.event("data_changed", step=step, manifest=point.manifest, message=change)
 
     # --- save ---------------------------------------------------------------------------------------------------
 
-    def consumed(self, step: int, ids: NDArray[Any]) -> None:
-        """Log which samples ``step`` consumes, before it does."""
+    def consumed(self, step: int, draws: Draws) -> None:
+        """Log which samples ``step`` consumes on this data-parallel rank, before it does."""
+        if not self._logs:
+            return
         line = json.dumps(
             {
                 "step": step,
                 "epoch": self._orders.epoch,
                 "generation": self._orders.generation,
-                "rank": self._ranks.rank,
-                "samples": ids.tolist(),
+                "rank": self._data_rank,
+                "first": int(draws.index[0]),
+                "sources": draws.source.tolist(),
+                "samples": draws.sample.tolist(),
             }
         )
         self._outbox.samples(line)
@@ -154,8 +167,17 @@ class Keeper:
             state=identity,
             parent=parent,
             files=(),
-            layout=Layout(world_size=self._ranks.size, replicate=self._job.spec.parallelism.replicate),
-            sampler=self._sampler.model_copy(update={"steps": step}),
+            layout=Layout(
+                world_size=self._layout.world_size,
+                replicate=self._layout.replicate,
+                shard=self._layout.shard,
+                context=self._layout.context,
+                tensor=self._layout.tensor,
+                pipeline=self._layout.pipeline,
+                expert=self._layout.expert,
+                data_width=self._layout.data_width,
+            ),
+            sampler=self._sampler.behind(step),
             versions={"lockstep": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
             verified=("loss and gradient norm are finite",),
             written_at=at,
@@ -165,7 +187,7 @@ class Keeper:
             state,
             self._store,
             listing.folder,
-            extra={f"samples-r{self._ranks.rank}.jsonl": samples.encode()},
+            extra={f"samples-r{self._data_rank}.jsonl": samples.encode()} if self._logs else {},
             group=self._ranks.control,
         )
         if self._ranks.leads:

@@ -73,14 +73,71 @@ class Layout(Document):
     data_width: int = Field(default=1, ge=1)  # ranks that read different samples: one samples file each
 
 
+class SourceState(Document):
+    """One source of data, as the order of samples sees it."""
+
+    name: str = Field(min_length=1)
+    samples: int = Field(ge=0)  # training samples in one pass
+    data: Sha256  # fingerprint of its tokens
+
+
+class StageState(Document):
+    """A mix of sources, from a global sample index on to the next stage."""
+
+    first: int = Field(ge=0)
+    weights: tuple[float, ...]  # of each source
+
+
+class BatchState(Document):
+    """Samples per step, from a step on to the next of these."""
+
+    step: int = Field(ge=1)
+    first: int = Field(ge=0)  # global index of the step's first sample
+    samples: int = Field(ge=1)
+
+
 class SamplerState(Document):
-    """Where the order of samples stands: with the data's fingerprint, these name every sample to come."""
+    """Where the order of samples stands: all that is needed to derive it again, from the first sample to the last."""
 
     seed: int
     steps: int = Field(ge=0)  # optimizer steps done
-    samples_per_step: int = Field(ge=1)
-    samples: int = Field(ge=1)  # training samples in one pass over the data
-    data: Sha256  # fingerprint of tokenizer and tokens
+    drawn: int = Field(ge=0)  # samples that they consumed: the next global index
+    sources: tuple[SourceState, ...] = Field(min_length=1)
+    stages: tuple[StageState, ...] = ()  # none: the sources are shuffled together
+    batches: tuple[BatchState, ...] = Field(min_length=1)
+    data: Sha256  # fingerprint of tokenizer, tokens and packing
+
+    def behind(self, step: int) -> SamplerState:
+        """The state of the same run behind another step."""
+        piece = [each for each in self.batches if each.step <= step + 1][-1]
+        drawn = piece.first + (step + 1 - piece.step) * piece.samples
+        return self.model_copy(update={"steps": step, "drawn": drawn})
+
+    def changes(self, before: SamplerState) -> str:
+        """What differs from the state ``before``, in words; empty where the order is the same.
+
+        Steps done do not count.
+        """
+        found = []
+        old, new = ({source.name: source for source in state.sources} for state in (before, self))
+        found += [f"source {name} is gone" for name in old.keys() - new.keys()]
+        found += [f"source {name} is new" for name in new.keys() - old.keys()]
+        for name in old.keys() & new.keys():
+            if old[name] != new[name]:
+                found.append(f"source {name} had {old[name].samples} samples, and has {new[name].samples} now")
+                if old[name].samples == new[name].samples:
+                    found[-1] = f"source {name} has other tokens"
+        if not found and [each.name for each in self.sources] != [each.name for each in before.sources]:
+            found.append("the sources stand in another order")
+        if self.data != before.data and not found:
+            found.append("the tokenizer or the packing is another")
+        if self.seed != before.seed:
+            found.append(f"the seed was {before.seed}, and is {self.seed} now")
+        if self.stages != before.stages:
+            found.append("the weights or stages of the mix are others")
+        if self.batches != before.batches:
+            found.append("the number of samples per step is another")
+        return "; ".join(sorted(found))
 
 
 class Listing(Document):
