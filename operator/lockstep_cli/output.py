@@ -7,8 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 _WIDE = 400
 
@@ -33,7 +32,7 @@ class Output:
         """Whether a view may redraw itself."""
         return not self.as_json and self.console.is_terminal
 
-    def result(self, value: dict[str, Any], text: str | Table) -> None:
+    def result(self, value: dict[str, Any], text: RenderableType) -> None:
         """The command's answer, in one of its two forms."""
         if self.as_json:
             sys.stdout.write(json.dumps(value, indent=2) + "\n")

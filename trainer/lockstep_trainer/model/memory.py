@@ -76,13 +76,13 @@ def _rank_memory(config: DecoderConfig, layout: Layout, work: Work, rank: int, s
     first, last = 0 in stages, layout.stages - 1 in stages
     held = weights(config, layers, first=first, last=last)
     whole = sum(_whole(weight, layout) for weight in held)
-    sharded = sum(_sharded(weight, layout) for weight in held)
+    sharded = sum(stored_elements(weight, layout) for weight in held)
     flight = micro_batches_in_flight(layout, work.micro_batches, rank)
     return Memory(
         parameters=4 * sharded,
         gathered=work.bytes_per_element * (whole if layout.pipeline > 1 else _gathered(config, held, layout)),
         gradients=4 * (whole if work.micro_batches > 1 else sharded),
-        optimizer=4 * sum(_moments(weight, work.optimizer) * _sharded(weight, layout) for weight in held),
+        optimizer=4 * sum(_moments(weight, work.optimizer) * stored_elements(weight, layout) for weight in held),
         activations=_activations(config, layout, work, layers, flight / len(stages)),
         logits=_logits(config, layout, work) if last else 0,
     )
@@ -103,8 +103,8 @@ def _splits(name: str) -> bool:
     return not name.endswith(("position.weight", "router.weight"))
 
 
-def _sharded(weight: Weight, layout: Layout) -> int:
-    """Elements of a weight that a rank stores."""
+def stored_elements(weight: Weight, layout: Layout) -> int:
+    """Elements of a weight that a rank which holds its layer stores: the largest of the shards."""
     ranks = layout.expert_shard if is_expert(weight.name) else layout.shard * layout.context
     return -(-_whole(weight, layout) // ranks)
 
