@@ -1,0 +1,35 @@
+"""torch.compile, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.tensor import DTensor
+
+
+def compile_blocks(part: nn.Module, backend: str = "inductor") -> None:
+    """Compile the forward of each block of ``part.blocks``, for static shapes.
+
+    Blocks of one shape share their code: it is compiled once for all of them. FSDP's hooks and the pipeline stay
+    outside. Compiled code that breaks into pieces (at the exchange of tokens between experts) is allowed.
+    """
+    blocks = part.blocks
+    assert isinstance(blocks, nn.ModuleDict)
+    for block in blocks.values():
+        compiled = torch.compile(block.forward, backend=backend, dynamic=False)
+        block.forward = partial(_with_arrived_input, compiled)
+
+
+def _with_arrived_input(forward: Callable[..., Any], x: Tensor, *args: Any) -> Any:
+    """Wait for ``x`` before compiled code gets it.
+
+    An input that is still under way, as an embedding's whose rows tensor parallelism spreads is, loses its gradient in
+    compiled code, without a word, from torch 2.12 on (pytorch#191113). A copy waits, and stays in the graph.
+    """
+    local = x._local_tensor if isinstance(x, DTensor) else x
+    return forward(x.clone() if isinstance(local, AsyncCollectiveTensor) else x, *args)
