@@ -49,7 +49,7 @@ class _Sums(torch.autograd.Function):
     """Keeps the logits and one number per token; softmaxes are computed again in the backward pass, piece by piece."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, logits: Tensor, targets: Tensor, z_weight: float, group: dist.ProcessGroup | None
     ) -> tuple[Tensor, Tensor]:
         rows, width = logits.shape
@@ -71,9 +71,7 @@ class _Sums(torch.autograd.Function):
         return cross_entropy, z_weight * log_sums.square().where(counted, 0).sum()
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, by_cross_entropy: Tensor, by_z_loss: Tensor
-    ) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, by_cross_entropy: Tensor, by_z_loss: Tensor) -> tuple[Tensor, None, None, None]:
         logits, columns, counted, log_sum = ctx.saved_tensors
         precise = log_sum.dtype
         # d logsumexp / d logits is the softmax: what each token's is multiplied by.

@@ -119,7 +119,7 @@ class _Groups:
         stages, inner = self.layout.pipeline, self.layout.world_size // self.layout.pipeline
         if stages == 1:
             return None
-        pairs = [(at, at + (stages - 1) * inner) for at in range(inner)]
+        pairs: list[tuple[int, ...]] = [(at, at + (stages - 1) * inner) for at in range(inner)]
         if stages > 2:  # those between have no pair, and a split needs a group for each rank
             pairs += [(rank,) for rank in range(inner, (stages - 1) * inner)]
         key = tuple(pairs)

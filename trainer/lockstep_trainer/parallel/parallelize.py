@@ -14,6 +14,7 @@ from lockstep_trainer.model.decoder import Decoder, Part, whole
 from lockstep_trainer.model.init import initial_weight
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
+from lockstep_trainer.parallel.recompute import Recompute, recompute_blocks
 from lockstep_trainer.parallel.sharded import local_shard, mixed_precision, own_shard, reduce_gradients, shard_part
 from lockstep_trainer.parallel.tensor import apply_tensor
 
@@ -25,7 +26,7 @@ def build_parts(
     *,
     device: torch.device,
     precision: str = "fp32",
-    recompute: str = "none",
+    recompute: Recompute = "none",
     compile_backend: str | None = None,
     stages: Sequence[Part] | None = None,
 ) -> list[Decoder]:
@@ -47,10 +48,7 @@ def build_parts(
             from lockstep_trainer.parallel.context import apply_context
 
             apply_context(part, layout, meshes)
-        if recompute != "none":
-            from lockstep_trainer.parallel.recompute import recompute_blocks
-
-            recompute_blocks(part, recompute)
+        recompute_blocks(part, recompute)
         if compile_backend is not None:
             from lockstep_trainer.parallel.compiling import compile_blocks
 

@@ -35,7 +35,8 @@ def apply_tensor(part: Decoder, layout: Layout, meshes: Meshes) -> None:
     if layout.tensor == 1:
         return
     part.pieces = layout.tensor
-    plan: dict[str, ParallelStyle] = {"embedding": _Embedding(), "position": _Positions(), "norm": SequenceParallel()}
+    # What the embedding gives may still be under way; ``compile_blocks`` says why compiled blocks must wait for it.
+    plan: dict[str, ParallelStyle] = {"embedding": _embedding(), "position": _Positions(), "norm": SequenceParallel()}
     plan["head"] = _TiedHead() if isinstance(part.head, TiedHead) else _head()
     present = {name: style for name, style in plan.items() if getattr(part, name) is not None}
     if not part.part.first:  # the tied head's copy, which embeds nothing
@@ -84,22 +85,13 @@ def feedforward_plan(module: FeedForward) -> dict[str, ParallelStyle]:
     return plan
 
 
+def _embedding() -> ParallelStyle:
+    """Each rank has a part of the vocabulary's rows; the sum over the ranks leaves each its piece of the sequence."""
+    return RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
+
+
 def _head() -> ParallelStyle:
     return ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=True)
-
-
-class _Embedding(RowwiseParallel):
-    """Each rank has a part of the vocabulary's rows; the sum over the ranks leaves each its piece of the sequence."""
-
-    def __init__(self) -> None:
-        super().__init__(input_layouts=Replicate(), output_layouts=Shard(1), use_local_output=True)
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        module = super()._apply(module, device_mesh)
-        # The sum is still under way when the piece is handed on. A compiled block that gets such a tensor loses its
-        # gradient in silence (torch 2.12 to 2.15, pytorch#191113): a copy waits for the sum.
-        module.register_forward_hook(lambda _module, _inputs, output: output.clone())
-        return module
 
 
 class _Positions(ParallelStyle):

@@ -1,0 +1,41 @@
+"""The results as a page of the documentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from parity.cases import SAMPLES, STEPS
+from parity.run import LIMITS, Result
+
+_HEAD = f"""# Parity
+
+Written by `python -m parity --full --write`; run one cell with `python -m parity NAME`.
+
+Each row is one composition of parallelisms, trained for {STEPS} steps of the optimizer on {SAMPLES} samples with unequal
+numbers of targets, clipped, and compared with a single process in float64. Errors are relative and rounded up to a power
+of ten: of the loss and of the gradient's norm the largest over the steps, of the gradients (first step) and of the
+parameters (after the last step) the largest over all names, each ‖difference‖ / ‖reference‖. The limit is
+{LIMITS["fp64"]["gradient"]:.0e}; rows in fp32 and bf16 run the default kernels and have limits of their own
+({LIMITS["fp32"]["gradient"]:.0e} and {LIMITS["bf16"]["gradient"]:.0e} for gradients).
+
+Names: model, then degrees above 1 of r(eplicate), s(hard), t(ensor), p(ipeline), c(ontext), e(xpert), then the options.
+
+| Cell | Ranks | Loss | Norm | Gradients | Parameters |
+|---|---|---|---|---|---|
+"""
+
+
+def render(results: Sequence[Result]) -> str:
+    """The page."""
+    rows = []
+    for result in results:
+        kinds = [kind for kind in ("loss", "norm", "gradient", "parameter")]
+        errors = [_rounded(result.errors[kind]) if kind in LIMITS[result.case.precision] else "–" for kind in kinds]
+        rows.append(f"| {result.case.name} | {result.case.layout.world_size} | {' | '.join(errors)} |\n")
+    return _HEAD + "".join(rows)
+
+
+def _rounded(error: float | str) -> str:
+    assert isinstance(error, float)
+    return "0" if error == 0 else f"1e{math.ceil(math.log10(error))}"
