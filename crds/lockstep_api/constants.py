@@ -59,5 +59,7 @@ CONFIG_MOUNT = "/lockstep/config"
 """ConfigMap with ``job.json``: the job's name, namespace, uid and its whole spec with all defaults."""
 TOKEN_MOUNT = "/lockstep/token"
 """Secret with ``token``: the bearer token that every call between this job's parts carries."""
+TOKEN_HEADER = "X-Lockstep-Token"
+"""Carries that token where a call comes through the API server's proxy, which keeps Authorization to itself."""
 PROTOCOL_VERSION = 1
 """Version of the messages; N talks to N-1."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from lockstep_trainer.steprecord import StepWriter
 
@@ -16,6 +16,8 @@ class Sections:
         self._records = records
         self._seconds: dict[str, float] = {}
         self._current = ""
+        self.annotate: Callable[[str], AbstractContextManager[object]] | None = None
+        """Names a section in a profiler's trace while one is made."""
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -24,7 +26,8 @@ class Sections:
         self._records.section(name)
         begun = time.perf_counter()
         try:
-            yield
+            with self.annotate(name) if self.annotate else nullcontext():
+                yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begun
             self._current = outer

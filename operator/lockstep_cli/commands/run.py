@@ -48,6 +48,7 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     job = prepare(loaded, folder)
     output.note(f"[dim]run folder[/] {folder}")
     _prefer_own_python()
+    _make_importable(arguments.file)
     status = asyncio.run(_run(job, folder, output))
     job = job.model_copy(update={"status": status})
     written = _report(job, arguments.report or folder / "report.html", output)
@@ -80,6 +81,13 @@ def _prefer_own_python() -> None:
     an environment."""
     if "VIRTUAL_ENV" not in os.environ:
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
+
+def _make_importable(file: str) -> None:
+    """Modules that the manifest names are looked for beside it and in the working directory too."""
+    beside = [] if file == "-" else [str(Path(file).resolve().parent)]
+    own = filter(None, os.environ.get("LOCKSTEP_MODULE_PATH", "").split(os.pathsep))
+    os.environ["LOCKSTEP_MODULE_PATH"] = os.pathsep.join([*own, *beside, str(Path.cwd())])
 
 
 async def _run(job: TrainingJob, folder: Path, output: Output) -> TrainingJobStatus:

@@ -9,6 +9,7 @@ process ending is the pod failing. The job's status lives in memory and in ``sta
     <state>/config/job.json  token/token
     <state>/pods/<name>/                run folder
     <state>/pods/<name>.log             the supervisor's output: what `kubectl logs` would show
+    <state>/pods/<name>.json            {address}: where its agent listens
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ class LocalBackend:
                 start_new_session=True,  # Ctrl-C in a terminal is for the operator alone: it ends its pods in order
             )
         pod = self._pods[new.name] = _LocalPod(new, process, port, uid)
+        run_dir.with_name(f"{new.name}.json").write_text(json.dumps({"address": f"127.0.0.1:{port}"}))
         pod.watcher = asyncio.create_task(self._watch(new.name, pod))
         self.changed()
 

@@ -1,4 +1,4 @@
-"""The agent's port: streams of members and operator, inventory, invitations, metrics, logs of workers."""
+"""The agent's port: streams of members and operator, inventory, invitations, metrics, logs and profiles of workers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from aiohttp import WSMsgType, web
 
+from lockstep_api import constants
 from lockstep_api.messages import Invite, Join, ToMember, ToOperator
 from lockstep_api.wire import WireError, decode, encode
 from lockstep_trainer.agent.channel import MAX_MESSAGE_BYTES, Channel
 from lockstep_trainer.agent.output import tail
+from lockstep_trainer.agent.profiles import Profiles
 from lockstep_trainer.protocol import events
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Server:
                 web.get("/v1/member", self._member),
                 web.get("/v1/operator", self._operator),
                 web.get("/v1/workers/{rank:\\d+}/log", self._log),
+                *Profiles(agent).routes(),
             ]
         )
 
@@ -75,8 +78,10 @@ class Server:
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in _OPEN_PATHS:
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {self._agent.settings.token}".encode()):
+            # The API server's proxy keeps Authorization to itself: who comes through it uses the other header.
+            bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            given = request.headers.get(constants.TOKEN_HEADER, bearer)
+            if not hmac.compare_digest(given.encode(), self._agent.settings.token.encode()):
                 raise web.HTTPUnauthorized(text="the bearer token of this job is missing or wrong")
         return await handler(request)
 

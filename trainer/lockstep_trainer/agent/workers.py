@@ -141,6 +141,10 @@ class Workers:
         """Where this worker lives."""
         return self._settings.run_dir / "workers" / f"e{term.epoch}-g{term.generation}-r{rank}"
 
+    def current(self, rank: int) -> Worker | None:
+        """This node's worker of that rank, of the newest generation; it may have ended."""
+        return self._workers.get(rank)
+
     def launch(self, start: Start, slot: int) -> None:
         """Start the generation's workers; returns at once."""
         self._remove_old(start.term)
