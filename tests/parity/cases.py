@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.parallel.layout import V_SCHEDULES, Layout
 from lockstep_trainer.parallel.recompute import Recompute
 
+Precision = Literal["fp64", "fp32", "bf16"]
 SAMPLES, LENGTH, STEPS = 16, 24, 5
 """Of a global batch; tokens of a sample; optimizer steps."""
 
@@ -48,6 +49,8 @@ ALL_SCHEDULES = (
     "ZBVZeroBubble",
     "DualPipeV",
 )
+_LOW: tuple[Precision, ...] = ("fp32", "bf16")
+_RECOMPUTE: tuple[Recompute, ...] = ("selective", "full")
 _TWO_STAGES = ("Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", *V_SCHEDULES)
 
 
@@ -58,7 +61,7 @@ class Case:
     model: str
     layout: Layout
     documents: bool = False
-    precision: Literal["fp64", "fp32", "bf16"] = "fp64"
+    precision: Precision = "fp64"
     backend: str | None = None  # of torch.compile
     recompute: Recompute = "none"
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -122,6 +125,10 @@ def covering() -> list[Case]:
     return list({case.name: case for case in _covering()}.values())
 
 
+def _twos(axes: Sequence[str], degree: int = 2) -> dict[str, Any]:
+    return dict.fromkeys(axes, degree)
+
+
 _AXES = ("replicate", "shard", "tensor", "pipeline", "context")
 
 
@@ -131,7 +138,7 @@ def _dense() -> Iterator[Case]:
         for axes in combinations(_AXES, number):
             for schedule in ALL_SCHEDULES if "pipeline" in axes else ("1F1B",):
                 for ulysses in (False, True) if "context" in axes else (False,):
-                    degrees = dict.fromkeys(axes, 2)
+                    degrees = _twos(axes)
                     # Tied, with normed queries and keys as many as queries, so that Ulysses can split them.
                     yield Case("qwen", layout(schedule, ulysses=ulysses, **degrees))
                     if number < 3:
@@ -139,7 +146,7 @@ def _dense() -> Iterator[Case]:
                         yield Case("qwen", layout(schedule, ulysses=ulysses, **degrees), documents=True)
     for axis in _AXES:
         if axis != "pipeline":
-            yield Case("llama" if axis != "tensor" else "qwen", layout(**{axis: 4}))
+            yield Case("qwen", layout(**_twos((axis,), 4)))
     yield from (Case("qwen", layout(schedule, pipeline=4)) for schedule in ("GPipe", "1F1B"))
 
 
@@ -152,8 +159,8 @@ def _mixtures() -> Iterator[Case]:
             for schedule in schedules:
                 for expert in (1, 2, 4, 8):
                     if expert <= inner:
-                        yield Case("moe", layout(schedule, expert=expert, **dict.fromkeys(axes, 2)))
-                yield Case("moe-shared", layout(schedule, expert=min(inner, 2), **dict.fromkeys(axes, 2)))
+                        yield Case("moe", layout(schedule, expert=expert, **_twos(axes)))
+                yield Case("moe-shared", layout(schedule, expert=min(inner, 2), **_twos(axes)))
 
 
 def _options() -> Iterator[Case]:
@@ -168,14 +175,14 @@ def _options() -> Iterator[Case]:
     for at in few:
         yield from (Case(model, at) for model in ("gpt", "alibi", "sinusoidal", "window"))
         yield Case("window", at, documents=True)
-        for precision in ("fp32", "bf16"):
-            yield Case("llama", at, precision=precision)  # type: ignore[arg-type]
+        for precision in _LOW:
+            yield Case("llama", at, precision=precision)
             yield Case(
                 "moe", replace(at, expert=2 if at.shard * at.context * at.tensor > 1 else 1), precision=precision
-            )  # type: ignore[arg-type]
+            )
         yield Case("qwen", at, optimizer="muon")
         if at.schedule == "1F1B":
-            yield from (Case("qwen", at, recompute=mode) for mode in ("selective", "full"))  # type: ignore[arg-type]
+            yield from (Case("qwen", at, recompute=mode) for mode in _RECOMPUTE)
             yield Case("qwen", at, backend="aot_eager")
             yield Case("qwen", at, backend="inductor", precision="fp32")
             yield Case("qwen", at, backend="aot_eager", recompute="full")

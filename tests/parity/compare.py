@@ -101,6 +101,7 @@ def _compare(
     expected: Mapping[str, Tensor],
     engine: Engine,
     errors: dict[str, float],
+    *,
     floor: float = 0.0,
 ) -> None:
     """The largest of the relative errors ‖found − expected‖ / ‖expected‖ over all names.

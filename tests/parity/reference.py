@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lockstep_trainer.batch import IGNORE
 from lockstep_trainer.model.decoder import Decoder
+from lockstep_trainer.model.moe import MoE
 from lockstep_trainer.optim.build import build_optimizer
 from parity.cases import STEPS, Case
 from parity.problem import LARGEST_NORM, SPEC, Z_WEIGHT, global_batch, weight
@@ -68,7 +69,8 @@ def compute(case: Case, path: Path) -> None:
 
 def _balance(model: Decoder) -> None:
     for module in model.modules():
-        counts = getattr(module, "expert_tokens", None)
-        if counts is not None:
+        if isinstance(module, MoE):
+            counts = module.expert_tokens
+            assert module.router_bias is not None
             module.router_bias += module.balance_rate * torch.sign(counts.double().mean() - counts)
             counts.zero_()

@@ -12,10 +12,10 @@ _HEAD = f"""# Parity
 
 Written by `python -m parity --full --write`; run one cell with `python -m parity NAME`.
 
-Each row is one composition of parallelisms, trained for {STEPS} steps of the optimizer on {SAMPLES} samples with unequal
-numbers of targets, clipped, and compared with a single process in float64. Errors are relative and rounded up to a power
-of ten: of the loss and of the gradient's norm the largest over the steps, of the gradients (first step) and of the
-parameters (after the last step) the largest over all names, each ‖difference‖ / ‖reference‖. The limit is
+Each row is one composition of parallelisms, trained for {STEPS} steps of the optimizer on {SAMPLES} samples with
+unequal numbers of targets, clipped, and compared with a single process in float64. Errors are relative and rounded up
+to a power of ten: of the loss and of the gradient's norm the largest over the steps, of the gradients (first step) and
+of the parameters (after the last step) the largest over all names, each ‖difference‖ / ‖reference‖. The limit is
 {LIMITS["fp64"]["gradient"]:.0e}; rows in fp32 and bf16 run the default kernels and have limits of their own
 ({LIMITS["fp32"]["gradient"]:.0e} and {LIMITS["bf16"]["gradient"]:.0e} for gradients).
 
@@ -25,13 +25,15 @@ Names: model, then degrees above 1 of r(eplicate), s(hard), t(ensor), p(ipeline)
 |---|---|---|---|---|---|
 """
 
+_COLUMNS = ("loss", "norm", "gradient", "parameter")
+
 
 def render(results: Sequence[Result]) -> str:
     """The page."""
     rows = []
     for result in results:
-        kinds = [kind for kind in ("loss", "norm", "gradient", "parameter")]
-        errors = [_rounded(result.errors[kind]) if kind in LIMITS[result.case.precision] else "–" for kind in kinds]
+        judged = LIMITS[result.case.precision]
+        errors = [_rounded(result.errors[kind]) if kind in judged else "–" for kind in _COLUMNS]
         rows.append(f"| {result.case.name} | {result.case.layout.world_size} | {' | '.join(errors)} |\n")
     return _HEAD + "".join(rows)
 

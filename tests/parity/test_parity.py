@@ -13,11 +13,8 @@ from parity.run import Runner
 @pytest.fixture(scope="module")
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     """Runs the cells that were selected, several at once, in the order of the tests."""
-    chosen = [
-        item.callspec.params["case"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and item.fspath == request.path and hasattr(item, "callspec")
-    ]
+    ids = {item.name for item in request.session.items}
+    chosen = [case for case in covering() if any(f"[{case.name}]" in name for name in ids)]
     runner = Runner(chosen, tmp_path_factory.mktemp("parity"))
     yield runner
     runner.close()

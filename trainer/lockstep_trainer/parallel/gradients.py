@@ -1,8 +1,9 @@
 """The gradient's norm over all axes, and clipping by it.
 
 Parameters lie on different meshes, and parts of them are on several ranks: over the replicate axis all of them, over
-the tensor axis those of norms, say. torch's ``clip_grad_norm_`` refuses mixed meshes. Here each rank adds up the squares
-of what it has, divided by how many ranks have the same, so that a plain sum over the world counts each element once.
+the tensor axis those of norms, say. torch's ``clip_grad_norm_`` refuses mixed meshes. Here each rank adds up the
+squares of what it has, divided by how many ranks have the same, so that a plain sum over the world counts each element
+once.
 """
 
 from __future__ import annotations
