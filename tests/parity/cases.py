@@ -115,7 +115,7 @@ def layout(schedule: str = "1F1B", *, ulysses: bool = False, **degrees: int) -> 
 
 def full() -> list[Case]:
     """The whole matrix, without repetitions."""
-    cases = [*_dense(), *_mixtures(), *_options(), *covering()]
+    cases = [*_dense(), *_mixtures(), *_options(), *_contexts(), *covering()]
     return list({case.name: case for case in cases}.values())
 
 
@@ -186,6 +186,20 @@ def _options() -> Iterator[Case]:
             yield Case("qwen", at, backend="aot_eager")
             yield Case("qwen", at, backend="inductor", precision="fp32")
             yield Case("qwen", at, backend="aot_eager", recompute="full")
+
+
+def _contexts() -> Iterator[Case]:
+    """What meets in attention when the sequence is cut: masks, biases and head counts, compiled or recomputed."""
+    for ulysses in (False, True):
+        two = layout(context=2, ulysses=ulysses)
+        for documents in (False, True):
+            yield from (Case(model, two, documents=documents) for model in ("llama", "gpt", "alibi", "window"))
+            yield Case("sinusoidal", layout(tensor=2, context=2, ulysses=ulysses), documents=documents)
+            yield Case("qwen", two, documents=documents, backend="aot_eager")
+            yield from (Case("qwen", two, documents=documents, recompute=mode) for mode in _RECOMPUTE)
+            yield from (Case("llama", two, documents=documents, precision=precision) for precision in _LOW)
+        yield Case("qwen", layout(context=4, ulysses=ulysses), documents=True)
+        yield Case("qwen", two, optimizer="muon")
 
 
 def _covering() -> Iterator[Case]:
