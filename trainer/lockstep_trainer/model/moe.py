@@ -139,7 +139,7 @@ class MoE(nn.Module):
         back = invert(order)
         rows: Tensor = _Spread.apply(tokens, order, back, self._config.experts_per_token)
         rows = self.exchange(self.experts, rows, plan)
-        rows = reorder(rows, back, order).view(*weights.shape, -1)  # N, k, dim
+        rows = reorder(rows, back, order).view(*weights.shape, tokens.shape[1])  # N, k, dim
         if self.training:
             weights = _count(weights, counts, self.expert_tokens)
         y = torch.bmm(weights.to(rows.dtype)[:, None], rows)[:, 0]
@@ -192,7 +192,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (back,) = ctx.saved_tensors
-        return grad[back].view(-1, ctx.copies, grad.shape[1]).sum(1), None, None, None
+        return grad[back].view(grad.shape[0] // ctx.copies, ctx.copies, grad.shape[1]).sum(1), None, None, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled backward pass would lose the count

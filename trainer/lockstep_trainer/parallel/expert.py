@@ -50,10 +50,12 @@ def apply_experts(part: Decoder, layout: Layout, meshes: Meshes) -> None:
     ``meshes.expert_fsdp`` and the rest over ``meshes.fsdp``."""
     for layer in mixtures([part]):
         if layout.tensor > 1:
-            whole: dict[str, ParallelStyle] = {"router": SequenceParallel(sequence_dim=0, use_local_output=True)}
-            if layer.shared is not None:
-                whole["shared"] = SequenceParallel(sequence_dim=0, use_local_output=True)
-            parallelize_module(layer, meshes.tensor, whole)
+            # A sequence-parallel weight's gradient is a sum over the axis, which FSDP asks for before it reduces.
+            matrices = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+            plan: dict[str, ParallelStyle] = {
+                name: SequenceParallel(sequence_dim=0, use_local_output=True) for name in matrices
+            }
+            parallelize_module(layer, meshes.tensor, plan)
         if layout.expert > 1:
             _spread(layer.experts, meshes.expert)
             layer.exchange = ExpertExchange(meshes.expert.get_group())
