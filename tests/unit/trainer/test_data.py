@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from forked import start_all, wait_all
-from lockstep_api.v1alpha1 import S3Spec, TrainerSpec
-from lockstep_trainer.data.prepare import Corpus, prepare, sample_batch, samples_in
+from lockstep_api.v1alpha1 import EvaluateSpec, S3Spec, TokenizerTraining, TrainerSpec
+from lockstep_trainer.data.prepare import Corpus, prepare
 from lockstep_trainer.data.sources import find_files, glob_regex
+from lockstep_trainer.data.tokenizer import end_of_text, load_config, load_tokenizer, train_tokenizer
 from lockstep_trainer.errors import UserError
+from lockstep_trainer.storage import open_store
 
 STDLIB = "file://{stdlib}/json/**/*.py"
 
@@ -72,21 +76,30 @@ def test_a_source_without_files_is_refused_with_its_uri(uri: str) -> None:
         find_files(spec(uri).data.sources, S3Spec())
 
 
+def stream(corpus: Corpus, part: int = 0, source: int = 0) -> NDArray[np.int64]:
+    """All tokens of a source: what is trained on, or what is held out."""
+    streams = corpus.sources[source].streams
+    assert streams
+    return streams[part].read(np.array([0]), np.array([streams[part].tokens]))
+
+
 def test_tokens_decode_to_the_text_with_an_end_behind_each_file(tmp_path: Path) -> None:
     root = write(tmp_path / "text", {"a.txt": "Grüße, 世界\n", "b.txt": "def f(x):\n    return x\n"})
     corpus = prepare(spec(f"{root}/*.txt"), S3Spec(), tmp_path / "data")
     tokenizer = corpus.tokenizer()
-    end = tokenizer.token_to_id("<|endoftext|>")
-    assert np.flatnonzero(corpus.train == end).tolist()[-1] == len(corpus.train) - 1
-    assert (corpus.train == end).sum() == 2
-    assert tokenizer.decode(corpus.train.tolist()) == "Grüße, 世界\ndef f(x):\n    return x\n"
+    assert corpus.end == tokenizer.token_to_id("<|endoftext|>")
+    ids = stream(corpus)
+    assert np.flatnonzero(ids == corpus.end).tolist()[-1] == len(ids) - 1
+    assert (ids == corpus.end).sum() == 2
+    assert tokenizer.decode(ids.tolist()) == "Grüße, 世界\ndef f(x):\n    return x\n"
 
 
 def test_held_out_files_are_not_trained_on(tmp_path: Path) -> None:
     """Neither their tokens nor, through the tokenizer's merges, their words."""
     root = write(tmp_path / "text", {f"{n}.txt": f"file{n:03d}x " * 50 for n in range(40)})
     corpus = prepare(spec(f"{root}/*.txt", data={"holdout": 0.2}), S3Spec(), tmp_path / "data")
-    text = {name: corpus.tokenizer().decode(getattr(corpus, name).tolist()) for name in ("train", "holdout")}
+    parts = [corpus.tokenizer().decode(stream(corpus, part).tolist()) for part in (0, 1)]
+    text = dict(zip(("train", "holdout"), parts, strict=True))
     names = {part: {n for n in range(40) if f"file{n:03d}x" in words} for part, words in text.items()}
     assert names["train"] | names["holdout"] == set(range(40))
     assert not names["train"] & names["holdout"]
@@ -124,22 +137,13 @@ def test_a_worker_that_died_while_it_prepared_leaves_no_trap(tmp_path: Path) -> 
     corpus = prepare(spec(), S3Spec(), tmp_path / "first")
     half = tmp_path / "second" / f".{corpus.folder.name}"
     half.mkdir(parents=True)
-    (half / "train.tokens").write_bytes(b"half")
+    (half / "0-train.tokens").write_bytes(b"half")
     assert prepare(spec(), S3Spec(), tmp_path / "second").meta == corpus.meta
-
-
-def test_samples_overlap_by_one_token() -> None:
-    tokens = np.arange(33, dtype=np.uint16)
-    assert samples_in(33, 16) == 2
-    assert samples_in(32, 16) == 1
-    assert samples_in(0, 16) == 0
-    batch = sample_batch(tokens, np.array([1, 0]), 16)
-    assert batch.tolist() == [list(range(16, 33)), list(range(17))]
 
 
 def test_too_little_text_to_hold_out_is_said(tmp_path: Path) -> None:
     root = write(tmp_path / "text", {"a.txt": "text"})
-    wanting = spec(f"{root}/*.txt", data={"holdout": 0.01}).model_copy(update={"evaluate": object()})
+    wanting = spec(f"{root}/*.txt", data={"holdout": 0.01}).model_copy(update={"evaluate": EvaluateSpec()})
     with pytest.raises(UserError, match=r"trainer\.data\.holdout: .* raise it"):
         prepare(wanting, S3Spec(), tmp_path / "data")
 
@@ -149,7 +153,47 @@ def test_a_tokenizer_can_be_brought(tmp_path: Path) -> None:
     brought = spec().model_dump(by_alias=True, exclude_none=True)
     brought["tokenizer"] = {"uri": f"file://{made.folder}/tokenizer.json"}
     corpus = prepare(TrainerSpec.model_validate(brought), S3Spec(), tmp_path / "second")
-    assert np.array_equal(corpus.train, made.train)
+    assert np.array_equal(stream(corpus), stream(made))
     brought["tokenizer"] = {"uri": f"file://{tmp_path}/none.json"}
     with pytest.raises(UserError, match=r"trainer\.tokenizer\.uri"):
         prepare(TrainerSpec.model_validate(brought), S3Spec(), tmp_path / "third")
+
+
+@pytest.mark.parametrize("uri", ["{}", "{}/", "{}/tokenizer.json"])
+def test_a_tokenizer_is_a_folder_or_its_file(tmp_path: Path, uri: str) -> None:
+    train_tokenizer(["a b"], TokenizerTraining(kind="bytes")).save(str(tmp_path / "tokenizer.json"))
+    found = load_tokenizer(f"file://{uri.format(tmp_path)}", S3Spec())
+    assert found.get_vocab_size() == 257
+
+
+def test_the_end_of_text_is_what_the_tokenizers_config_calls_it(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["a"], TokenizerTraining(kind="bytes"))
+    tokenizer.add_special_tokens(["<stop>"])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<stop>"}}))
+    assert end_of_text(tokenizer) == 256
+    assert end_of_text(tokenizer, load_config(f"file://{tmp_path}", S3Spec())) == 257
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "bytes"])
+def test_every_kind_of_tokenizer_writes_any_text(kind: str) -> None:
+    texts = ["the theory of these other things " * 5, "def f(x):\n    return x\n"]
+    tokenizer = train_tokenizer(texts, TokenizerTraining(kind=kind, vocab_size=290))
+    strange = "Grüße,\t世界 \x00 🙂\r\n"
+    assert tokenizer.decode(tokenizer.encode(strange).ids) == strange
+    assert end_of_text(tokenizer) not in tokenizer.encode(strange).ids
+    if kind == "bytes":
+        assert tokenizer.encode(strange).ids == list(strange.encode())
+    else:
+        assert len(tokenizer.encode(texts[0]).ids) < len(texts[0]) / 2
+
+
+def test_pods_agree_on_a_unigram_tokenizer_through_their_store(tmp_path: Path) -> None:
+    """Its training gives other bits each time; what the first pod wrote counts, also for a pod that comes later."""
+    wanted = spec().model_dump(by_alias=True, exclude_none=True)
+    wanted["tokenizer"] = {"train": {"kind": "unigram", "vocabSize": 300}}
+    shared = open_store(f"file://{tmp_path}/store")
+    pods = [
+        prepare(TrainerSpec.model_validate(wanted), S3Spec(), tmp_path / pod, shared).meta.fingerprint
+        for pod in ("one", "two")
+    ]
+    assert pods[0] == pods[1]

@@ -1,9 +1,10 @@
-"""Tokens of the job's text, made once per pod and mapped by all its workers.
+"""Tokens of the job's data, made once per pod and mapped by all its workers.
 
     data/<key>/tokenizer.json
-               train.tokens       token ids, uint16 or uint32 little-endian, END_OF_TEXT behind each file
-               holdout.tokens     the same of the held-out files
-               meta.json          counts, width of an id, fingerprint
+               meta.json            counts and fingerprints
+               <n>-train.tokens     shards of source n (``tokens``); a source of tokens keeps its own shards where
+               <n>-holdout.tokens   they are and has <n>-train.extents.npy and <n>-holdout.extents.npy instead
+               <n>-train.pieces.*   with bestFit: what lies in which sample (``packing``)
 
 ``key`` names what goes in (the configuration, the files with their sizes), so a restart in the same pod finds
 everything done, and the fingerprint what came out: it must be the same in all pods, or they would train on different
@@ -20,144 +21,234 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from lockstep_api.v1alpha1 import S3Spec, TrainerSpec
-from lockstep_trainer.data.sources import TextFile, find_files
-from lockstep_trainer.data.tokenizer import end_of_text, load_tokenizer, train_tokenizer
-from lockstep_trainer.errors import UserError
+from lockstep_api.v1alpha1 import DataSource, S3Spec, TrainerSpec
+from lockstep_trainer.data.corpus import Corpus, Meta, SourceMeta, open_corpus
+from lockstep_trainer.data.documents import Document, documents, format_of
+from lockstep_trainer.data.packing import sample_batch, samples_in, write_pieces
+from lockstep_trainer.data.progress import Progress
+from lockstep_trainer.data.shards import use_shards
+from lockstep_trainer.data.sources import SourceFile, find_files
+from lockstep_trainer.data.tokenizer import (
+    end_of_text,
+    load_config,
+    load_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+)
+from lockstep_trainer.data.tokens import LocalShard, ShardMeta, ShardWriter, read_meta, width_for
+from lockstep_trainer.errors import PreconditionFailed, UserError
+from lockstep_trainer.storage import ObjectStore
 
-_BATCH = 256  # files tokenized at once: enough for all threads, little enough to hold in memory
-_FORMAT = 1  # raised when the files or their meaning change
+_BATCH_DOCUMENTS = 256  # tokenized at once: enough for all threads
+_BATCH_CHARACTERS = 8 << 20  # and little enough to hold in memory
+_TRAINING_CHARACTERS = 1 << 30
+"""Of text that a tokenizer is trained on at most, in equal parts from all sources: more changes nothing, and takes
+memory."""
+_FORMAT = 2  # raised when the files or their meaning change
+PARTS = ("train", "holdout")
 
-
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """What ``meta.json`` says."""
-
-    train: int  # tokens
-    holdout: int  # tokens
-    width: int  # bytes of an id
-    fingerprint: str  # SHA-256 over tokenizer and both token files
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """The prepared tokens, mapped from disk."""
-
-    folder: Path
-    meta: Meta
-    train: NDArray[np.uint16] | NDArray[np.uint32]
-    holdout: NDArray[np.uint16] | NDArray[np.uint32]
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made them."""
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens that the tokenizer has."""
-        return self.tokenizer().get_vocab_size()
+__all__ = ["Corpus", "prepare", "sample_batch", "samples_in"]
 
 
-def prepare(spec: TrainerSpec, s3: S3Spec, data_dir: Path) -> Corpus:
+def prepare(spec: TrainerSpec, s3: S3Spec, data_dir: Path, shared: ObjectStore | None = None) -> Corpus:
     """The job's corpus, prepared if no worker of this pod has done it yet; others wait.
 
-    Raises UserError where the text is missing or too short, StoreError where it can't be read.
+    ``shared`` is a store that all pods of the job see: through it they agree on a tokenizer whose training does not
+    give the same bits twice (unigram). Raises UserError where the text is missing or too short, StoreError where it
+    can't be read.
     """
-    files = find_files(spec.data.sources, s3)
-    folder = data_dir / _key(spec, files)
+    files = _Files(spec, s3)
+    key = _key(spec, files)
+    folder = data_dir / key
     data_dir.mkdir(parents=True, exist_ok=True)
     with _locked(data_dir / f"{folder.name}.lock"):
         if not folder.exists():
-            _prepare(spec, s3, files, folder)
-    return _open(folder)
+            _Preparation(spec, s3, files, folder, shared).run()
+    return open_corpus(folder, spec, s3)
 
 
-def samples_in(tokens: int, sequence_length: int) -> int:
-    """How many samples a stream of ``tokens`` holds: pieces of ``sequence_length`` + 1 that overlap by one token."""
-    return max(0, tokens - 1) // sequence_length
+class _Files:
+    """The sources of a job with their files: those that are trained on first, then those that are only evaluated."""
 
-
-def sample_batch(
-    tokens: NDArray[np.uint16] | NDArray[np.uint32], samples: NDArray[np.int64], sequence_length: int
-) -> NDArray[np.int64]:
-    """Tokens of these samples, shape (len(samples), sequence_length + 1): inputs and, one further, targets."""
-    starts = samples[:, None] * sequence_length
-    batch: NDArray[np.int64] = tokens[starts + np.arange(sequence_length + 1)].astype(np.int64)
-    return batch
-
-
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def _prepare(spec: TrainerSpec, s3: S3Spec, files: Sequence[TextFile], folder: Path) -> None:
-    held_out = [file for file in files if file.held_out(spec.data.holdout)]
-    training = [file for file in files if not file.held_out(spec.data.holdout)]
-    _check(spec, training, held_out)
-    building = folder.with_name(f".{folder.name}")
-    shutil.rmtree(building, ignore_errors=True)  # of a worker that was killed while it prepared
-    building.mkdir()
-    if spec.tokenizer.train is not None:
-        tokenizer = train_tokenizer((file.read() for file in training), spec.tokenizer.train)
-    else:
-        assert spec.tokenizer.uri is not None
-        tokenizer = load_tokenizer(spec.tokenizer.uri, s3)
-    tokenizer.save(str(building / "tokenizer.json"))
-    end = end_of_text(tokenizer)
-    dtype = np.dtype("<u2" if tokenizer.get_vocab_size() <= 2**16 else "<u4")
-    counts = {
-        name: _write_tokens(building / f"{name}.tokens", tokenizer, end, dtype, part)
-        for name, part in (("train", training), ("holdout", held_out))
-    }
-    fingerprint = hashlib.sha256()
-    for name in ("tokenizer.json", "train.tokens", "holdout.tokens"):
-        with (building / name).open("rb") as file:
-            fingerprint.update(hashlib.file_digest(file, "sha256").digest())
-    meta = Meta(counts["train"], counts["holdout"], dtype.itemsize, fingerprint.hexdigest())
-    (building / "meta.json").write_text(json.dumps(asdict(meta)))
-    building.rename(folder)
-
-
-def _check(spec: TrainerSpec, training: Sequence[TextFile], held_out: Sequence[TextFile]) -> None:
-    if not training:
-        raise UserError("trainer.data: no file is left to train on; lower trainer.data.holdout or add text")
-    if spec.evaluate and not held_out:
-        raise UserError(
-            f"trainer.data.holdout: {spec.data.holdout} of {len(training)} files holds out none; raise it, or add files"
+    def __init__(self, spec: TrainerSpec, s3: S3Spec) -> None:
+        trained = (
+            []
+            if spec.data.module and not (spec.tokenizer.train and spec.tokenizer.train.kind != "bytes")
+            else (spec.data.sources)
         )
+        evaluated = spec.evaluate.sources if spec.evaluate else []
+        self.trained = _by_source(trained, find_files(trained, s3))
+        self.evaluated = _by_source(evaluated, find_files(evaluated, s3, "trainer.evaluate.sources"))
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        for group in (self.trained, self.evaluated):
+            for files in group.values():
+                yield from files
 
 
-def _write_tokens(
-    path: Path, tokenizer: Tokenizer, end: int, dtype: np.dtype[np.unsignedinteger], files: Sequence[TextFile]
-) -> int:
-    count = 0
-    with path.open("wb") as out:
-        for batch in _batches(files):
-            for encoding in tokenizer.encode_batch([file.read() for file in batch], add_special_tokens=False):
-                ids = np.array([*encoding.ids, end], dtype)
-                out.write(ids.tobytes())
-                count += len(ids)
-    return count
+def _by_source(sources: Sequence[DataSource], files: Iterable[SourceFile]) -> dict[str, list[SourceFile]]:
+    found: dict[str, list[SourceFile]] = {source.name: [] for source in sources}
+    for file in files:
+        found[file.source].append(file)
+    return found
 
 
-def _batches(files: Sequence[TextFile]) -> Iterator[Sequence[TextFile]]:
-    for start in range(0, len(files), _BATCH):
-        yield files[start : start + _BATCH]
+class _Preparation:
+    """One run of it, into a folder that appears when it is whole."""
+
+    def __init__(self, spec: TrainerSpec, s3: S3Spec, files: _Files, folder: Path, shared: ObjectStore | None) -> None:
+        self.spec, self.s3, self.files, self.shared = spec, s3, files, shared
+        self.folder, self.building = folder, folder.with_name(f".{folder.name}")
+        self.progress = Progress()
+
+    def run(self) -> None:
+        """Prepare all sources."""
+        shutil.rmtree(self.building, ignore_errors=True)  # of a worker that was killed while it prepared
+        self.building.mkdir()
+        tokenizer, end = self._tokenizer()
+        tokenizer.save(str(self.building / "tokenizer.json"))
+        self.hash, self.end, self.vocabulary = tokenizer_hash(tokenizer), end, tokenizer.get_vocab_size()
+        share = self.spec.data.holdout
+        trained = {} if self.spec.data.module else self.files.trained
+        sources = [
+            self._source(number, name, files, tokenizer, share) for number, (name, files) in enumerate(trained.items())
+        ]
+        for name, files in self.files.evaluated.items():
+            sources.append(self._source(len(sources), name, files, tokenizer, 1.0))
+        if trained and not any(source.train for source in sources):
+            raise UserError("trainer.data: no document is left to train on; lower trainer.data.holdout or add text")
+        if self.spec.evaluate and not self.spec.data.module and not any(source.holdout for source in sources):
+            raise UserError(
+                f"trainer.data.holdout: {share} of the documents holds out none; raise it, or add documents"
+            )
+        digest = hashlib.sha256(f"{self.hash} {end}".encode())
+        for source in sources:
+            digest.update(f"{source.name} {source.fingerprint}".encode())
+        meta = Meta(tuple(sources), end, self.vocabulary, self.hash, digest.hexdigest())
+        (self.building / "meta.json").write_text(json.dumps(asdict(meta)))
+        self.building.rename(self.folder)
+
+    # --- tokenizer ----------------------------------------------------------------------------------------------
+
+    def _tokenizer(self) -> tuple[Tokenizer, int]:
+        """The tokenizer, and the id of its end of text."""
+        training = self.spec.tokenizer.train
+        if training is None:
+            assert self.spec.tokenizer.uri is not None
+            tokenizer = load_tokenizer(self.spec.tokenizer.uri, self.s3)
+            return tokenizer, end_of_text(tokenizer, load_config(self.spec.tokenizer.uri, self.s3))
+        if training.kind != "unigram" or self.shared is None:
+            tokenizer = train_tokenizer(self._training_texts(), training)
+        else:
+            tokenizer = self._agreed(self.shared)
+        return tokenizer, end_of_text(tokenizer)
+
+    def _agreed(self, shared: ObjectStore) -> Tokenizer:
+        """The tokenizer that the first pod of the job trained."""
+        key = f"tokenizer-{self.folder.name}.json"
+        assert self.spec.tokenizer.train is not None
+        if not shared.list(key):
+            trained = train_tokenizer(self._training_texts(), self.spec.tokenizer.train)
+            try:
+                shared.put(key, trained.to_str().encode(), only_if_absent=True)
+            except PreconditionFailed:
+                self.progress.say("another pod was sooner: taking its tokenizer")
+        return Tokenizer.from_buffer(shared.get(key)[0])
+
+    def _training_texts(self) -> Iterator[str]:
+        """Text of the training documents: what is held out is not learned through the tokenizer's merges either."""
+        found = False
+        for name, files in self.files.trained.items():
+            left = _TRAINING_CHARACTERS // len(self.files.trained)
+            for file in files:
+                if format_of(file) == "tokens":
+                    continue
+                for document in documents(file):
+                    if left > 0 and not document.held_out(self.spec.data.holdout):
+                        found = True
+                        left -= len(document.text)
+                        self.progress.documents(f"tokenizer: {name}", 1)
+                        yield document.text
+                if left <= 0:
+                    break
+        if not found:
+            raise UserError(
+                "trainer.data: no document is left to train a tokenizer on; lower trainer.data.holdout or add text, or "
+                "name the tokenizer of token shards in trainer.tokenizer.uri"
+            )
+
+    # --- sources ------------------------------------------------------------------------------------------------
+
+    def _source(
+        self, number: int, name: str, files: list[SourceFile], tokenizer: Tokenizer, share: float
+    ) -> SourceMeta:
+        formats = {format_of(file) for file in files}
+        if "tokens" in formats and len(formats) > 1:
+            raise UserError(
+                f"trainer.data.sources: {name} mixes token shards with {', '.join(sorted(formats - {'tokens'}))}; make "
+                "two sources of it"
+            )
+        if formats == {"tokens"}:
+            source = use_shards(self.building, number, name, files, share, tokenizer=self.hash)
+        else:
+            source = self._tokenize(number, name, files, tokenizer, share)
+        if self.spec.data.packing == "bestFit":
+            for part in PARTS:
+                path = self.building / f"{number}-{part}"
+                lengths = LocalShard(Path(f"{path}.tokens.lengths"), 4).ids
+                write_pieces(lengths, self.spec.data.sequence_length, Path(f"{path}.pieces"))
+        return source
+
+    def _tokenize(
+        self, number: int, name: str, files: list[SourceFile], tokenizer: Tokenizer, share: float
+    ) -> SourceMeta:
+        width = width_for(self.vocabulary)
+        with (
+            ShardWriter(self.building / f"{number}-train.tokens", width, self.hash) as train,
+            ShardWriter(self.building / f"{number}-holdout.tokens", width, self.hash) as holdout,
+        ):
+            for batch in _batches(document for file in files for document in documents(file)):
+                encoded = tokenizer.encode_batch_fast([each.text for each in batch], add_special_tokens=False)
+                for document, encoding in zip(batch, encoded, strict=True):
+                    (holdout if document.held_out(share) else train).add([*encoding.ids, self.end])
+                self.progress.documents(name, len(batch), train.tokens + holdout.tokens)
+        metas = [self._written(f"{number}-{part}.tokens") for part in PARTS]
+        digest = hashlib.sha256("".join(meta.sha256 for meta in metas).encode()).hexdigest()
+        return SourceMeta(name, metas[0].tokens, metas[1].tokens, width, digest)
+
+    def _written(self, name: str) -> ShardMeta:
+        return read_meta((self.building / f"{name}.json").read_bytes(), name)
 
 
-def _key(spec: TrainerSpec, files: Iterable[TextFile]) -> str:
+def _batches(found: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in groups that are tokenized at once."""
+    batch: list[Document] = []
+    characters = 0
+    for document in found:
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _key(spec: TrainerSpec, files: Iterable[SourceFile]) -> str:
     """Names everything that goes in. Python's version counts since {stdlib} is its text."""
+    data = spec.data
     digest = hashlib.sha256(f"{_FORMAT} {sys.version}\n".encode())
     digest.update(spec.tokenizer.model_dump_json().encode())
-    digest.update(f"{spec.data.holdout}\n".encode())
+    packing = f"{data.packing} {data.sequence_length}" if data.packing == "bestFit" else data.packing
+    digest.update(f"{data.holdout} {packing} {data.module}\n".encode())
     for file in files:
-        digest.update(f"{file.root.uri}\0{file.source}\0{file.path}\0{file.size}\n".encode())
+        parts = (file.root.uri, file.source, file.path, file.size, file.format, file.field)
+        digest.update("\0".join(map(str, parts)).encode() + b"\n")
     return digest.hexdigest()[:24]
 
 
@@ -170,15 +261,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _open(folder: Path) -> Corpus:
-    meta = Meta(**json.loads((folder / "meta.json").read_text()))
-    dtype = np.dtype("<u2" if meta.width == 2 else "<u4")
-    return Corpus(folder, meta, _map(folder / "train.tokens", dtype), _map(folder / "holdout.tokens", dtype))
-
-
-def _map(path: Path, dtype: np.dtype[np.unsignedinteger]) -> NDArray[np.uint16] | NDArray[np.uint32]:
-    if path.stat().st_size == 0:  # mmap refuses empty files
-        return np.empty(0, np.uint16)
-    return np.memmap(path, dtype, mode="r")

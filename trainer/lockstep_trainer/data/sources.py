@@ -1,4 +1,4 @@
-"""Which files a job reads, and which of them are held out.
+"""Which files a job reads.
 
 The choice depends on nothing but names and sizes, in sorted order, so that every pod makes the same one.
 """
@@ -6,7 +6,6 @@ The choice depends on nothing but names and sizes, in sorted order, so that ever
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import os
 import re
 import sysconfig
@@ -25,40 +24,41 @@ _NEVER = ("site-packages/**", "dist-packages/**", "**/__pycache__/**")
 
 
 @dataclass(frozen=True, slots=True)
-class TextFile:
+class SourceFile:
     """One file of a source."""
 
     source: str  # name of the source
     path: str  # below the source's fixed part, with /
     size: int  # bytes
     root: ObjectStore
+    format: str = "auto"  # of DataSource
+    field: str = "text"
 
-    def read(self) -> str:
-        """Its text: UTF-8, where what is not is replaced."""
-        data, _ = self.root.get(self.path)
-        return data.decode("utf-8", errors="replace")
+    @property
+    def uri(self) -> str:
+        """Where it lies, for messages."""
+        return f"{self.root.uri}/{self.path}"
 
-    def held_out(self, share: float) -> bool:
-        """Whether it is kept out of training: by a hash of its path, the same everywhere."""
-        digest = hashlib.sha256(f"{self.source}/{self.path}".encode()).digest()
-        return int.from_bytes(digest[:8], "little") < share * 2**64
+    def read(self) -> bytes:
+        """All of it."""
+        return self.root.get(self.path)[0]
 
 
-def find_files(sources: Sequence[DataSource], s3: S3Spec) -> list[TextFile]:
-    """All files of all sources, in their order; raises UserError where a source has none."""
-    files: list[TextFile] = []
+def find_files(sources: Sequence[DataSource], s3: S3Spec, field: str = "trainer.data.sources") -> list[SourceFile]:
+    """All files of all sources, in their order; raises UserError, naming ``field``, where a source has none."""
+    files: list[SourceFile] = []
     for number, source in enumerate(sources):
         found = list(_files_of(source, s3))
         if not found:
             raise UserError(
-                f"trainer.data.sources[{number}].uri: {source.uri} matches no file in this pod (after exclude); "
+                f"{field}[{number}].uri: {source.uri} matches no file in this pod (after exclude); "
                 "check the path, the volume, and the wildcards (** crosses folders, * does not)"
             )
         files += found
     return files
 
 
-def _files_of(source: DataSource, s3: S3Spec) -> Iterator[TextFile]:
+def _files_of(source: DataSource, s3: S3Spec) -> Iterator[SourceFile]:
     uri = source.uri
     excluded = list(source.exclude)
     if STDLIB in uri:
@@ -75,7 +75,7 @@ def _files_of(source: DataSource, s3: S3Spec) -> Iterator[TextFile]:
         if source.max_bytes is not None and taken + size > source.max_bytes:
             return
         taken += size
-        yield TextFile(source.name, path, size, store)
+        yield SourceFile(source.name, path, size, store, source.format, source.field)
 
 
 def _split(uri: str) -> tuple[str, str]:
