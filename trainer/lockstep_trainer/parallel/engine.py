@@ -38,9 +38,9 @@ Section = Callable[[str], AbstractContextManager[None]]
 class LossFunction(Protocol):
     """What the engine asks of a loss; ``lockstep_trainer.loss`` has the usual one."""
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, vocabulary or this tensor rank's part of it), targets (B, T) → the sum over tokens that is
-        differentiated, and the sums to report, (2,) float64 without gradient: cross entropy and z-loss."""
+    def __call__(self, logits: Tensor, targets: Tensor, denominator: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, vocabulary or this tensor rank's part of it), targets (B, T) → the sum over tokens divided by
+        ``denominator``, to be differentiated; and the undivided sums to report, (2,) float64 without gradient."""
         ...
 
 
@@ -134,7 +134,7 @@ class Engine:
         self._denominator = 1
         with self._evaluating():
             if self.layout.pipeline > 1:
-                micro_batches = self.layout.fitting(-(-len(batch.inputs) // self.micro_batch_size))
+                micro_batches = -(-len(batch.inputs) // self.micro_batch_size)
                 batch = _padded(batch, micro_batches * self.micro_batch_size)
                 self._run_schedule(batch, micro_batches, training=False)
             else:
@@ -156,7 +156,7 @@ class Engine:
         batch = Batch(padded, torch.full_like(padded, IGNORE))
         with self._evaluating():
             if self.layout.pipeline > 1:
-                micro_batches = self.layout.fitting(-(-samples // self.micro_batch_size))
+                micro_batches = -(-samples // self.micro_batch_size)
                 batch = _padded(batch, micro_batches * self.micro_batch_size)
                 own = self._run_schedule(batch, micro_batches, training=False, with_loss=False)
             else:
@@ -166,10 +166,10 @@ class Engine:
     # --- how ----------------------------------------------------------------------------------------------------
 
     def _scaled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        loss, sums = self.loss(logits, targets)
+        loss, sums = self.loss(logits, targets, self._denominator)
         if self._counts:
             self._sums += sums
-        return loss / self._denominator
+        return loss
 
     def _micro_batches(self, batch: Batch) -> int:
         samples = len(batch.inputs)
@@ -233,6 +233,7 @@ class Engine:
             micro_batches=micro_batches,
             loss=self._scaled_loss if with_loss else None,
             device=self.device,
+            forward_only=not training,
         )
         self._schedules[key] = schedule
         while len(self._schedules) > _KEPT_SCHEDULES:  # each holds buffers for what it receives
@@ -291,6 +292,10 @@ class Engine:
         finally:
             for part, mode in zip(self.parts, modes, strict=True):
                 part.train(mode)
+                # Nothing else gives back what forward passes gathered: the next backward pass is too far.
+                for module in part.modules():
+                    if isinstance(module, FSDPModule):
+                        module.reshard()
 
 
 _KEPT_SCHEDULES = 4

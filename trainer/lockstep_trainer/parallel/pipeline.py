@@ -10,10 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
+from torch.distributed.pipelining.schedules import (
+    PipelineScheduleSingle,
+    ScheduleGPipe,
+    ScheduleLoopedBFS,
+    ScheduleZBVZeroBubble,
+    get_schedule_class,
+)
 
 from lockstep_trainer.model.decoder import Decoder, Part
-from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.parallel.layout import V_SCHEDULES, Layout
 from lockstep_trainer.parallel.stages import Costs, split_layers
 
 # ------------------------------------------------------------------------------------------ parts of the model
@@ -102,8 +108,10 @@ def build_schedule(
     micro_batches: int,
     loss: Callable[[Tensor, Tensor], Tensor] | None,
     device: torch.device,
+    forward_only: bool = False,
 ) -> Any:
-    """torch's schedule of this layout over this rank's parts: ``step`` is forward and backward, ``eval`` forward only.
+    """torch's schedule of this layout over this rank's parts, for its ``step``; with ``forward_only`` one for ``eval``,
+    of any number of micro-batches.
 
     The ranks of ``group`` build and call it together. Gradients are sums: they are not divided by ``micro_batches``.
     """
@@ -120,6 +128,30 @@ def build_schedule(
         )
         for part, stage in zip(parts, layout.stages_of(group.rank()), strict=True)
     ]
-    schedule: Any = get_schedule_class(layout.schedule)
+    schedule: Any = _forward_only(layout) if forward_only else get_schedule_class(layout.schedule)
     single = issubclass(schedule, PipelineScheduleSingle)
     return schedule(stages[0] if single else stages, micro_batches, loss_fn=loss, scale_grads=False)
+
+
+def _forward_only(layout: Layout) -> Any:
+    """A schedule with the same stages on the same ranks, whose forward passes do not wait for backward passes."""
+    if layout.stages_per_rank == 1:
+        return ScheduleGPipe
+    return _ForwardOnlyV if layout.schedule in V_SCHEDULES else ScheduleLoopedBFS
+
+
+class _ForwardOnlyV(ScheduleZBVZeroBubble):
+    """The forward passes of a V-shaped schedule.
+
+    torch's own can't ``eval``: they hand gradients on between the two stages of a rank in any case. So what belongs to
+    the backward pass is taken out of the order of work; what is left of it stays matched between the ranks.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # By name, since torch 2.11 has no actions to wait.
+        kept = ("FORWARD", "SEND_F", "RECV_F", "WAIT_SEND_F", "UNSHARD", "RESHARD")
+        self.pipeline_order_with_comms = {
+            rank: [action for action in actions if action.computation_type.name in kept]
+            for rank, actions in self.pipeline_order_with_comms.items()
+        }
