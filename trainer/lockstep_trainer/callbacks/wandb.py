@@ -77,7 +77,13 @@ class WeightsAndBiases(Callback):
     def on_end(self, outcome: Outcome) -> None:
         """An interrupted run stays resumable: the next process goes on with it."""
         if self._run:
-            self._run.finish(exit_code=0 if outcome == "finished" else 1)
+            import wandb
+
+            code = 0 if outcome == "finished" else 1
+            self._run.finish(exit_code=code)
+            # finish() returns a moment before everything is in the file, and wandb's own process is in our group: it
+            # is killed when this worker is gone.
+            wandb.teardown(code)
 
     def _log(self, step: int, values: dict[str, float]) -> None:
         assert self._run
