@@ -163,6 +163,39 @@ WRONG = (
         models_say=("uri", "should match pattern", "^(s3|file)://.+"),
     ),
     Wrong(
+        "a ramp whose batches do not divide among the ranks",
+        {"spec.trainer.recipe.batchRamp": {"startTokens": 1024, "steps": 20, "increments": 4}},
+        (
+            "trainer.recipe.batchRamp: startTokens and each of the parts up to globalBatchTokens",
+            "= 512; change startTokens",
+        ),
+    ),
+    Wrong(
+        "a ramp that starts with the whole batch",
+        {"spec.trainer.recipe.batchRamp": {"startTokens": 4096, "steps": 20}},
+        ("recipe.batchRamp.startTokens is no smaller batch than globalBatchTokens; lower it",),
+    ),
+    Wrong(
+        "a ramp longer than the run",
+        {"spec.trainer.recipe.batchRamp": {"startTokens": 2048, "steps": 100, "increments": 4}},
+        ("recipe.batchRamp.steps: the whole batch would never be reached",),
+    ),
+    Wrong(
+        "a ramp with more parts than steps",
+        {"spec.trainer.recipe.batchRamp": {"startTokens": 2048, "steps": 3, "increments": 4}},
+        ("batchRamp.increments: each part lasts a step or more; lower it",),
+    ),
+    Wrong(
+        "a warm-up longer than the run",
+        {"spec.trainer.recipe.schedule": {"warmup": 101}},
+        ("recipe.schedule: warmup and decay take more than all steps of the recipe",),
+    ),
+    Wrong(
+        "a decay for a schedule without one",
+        {"spec.trainer.recipe.schedule": {"name": "cosine", "decay": 5}},
+        ("schedule.decay is for wsd only; leave it out, or choose wsd",),
+    ),
+    Wrong(
         "an unknown precision",
         {"spec.trainer.recipe.precision": "fp8"},
         ("spec.trainer.recipe.precision", 'Unsupported value: "fp8"', '"bf16", "fp32", "float8"'),

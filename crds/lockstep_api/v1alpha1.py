@@ -187,6 +187,10 @@ class OptimizerSpec(Model):
 class ScheduleSpec(Model):
     """Learning rate over the steps: linear warm-up, then a shape."""
 
+    model_config = cel(
+        ("!has(self.decay) || self.name == 'wsd'", "schedule.decay is for wsd only; leave it out, or choose wsd")
+    )
+
     name: str = Field(default="cosine", pattern="^(cosine|linear|constant|wsd)$")
     """Shape after warm-up: cosine or linear down to the last step, constant, or wsd (stays, then falls at the end)."""
     warmup: int = Field(default=0, ge=0)
@@ -196,20 +200,55 @@ class ScheduleSpec(Model):
     final_ratio: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the last step as a share of the peak."""
 
+    @model_validator(mode="after")
+    def _decay_of_wsd(self) -> Self:
+        if self.decay is not None and self.name != "wsd":
+            raise ValueError("schedule.decay is for wsd only; leave it out, or choose wsd")
+        return self
+
 
 class BatchRampSpec(Model):
     """A batch that grows in equal parts from a smaller one."""
 
+    model_config = cel(
+        (
+            "self.increments <= self.steps",
+            "batchRamp.increments: each part lasts a step or more; lower it, or raise steps",
+        )
+    )
+
     start_tokens: int = Field(ge=8)
-    """Tokens of the first step; a multiple of sequenceLength × data-parallel width."""
+    """Tokens of the first step. It and each part that is added are multiples of sequenceLength × data-parallel
+    width."""
     steps: int = Field(ge=1)
-    """Steps until globalBatchTokens is reached."""
+    """Steps with smaller batches; the next one has globalBatchTokens."""
     increments: int = Field(default=8, ge=1, le=1024)
     """In how many parts it grows."""
+
+    @model_validator(mode="after")
+    def _steps_for_all_parts(self) -> Self:
+        if self.increments > self.steps:
+            raise ValueError("batchRamp.increments: each part lasts a step or more; lower it, or raise steps")
+        return self
 
 
 class RecipeSpec(Model):
     """How it is trained."""
+
+    model_config = cel(
+        (
+            "self.schedule.warmup + (has(self.schedule.decay) ? self.schedule.decay : 0) <= self.steps",
+            "recipe.schedule: warmup and decay take more than all steps of the recipe; lower one of them",
+        ),
+        (
+            "!has(self.batchRamp) || self.batchRamp.startTokens < self.globalBatchTokens",
+            "recipe.batchRamp.startTokens is no smaller batch than globalBatchTokens; lower it, or leave batchRamp out",
+        ),
+        (
+            "!has(self.batchRamp) || self.batchRamp.steps < self.steps",
+            "recipe.batchRamp.steps: the whole batch would never be reached; choose fewer than the recipe's steps",
+        ),
+    )
 
     steps: int = Field(ge=1, le=100_000_000)
     """Optimizer steps."""
@@ -240,6 +279,25 @@ class RecipeSpec(Model):
     """Compile each block."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     """Seed of weights and of the order of samples."""
+
+    @model_validator(mode="after")
+    def _fits_the_steps(self) -> Self:
+        if self.schedule.warmup + (self.schedule.decay or 0) > self.steps:
+            raise ValueError(
+                "recipe.schedule: warmup and decay take more than all steps of the recipe; lower one of them"
+            )
+        if self.batch_ramp is None:
+            return self
+        if self.batch_ramp.start_tokens >= self.global_batch_tokens:
+            raise ValueError(
+                "recipe.batchRamp.startTokens is no smaller batch than globalBatchTokens; lower it, or leave batchRamp "
+                "out"
+            )
+        if self.batch_ramp.steps >= self.steps:
+            raise ValueError(
+                "recipe.batchRamp.steps: the whole batch would never be reached; choose fewer than the recipe's steps"
+            )
+        return self
 
 
 class EvaluateSpec(Model):
@@ -505,6 +563,14 @@ def _layout_rules() -> tuple[tuple[str, str], ...]:
             f"'trainer.recipe.globalBatchTokens: %d is not a multiple of sequenceLength × data-parallel width = %d; "
             f"choose a multiple'.format([self.trainer.recipe.globalBatchTokens, {unit}])",
         ),
+        (
+            f"!has(self.trainer) || !has(self.trainer.recipe.batchRamp) || ({_GPUS}) % ({_NAMED}) != 0 || "
+            f"(self.trainer.recipe.batchRamp.startTokens % ({unit}) == 0 && "
+            "(self.trainer.recipe.globalBatchTokens - self.trainer.recipe.batchRamp.startTokens) % "
+            f"(self.trainer.recipe.batchRamp.increments * ({unit})) == 0)",
+            "'trainer.recipe.batchRamp: startTokens and each of the parts up to globalBatchTokens must be multiples of "
+            f"sequenceLength × data-parallel width = %d; change startTokens or increments'.format([{unit}])",
+        ),
     )
 
 
@@ -620,6 +686,15 @@ class TrainingJobSpec(Model):
             raise ValueError(
                 f"trainer.recipe.globalBatchTokens: {self.trainer.recipe.global_batch_tokens} is not a multiple of "
                 f"sequenceLength × data-parallel width = {unit}; choose a multiple"
+            )
+        ramp = self.trainer.recipe.batch_ramp
+        if ramp is None:
+            return
+        growth = self.trainer.recipe.global_batch_tokens - ramp.start_tokens
+        if ramp.start_tokens % unit or growth % (ramp.increments * unit):
+            raise ValueError(
+                "trainer.recipe.batchRamp: startTokens and each of the parts up to globalBatchTokens must be multiples "
+                f"of sequenceLength × data-parallel width = {unit}; change startTokens or increments"
             )
 
 
