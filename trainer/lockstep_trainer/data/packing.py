@@ -188,6 +188,8 @@ def _best_fit(starts: NDArray[np.int64], lengths: NDArray[np.int64], capacity: i
     All pieces of one length are placed together. The fullest sample with room takes as many of them as fit, since with
     each it stays the fullest with room; ``occupied`` has a bit for each amount of room that some sample has.
     """
+    if not len(lengths):
+        return Pieces(starts, lengths, np.empty(0, np.int64))
     order = np.argsort(-lengths, kind="stable")
     sizes, firsts = np.unique(-lengths[order], return_index=True)
     room: list[list[int]] = [[] for _ in range(capacity + 1)]  # samples by the room that they have
