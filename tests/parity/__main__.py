@@ -46,7 +46,8 @@ def main() -> int:
                 errors = " ".join(
                     f"{kind} {value:.0e}" for kind, value in result.errors.items() if type(value) is float
                 )
-                print(f"{'FAILED' if result.failure else 'ok':6} {case.name:60} {result.seconds:5.1f} s  {errors}")
+                times = f"{result.seconds:5.1f} s, {result.cpu_seconds:5.1f} s of CPU"
+                print(f"{'FAILED' if result.failure else 'ok':6} {case.name:50} {times}  {errors}")
                 if result.failure:
                     print(result.failure)
                 sys.stdout.flush()

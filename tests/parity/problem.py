@@ -30,13 +30,13 @@ def global_batch(step: int, config: DecoderConfig, *, documents: bool) -> Batch:
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(0, config.vocab_size, (SAMPLES, LENGTH + 1), generator=generator)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].clone()
-    share = torch.rand(SAMPLES, 1, generator=generator)
+    share = torch.rand(SAMPLES, 1, generator=generator, dtype=torch.float64)
     share[0] = 0
-    targets[torch.rand(SAMPLES, LENGTH, generator=generator) >= share] = IGNORE
+    targets[torch.rand(SAMPLES, LENGTH, generator=generator, dtype=torch.float64) >= share] = IGNORE
     if not documents:
         return Batch(inputs, targets)
     # A document ends behind a fifth of the tokens: some are one token long, some span half a sample.
-    begins = torch.rand(SAMPLES, LENGTH, generator=generator) < 0.2
+    begins = torch.rand(SAMPLES, LENGTH, generator=generator, dtype=torch.float64) < 0.2
     begins[:, 0] = True
     number = begins.cumsum(1) - 1
     at = torch.arange(LENGTH).expand(SAMPLES, LENGTH)

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ class Result:
 
     case: Case
     seconds: float
+    cpu_seconds: float  # of all its ranks
     errors: dict[str, float | str]  # by kind
     failure: str  # empty: all errors are within their limits
 
@@ -45,8 +46,8 @@ class _Running:
     pids: set[int]
     folder: Path
     began: float
+    cpu_seconds: float = 0.0
     failed: bool = False
-    stack: ExitStack = field(default_factory=ExitStack)
 
 
 class Runner:
@@ -101,9 +102,10 @@ class Runner:
     def _collect(self) -> None:
         for cell in list(self.running):
             for pid in list(cell.pids):
-                ended, status = os.waitpid(pid, os.WNOHANG)
+                ended, status, used = os.wait4(pid, os.WNOHANG)
                 if ended:
                     cell.pids.remove(pid)
+                    cell.cpu_seconds += used.ru_utime + used.ru_stime
                     cell.failed |= status != 0
             seconds = time.monotonic() - cell.began
             late = seconds > SECONDS
@@ -138,7 +140,7 @@ def _judge(cell: _Running, seconds: float, late: bool) -> Result:
     if cell.failed or late:
         log = (cell.folder / "output.log").read_text()
         why = f"took more than {SECONDS:.0f} s" if late else "a rank failed"
-        return Result(cell.case, seconds, {}, f"{why}:\n{log[-4000:]}")
+        return Result(cell.case, seconds, cell.cpu_seconds, {}, f"{why}:\n{log[-4000:]}")
     errors = json.loads((cell.folder / "result.json").read_text())
     limits = LIMITS[cell.case.precision]
     wrong = [
@@ -146,7 +148,7 @@ def _judge(cell: _Running, seconds: float, late: bool) -> Result:
         for kind, limit in limits.items()
         if not errors[kind] <= limit  # also where it is not a number
     ]
-    return Result(cell.case, seconds, errors, "; ".join(wrong))
+    return Result(cell.case, seconds, cell.cpu_seconds, errors, "; ".join(wrong))
 
 
 def _kill(pids: set[int]) -> None:
