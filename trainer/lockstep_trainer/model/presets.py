@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import get_args, get_type_hints
 
@@ -217,7 +218,8 @@ def _checked(name: str, value: Value) -> Value:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{field}: {value!r} is no count; write a whole number from {least}")
     elif kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (least and not value):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < 0 or (least and not value):  # type: ignore[operator]
             raise UserError(f"{field}: {value!r} is no size; write a number {'above' if least else 'from'} 0")
         return float(value)
     elif value not in get_args(kind):
