@@ -184,9 +184,9 @@ class _Writer:
         self._store.put(key, b"".join([beginning, *(_bytes(tensor) for _, tensor in pieces)]))
 
 
-def _bytes(tensor: Tensor) -> Any:
+def _bytes(tensor: Tensor) -> memoryview:
     """The tensor's memory, little-endian."""
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 # --- the other files -------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from lockstep_api.v1alpha1 import ModelSpec
 from lockstep_trainer.errors import UserError
@@ -21,14 +21,14 @@ class Preset:
     config: DecoderConfig
 
 
-def _llama3(factor: float, **sizes: int | bool) -> DecoderConfig:
+def _llama3(factor: float, **sizes: Any) -> DecoderConfig:
     """Llama 3.1 and 3.2: eight key-value heads, context lengthened from 8,192 to 131,072."""
     return DecoderConfig(
         kv_heads=8, vocab_size=128_256, max_length=131_072, rope_scaling="llama3", rope_factor=factor, **sizes
-    )  # type: ignore[arg-type]
+    )
 
 
-def _qwen3(**sizes: int | bool) -> DecoderConfig:
+def _qwen3(**sizes: Any) -> DecoderConfig:
     return DecoderConfig(
         head_size=128,
         vocab_size=151_936,
@@ -36,7 +36,7 @@ def _qwen3(**sizes: int | bool) -> DecoderConfig:
         norm_eps=1e-6,
         qk_norm=True,
         rope_theta=1_000_000.0,
-        **sizes,  # type: ignore[arg-type]
+        **sizes,
     )
 
 

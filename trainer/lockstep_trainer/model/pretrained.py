@@ -128,7 +128,7 @@ def _own_region(tensor: Tensor, shape: tuple[int, ...]) -> tuple[tuple[int, ...]
     part = own_shard(torch.empty(shape, device="meta"), tensor)
     if part.numel() == 0:
         return (0,) * len(shape), tuple(part.shape)
-    starts, rest = [], part.storage_offset()
+    starts, rest = [], int(part.storage_offset())
     for stride in part.stride():  # those of the whole, which has no gaps
         start, rest = divmod(rest, stride)
         starts.append(start)
