@@ -171,6 +171,11 @@ class Layout:
                 f"sequenceLength {sequence_length} is not a multiple of tensor × context (× 2 with context)",
             ),
             (
+                config.positions == "learned" and sequence_length > config.max_length,
+                f"sequenceLength {sequence_length} is more than the {config.max_length} positions that the model "
+                "learns; raise trainer.model.overrides.max_length",
+            ),
+            (
                 config.layers < self.stages,
                 f"{self.stages} stages for {config.layers} layers; lower pipeline or stagesPerRank",
             ),
