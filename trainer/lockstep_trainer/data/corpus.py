@@ -49,16 +49,6 @@ class Meta:
     tokenizer: str  # SHA-256
     fingerprint: str  # SHA-256 over tokenizer and all sources: the same in all pods
 
-    @property
-    def train(self) -> int:
-        """Training tokens of the first source."""
-        return self.sources[0].train
-
-    @property
-    def holdout(self) -> int:
-        """Held-out tokens of the first source."""
-        return self.sources[0].holdout
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -86,16 +76,6 @@ class Corpus:
         return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
     @property
-    def train(self) -> NDArray[np.integer]:
-        """The first source's training tokens, on disk."""
-        return _mapped(self.sources[0], 0)
-
-    @property
-    def holdout(self) -> NDArray[np.integer]:
-        """The first source's held-out tokens, on disk."""
-        return _mapped(self.sources[0], 1)
-
-    @property
     def vocabulary(self) -> int:
         """Number of tokens that the tokenizer has."""
         return self.meta.vocabulary
@@ -120,15 +100,9 @@ class Corpus:
 
     def close(self) -> None:
         """End the threads that read from a store."""
-        for source in {*self.sources, *self.evaluated}:
+        for source in (*self.sources, *self.evaluated):
             source.train.close()
             source.holdout.close()
-
-
-def _mapped(source: Source, part: int) -> NDArray[np.integer]:
-    assert source.streams
-    stream = source.streams[part]
-    return stream.read(np.array([0]), np.array([stream.tokens]))
 
 
 def open_corpus(folder: Path, spec: TrainerSpec, s3: S3Spec) -> Corpus:

@@ -51,13 +51,6 @@ def samples_in(tokens: int, sequence_length: int) -> int:
     return max(0, tokens - 1) // sequence_length
 
 
-def sample_batch(tokens: NDArray[np.integer], samples: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
-    """Tokens of these samples, shape (len(samples), sequence_length + 1): inputs and, one further, targets."""
-    starts = samples[:, None] * sequence_length
-    batch: NDArray[np.int64] = tokens[starts + np.arange(sequence_length + 1)].astype(np.int64)
-    return batch
-
-
 @dataclass(frozen=True, slots=True)
 class Concatenated:
     """Documents end to end."""

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from lockstep_api.v1alpha1 import DataSource, S3Spec, TrainerSpec
 from lockstep_trainer.data.corpus import Corpus, Meta, SourceMeta, open_corpus
 from lockstep_trainer.data.documents import Document, documents, format_of
-from lockstep_trainer.data.packing import sample_batch, samples_in, write_pieces
+from lockstep_trainer.data.packing import write_pieces
 from lockstep_trainer.data.progress import Progress
 from lockstep_trainer.data.shards import use_shards
 from lockstep_trainer.data.sources import SourceFile, find_files
@@ -52,7 +52,7 @@ memory."""
 _FORMAT = 2  # raised when the files or their meaning change
 PARTS = ("train", "holdout")
 
-__all__ = ["Corpus", "prepare", "sample_batch", "samples_in"]
+__all__ = ["Corpus", "prepare"]
 
 
 def prepare(spec: TrainerSpec, s3: S3Spec, data_dir: Path, shared: ObjectStore | None = None) -> Corpus:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -179,6 +180,7 @@ class TokenStream:
         self._shards, self._extents = tuple(shards), extents
         self._starts = np.concatenate([[0], np.cumsum(extents.length)]).astype(np.int64)
         self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
     @property
     def tokens(self) -> int:
@@ -206,11 +208,13 @@ class TokenStream:
 
     def close(self) -> None:
         """End the threads that read from a store."""
-        if self._pool:
-            self._pool.shutdown()
-            self._pool = None
+        with self._lock:
+            if self._pool:
+                self._pool.shutdown()
+                self._pool = None
 
     def _requests(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="tokens")
-        return self._pool
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="tokens")
+            return self._pool
