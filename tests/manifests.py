@@ -67,6 +67,14 @@ class Wrong:
         return manifest
 
 
+def _sources(*weights: float | None) -> list[Manifest]:
+    """Sources a, b … of these weights."""
+    return [
+        {"name": name, "uri": f"s3://text/{name}", **({} if weight is None else {"weight": weight})}
+        for name, weight in zip("abcdef", weights, strict=False)
+    ]
+
+
 WRONG = (
     Wrong(
         "both trainer and command",
@@ -236,5 +244,57 @@ WRONG = (
         ("learningRate", "unknown field"),
         by_rule=False,
         models_say=("learningRate", "Extra inputs are not permitted"),
+    ),
+    Wrong(
+        "two sources of one name",
+        {"spec.trainer.data.sources": [{"uri": "s3://text/a"}, {"uri": "s3://text/b"}]},
+        ("give each source a name of its own",),
+    ),
+    Wrong(
+        "a weight for one source of two",
+        {"spec.trainer.data.sources": _sources(2.0, None)},
+        ("give every source in data.sources a weight, or none",),
+    ),
+    Wrong(
+        "stages that do not rise",
+        {
+            "spec.trainer.data.sources": _sources(2.0, 1.0),
+            "spec.trainer.data.stages": [
+                {"fromStep": 9, "weights": {"a": 1.0}},
+                {"fromStep": 9, "weights": {"b": 1.0}},
+            ],
+        },
+        ("fromStep of data.stages must rise from stage to stage",),
+    ),
+    Wrong(
+        "a stage of a source that is not there",
+        {
+            "spec.trainer.data.sources": _sources(2.0, 1.0),
+            "spec.trainer.data.stages": [{"fromStep": 9, "weights": {"c": 1.0}}],
+        },
+        ("the weights of data.stages must name sources of data.sources",),
+    ),
+    Wrong(
+        "a stage without data",
+        {
+            "spec.trainer.data.sources": _sources(2.0, 1.0),
+            "spec.trainer.data.stages": [{"fromStep": 9, "weights": {"a": 0.0}}],
+        },
+        ("each of data.stages needs a source with a weight above 0",),
+    ),
+    Wrong(
+        "an own data set that is packed",
+        {"spec.trainer.data.module": "own.data:open", "spec.trainer.data.packing": "bestFit"},
+        ("data.module has its own samples: leave weights, stages and packing out",),
+    ),
+    Wrong(
+        "an evaluated source of a name that is taken",
+        {"spec.trainer.evaluate": {"sources": [{"uri": "s3://text/a"}]}},
+        ("evaluate.sources need names of their own, other than those of data.sources",),
+    ),
+    Wrong(
+        "a weight of an evaluated source",
+        {"spec.trainer.evaluate": {"sources": [{"name": "a", "uri": "s3://text/a", "weight": 2.0}]}},
+        ("evaluate.sources have no weight: each is evaluated by itself",),
     ),
 )

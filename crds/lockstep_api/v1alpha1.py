@@ -136,8 +136,36 @@ class DataStage(Model):
     """Weight of each source by name; a source that is left out has 0."""
 
 
+_SAME_NAME = "give each source a name of its own: metrics and weights go by it"
+_WEIGHTS = "give every source in data.sources a weight, or none"
+_STAGES_ORDER = "fromStep of data.stages must rise from stage to stage"
+_STAGES_NAMES = "the weights of data.stages must name sources of data.sources"
+_STAGES_EMPTY = "each of data.stages needs a source with a weight above 0"
+_OWN_DATA = "data.module has its own samples: leave weights, stages and packing out"
+
+
 class DataSpec(Model):
     """What the model is trained on."""
+
+    model_config = cel(
+        ("self.sources.all(s, self.sources.exists_one(t, t.name == s.name))", _SAME_NAME),
+        ("self.sources.all(s, has(s.weight)) || self.sources.all(s, !has(s.weight))", _WEIGHTS),
+        (
+            "!has(self.stages) || (self.stages.map(g, g.fromStep).isSorted() && "
+            "self.stages.all(g, self.stages.exists_one(h, h.fromStep == g.fromStep)))",
+            _STAGES_ORDER,
+        ),
+        (
+            "!has(self.stages) || self.stages.all(g, g.weights.all(n, self.sources.exists(s, s.name == n)))",
+            _STAGES_NAMES,
+        ),
+        ("!has(self.stages) || self.stages.all(g, g.weights.exists(n, g.weights[n] > 0.0))", _STAGES_EMPTY),
+        (
+            "!has(self.module) || (self.packing == 'concatenate' && self.sources.all(s, !has(s.weight)) && "
+            "(!has(self.stages) || size(self.stages) == 0))",
+            _OWN_DATA,
+        ),
+    )
 
     sources: list[DataSource] = Field(min_length=1, max_length=64)
     """Sources."""
@@ -150,13 +178,32 @@ class DataSpec(Model):
     documents that are longer than a sample, and pads what is left."""
     document_mask: bool = False
     """True: a token sees its own document only, and positions begin anew with each."""
-    stages: list[DataStage] = Field(default_factory=list, max_length=64)
-    """Changes of the mix, by step, ascending."""
+    stages: list[DataStage] = Field(default_factory=list, max_length=32)
+    """Changes of the mix, by step, ascending. Sources without weights begin with their share of the samples."""
     on_change: str = Field(default="Refuse", pattern="^(Refuse|Accept)$")
     """What is done when the data is not what the checkpoint was trained on: Refuse ends the job with a sentence, Accept
     goes on with the new data at the same global sample count."""
     module: ModuleName | None = None
     """Your own data set, as package.module:function; sources are given to it."""
+
+    @model_validator(mode="after")
+    def _mix_is_whole(self) -> Self:
+        names = [source.name for source in self.sources]
+        weighted = [source.weight is not None for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(_SAME_NAME)
+        if any(weighted) and not all(weighted):
+            raise ValueError(_WEIGHTS)
+        steps = [stage.from_step for stage in self.stages]
+        if sorted(set(steps)) != steps:
+            raise ValueError(_STAGES_ORDER)
+        if any(set(stage.weights) - set(names) for stage in self.stages):
+            raise ValueError(_STAGES_NAMES)
+        if not all(any(stage.weights.values()) for stage in self.stages):
+            raise ValueError(_STAGES_EMPTY)
+        if self.module and (self.packing != "concatenate" or any(weighted) or self.stages):
+            raise ValueError(_OWN_DATA)
+        return self
 
 
 class OptimizerSpec(Model):
@@ -300,8 +347,14 @@ class RecipeSpec(Model):
         return self
 
 
+_SAME_EVALUATED = "evaluate.sources need names of their own, other than those of data.sources"
+_WEIGHT_EVALUATED = "evaluate.sources have no weight: each is evaluated by itself"
+
+
 class EvaluateSpec(Model):
     """Loss on held-out documents, in all and per source."""
+
+    model_config = cel(("!has(self.sources) || self.sources.all(s, !has(s.weight))", _WEIGHT_EVALUATED))
 
     every: int = Field(default=1000, ge=1)
     """Steps between evaluations; the last step is always evaluated."""
@@ -309,6 +362,12 @@ class EvaluateSpec(Model):
     """Batches of the global size that one evaluation reads of each source; at most all the held-out text."""
     sources: list[DataSource] = Field(default_factory=list, max_length=64)
     """Sources that are only evaluated, besides the held-out part of data.sources."""
+
+    @model_validator(mode="after")
+    def _sources_have_no_weight(self) -> Self:
+        if any(source.weight is not None for source in self.sources):
+            raise ValueError(_WEIGHT_EVALUATED)
+        return self
 
 
 class GenerateSpec(Model):
@@ -343,6 +402,14 @@ class ExportSpec(Model):
 class TrainerSpec(Model):
     """Lockstep's own trainer."""
 
+    model_config = cel(
+        (
+            "!has(self.evaluate) || !has(self.evaluate.sources) || self.evaluate.sources.all(s, "
+            "self.evaluate.sources.exists_one(t, t.name == s.name) && !self.data.sources.exists(t, t.name == s.name))",
+            _SAME_EVALUATED,
+        )
+    )
+
     model: ModelSpec
     """Architecture."""
     tokenizer: TokenizerSpec = Field(default_factory=lambda: TokenizerSpec(train=TokenizerTraining()))
@@ -359,6 +426,13 @@ class TrainerSpec(Model):
     """Trackers, and your own callbacks."""
     export: ExportSpec | None = None
     """Export at the end."""
+
+    @model_validator(mode="after")
+    def _evaluated_sources_are_told_apart(self) -> Self:
+        evaluated = [source.name for source in self.evaluate.sources] if self.evaluate else []
+        if len(set(evaluated)) < len(evaluated) or set(evaluated) & {source.name for source in self.data.sources}:
+            raise ValueError(_SAME_EVALUATED)
+        return self
 
 
 # ------------------------------------------------------------------------------------------- parallelism

@@ -95,7 +95,7 @@ def _jsonl(file: SourceFile) -> Iterator[Document]:
 
 def _parquet(file: SourceFile) -> Iterator[Document]:
     import pyarrow  # type: ignore[import-untyped]
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     try:
         # Without threads: reading ahead is the store's business, and worker processes have few cores each.
