@@ -1,79 +1,64 @@
-"""Loss on held-out text."""
+"""Loss on held-out documents, in all and of each source."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from lockstep_trainer.data.prepare import Corpus, sample_batch, samples_in
+from lockstep_trainer.batch import IGNORE, Batch
+from lockstep_trainer.parallel.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Result of one evaluation."""
+class Score:
+    """Loss over some tokens."""
 
     loss: float  # nats per token
     tokens: int
 
 
-def evaluation_samples(corpus: Corpus, sequence_length: int, at_most: int) -> NDArray[np.int64]:
-    """The held-out samples that are read, the same each time: spread evenly over the held-out text."""
-    samples = samples_in(corpus.meta.holdout, sequence_length)
-    if samples <= at_most:
-        return np.arange(samples)
-    return np.arange(at_most) * samples // at_most
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one evaluation found."""
+
+    whole: Score
+    sources: dict[str, Score]
 
 
-def evaluate(
-    model: nn.Module,
-    corpus: Corpus,
-    samples: NDArray[np.int64],
-    *,
-    sequence_length: int,
-    per_rank: int,
-    device: torch.device,
-) -> Evaluation:
-    """Mean loss over ``samples``; all ranks call it and get the same result.
-
-    Each forward pass takes ``per_rank`` samples on each rank. Forward passes are collective, so a rank that has run out
-    of samples goes along with one that counts nothing.
-    """
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
-    with torch.no_grad():
-        for start in range(0, len(samples), per_rank * ranks):
-            own = samples[start : start + per_rank * ranks][rank::ranks]
-            ids = own if len(own) else samples[:1]
-            batch = torch.from_numpy(sample_batch(corpus.holdout, ids, sequence_length)).to(device)
-            loss = token_loss(model(batch[:, :-1]), batch[:, 1:])
-            if len(own):
-                totals += torch.stack([loss.double(), torch.tensor(batch[:, 1:].numel(), device=device).double()])
+def evaluate(engine: Engine, sources: Mapping[str, Callable[[], Iterator[Batch]]]) -> Result:
+    """Mean loss over the batches of each source; all ranks call it, with as many batches, and get the same result."""
+    totals = torch.zeros(len(sources), 2, dtype=torch.float64, device=engine.device)
+    for number, batches in enumerate(sources.values()):
+        for batch in batches():
+            own = batch.to(engine.device)
+            totals[number] += torch.stack([engine.evaluate(own)[0], own_tokens(engine, own).double()])
     dist.all_reduce(totals)
-    loss_sum, tokens = totals.tolist()
-    return Evaluation(loss_sum / tokens, int(tokens))
+    sums = dict(zip(sources, totals.tolist(), strict=True))
+    scores = {name: Score(loss / tokens, int(tokens)) for name, (loss, tokens) in sums.items()}
+    tokens = sum(score.tokens for score in scores.values())
+    return Result(Score(sum(loss for loss, _ in sums.values()) / tokens, tokens), scores)
 
 
-def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the cross entropies, in nats: logits (B, T, V), targets (B, T). Computed in float32 at least."""
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+def own_tokens(engine: Engine, batch: Batch) -> Tensor:
+    """Tokens with a target in the batch, counted on one of the ranks that have it: summed over the world, those of the
+    global batch. An int64 scalar."""
+    at = engine.meshes.at
+    return batch.tokens if (at.pipeline, at.context, at.tensor) == (0, 0, 0) else torch.zeros_like(batch.tokens)
 
 
 def reference_loss(
-    corpus: Corpus,
-    samples: NDArray[np.int64],
-    *,
-    sequence_length: int,
-    vocabulary: int,
-    model: Callable[..., float],
+    model: Callable[..., float], training: NDArray[np.integer], batches: Iterator[Batch], vocabulary: int
 ) -> float:
-    """The loss of a counting ``model`` (``bigram.bigram_loss``) on exactly the tokens that ``evaluate`` reads."""
-    batch = sample_batch(corpus.holdout, samples, sequence_length)
-    return model(corpus.train, batch[:, :-1], batch[:, 1:], vocabulary)
+    """The loss of a counting ``model`` (``bigram.bigram_loss``) on exactly the tokens with a target in ``batches``."""
+    pairs: list[Tensor] = []
+    for batch in batches:
+        counted = batch.targets != IGNORE
+        pairs.append(torch.stack([batch.inputs[counted], batch.targets[counted]]))
+    previous, following = torch.cat(pairs, dim=1).numpy()
+    return model(training, previous, following, vocabulary)

@@ -5,22 +5,15 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from lockstep_api.v1alpha1 import GenerateSpec
 from lockstep_trainer.data.tokenizer import end_of_text
+from lockstep_trainer.parallel.engine import Engine
 
 
-def generate(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    spec: GenerateSpec,
-    *,
-    context: int,
-    seed: int,
-    device: torch.device,
-) -> str:
-    """The continuation of the prompt, without the prompt. All ranks call it, since a forward pass gathers shards.
+def generate(engine: Engine, tokenizer: Tokenizer, spec: GenerateSpec, *, context: int, seed: int) -> str:
+    """The continuation of the prompt, without the prompt. All ranks call it: a forward pass takes them all.
 
     The model sees at most ``context`` tokens. The draw is rank 0's, from a generator of its own, so that the text is a
     function of the weights and the seed.
@@ -30,16 +23,16 @@ def generate(
     tokens = [end, *tokenizer.encode(spec.prompt, add_special_tokens=False).ids]
     written: list[int] = []
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _ in range(spec.tokens):
-            window = torch.tensor([tokens[-context:]], device=device)
-            choice = _choose(model(window)[0, -1].float().cpu(), spec.temperature, generator).to(device)
-            dist.broadcast(choice, src=0)
-            token = int(choice.item())
-            if token == end or token >= tokenizer.get_vocab_size():
-                break
-            tokens.append(token)
-            written.append(token)
+    for _ in range(spec.tokens):
+        window = torch.tensor([tokens[-context:]], device=engine.device)
+        logits = engine.logits(window)[0, -1].float().cpu()
+        choice = _choose(logits, spec.temperature, generator).to(engine.device)
+        dist.broadcast(choice, src=0)
+        token = int(choice.item())
+        if token == end or token >= tokenizer.get_vocab_size():
+            break
+        tokens.append(token)
+        written.append(token)
     return tokenizer.decode(written)
 
 

@@ -5,36 +5,44 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from itertools import chain
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lockstep_trainer.bigram import bigram_loss
+from lockstep_trainer.assembly import assemble, batch_sizes, fill
+from lockstep_trainer.batch import Batch
+from lockstep_trainer.bigram import MAX_TOKENS, bigram_loss
+from lockstep_trainer.callbacks import Callbacks, Checkpoint, Evaluation, Outcome, Run, Step
 from lockstep_trainer.checkpoint.keeper import Keeper
-from lockstep_trainer.checkpoint.manifest import SourceState
 from lockstep_trainer.checkpoint.state import training_state
 from lockstep_trainer.config import Job, Orders
-from lockstep_trainer.data.order import Mixture
-from lockstep_trainer.data.prepare import Corpus, sample_batch, samples_in
-from lockstep_trainer.data.sampler import ConstantBatch, Sampler, sampler_state
+from lockstep_trainer.data.batches import evaluation_batches
+from lockstep_trainer.data.corpus import Corpus, Source
+from lockstep_trainer.data.loader import Loader
 from lockstep_trainer.errors import TrainerError, UserError
-from lockstep_trainer.evaluate import evaluate, evaluation_samples, reference_loss, token_loss
+from lockstep_trainer.evaluate import evaluate, own_tokens, reference_loss
 from lockstep_trainer.generate import generate
-from lockstep_trainer.model.presets import model_config
-from lockstep_trainer.optim.build import build_optimizer, set_learning_rate
-from lockstep_trainer.optim.norms import local_squares, scale_gradients
+from lockstep_trainer.model.export import export_model
+from lockstep_trainer.optim.build import build_optimizer, set_learning_rate, start_fresh
 from lockstep_trainer.optim.schedule import learning_rate
 from lockstep_trainer.outbox import Outbox
-from lockstep_trainer.parallel.parallelize import accumulate, build_model, initialize, make_mesh
+from lockstep_trainer.parallel.expert import update_balance
+from lockstep_trainer.parallel.gradients import clip, squares
+from lockstep_trainer.profiling import Profiler
 from lockstep_trainer.ranks import Ranks
+from lockstep_trainer.runtime import Garbage
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
+from lockstep_trainer.storage import open_store
+from lockstep_trainer.throughput import Meter
 
 log = logging.getLogger(__name__)
-
-MICRO_BATCH_TOKENS = 8192
-"""Tokens that one forward pass of a rank takes at most: bounds the memory for logits, and fills a GPU."""
 
 
 class Trainer:
@@ -47,136 +55,155 @@ class Trainer:
         orders: Orders,
         ranks: Ranks,
         corpus: Corpus,
-        outbox: Outbox,
+        folder: Path,
         records: StepWriter,
         sections: Sections,
     ) -> None:
         self.job, self.orders, self.ranks, self.corpus = job, orders, ranks, corpus
-        self.outbox, self.records, self.sections = outbox, records, sections
+        self.outbox, self.records, self.sections = Outbox(folder), records, sections
         spec, recipe = job.trainer, job.trainer.recipe
         self.length = spec.data.sequence_length
-        samples = samples_in(corpus.meta.train, self.length)
-        if not samples:
-            raise UserError(
-                f"trainer.data: {corpus.meta.train} tokens of text are less than one sample of {self.length}; "
-                "add text, or lower trainer.data.sequenceLength"
-            )
-        batches = ConstantBatch(job.samples_per_step)
-        mixture = Mixture(recipe.seed, (samples,))
-        self.sampler = Sampler(mixture, batches, ranks.rank, ranks.size)
+        self.callbacks = Callbacks.open(spec.callbacks, leads=ranks.leads)
         self.tokenizer = corpus.tokenizer()
-        mesh = make_mesh(ranks.device, ranks.size, job.spec.parallelism.replicate)
-        config = model_config(spec.model, self.tokenizer.get_vocab_size())
-        self.model = build_model(config, mesh, ranks.device, recipe.precision)
-        self.optimizer = build_optimizer(self.model.named_parameters(), recipe.optimizer)
-        self.keeper = Keeper(
-            job,
-            orders,
-            ranks,
-            outbox,
-            sampler_state(
-                mixture,
-                batches,
-                steps=0,
-                last_change=1,
-                sources=[SourceState(name=spec.data.sources[0].name, samples=samples, data=corpus.meta.fingerprint)],
-                data=corpus.meta.fingerprint,
-            ),
+        self.batches = batch_sizes(job, ranks.size)
+        timeout = timedelta(seconds=job.spec.resilience.hang.first_step_seconds)
+        model = assemble(job, ranks, self.batches, tokens=corpus.vocabulary, timeout=timeout, section=sections)
+        self.engine, self.layout, self.meshes = model.engine, model.layout, model.meshes
+        self.config, self.weights = model.config, model.weights
+        self.parameters = list(self.engine.named_parameters())
+        self.optimizer = build_optimizer(self.parameters, recipe.optimizer)
+        self.loader = Loader(
+            corpus,
+            spec.data,
+            self.batches,
+            seed=recipe.seed,
+            rank=self.layout.data_rank(ranks.rank),
+            ranks=self.layout.data_width,
+        )
+        last_change = self.batches.steps + 1
+        self.keeper = Keeper(job, orders, ranks, self.outbox, self.loader.state(last_change=last_change))
+        self.profiler = Profiler(folder, ranks.rank, ranks.device, sections)
+        self.garbage = Garbage()
+        self.meter = Meter.of(
+            self.config, sequence_length=self.length, ranks=ranks.size, precision=recipe.precision, device=ranks.device
         )
         self.step = 0  # optimizer steps done
 
     def restore(self) -> None:
-        """Load the state that the orders name; fresh weights without one."""
-        step = self.keeper.restore(training_state(self.model, self.optimizer))
+        """Load the state that the orders name; without one fresh weights, or those of ``model.initFrom``."""
+        step = self.keeper.restore(self._state())
         if step is None:
-            initialize(self.model, self.job.trainer.recipe.seed)
+            start_fresh(self.optimizer)
+            fill(self.engine, self.job)
         else:
             self.step = step
         log.info("starting behind step %d", self.step)
+        spec = self.job
+        self.callbacks.start(
+            Run(
+                name=spec.name,
+                namespace=spec.namespace,
+                uid=spec.uid,
+                spec=spec.spec.to_wire(),
+                step=self.step,
+                steps=spec.trainer.recipe.steps,
+                epoch=self.orders.epoch,
+                generation=self.orders.generation,
+                world_size=self.ranks.size,
+                parameters=self.weights,
+                store=f"{spec.checkpoint.uri}/{spec.prefix}",
+                s3=spec.checkpoint.s3,
+            )
+        )
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Steps until the last one, with checkpoints and evaluations between them."""
         recipe, evaluation = self.job.trainer.recipe, self.job.trainer.evaluate
+        self.garbage.take_over()
         while self.step < recipe.steps:
             self._train_step(self.step + 1)
             if self.keeper.due(self.step):
                 with self.sections("checkpoint"):
-                    self.keeper.save(self.step, training_state(self.model, self.optimizer))
+                    begun = time.perf_counter()
+                    self.keeper.save(self.step, self._state())
+                    self.callbacks.checkpoint(Checkpoint(self.step, time.perf_counter() - begun))
             if evaluation and self.step % evaluation.every == 0 and self.step < recipe.steps:
                 with self.sections("evaluate"):
                     self._evaluate()
+            if self.garbage.due(self.step):
+                with self.sections("garbage"):
+                    self.garbage.collect()
+            self.profiler.step(self.step)
 
     def finish(self) -> None:
-        """After the last step: the final evaluation, with the bigram model beside it, and a sample of text."""
+        """After the last step: the final evaluation, with the bigram model beside it, a sample of text, the export."""
         spec = self.job.trainer
         if spec.evaluate:
             with self.sections("evaluate"):
                 self._evaluate(with_bigram=True)
         if spec.generate:
             with self.sections("generate"):
-                text = generate(
-                    self.model,
-                    self.tokenizer,
-                    spec.generate,
-                    context=self.length,
-                    seed=spec.recipe.seed,
-                    device=self.ranks.device,
-                )
+                text = generate(self.engine, self.tokenizer, spec.generate, context=self.length, seed=spec.recipe.seed)
                 self._say("text", step=self.step, prompt=spec.generate.prompt, text=text)
+        if spec.export:
+            with self.sections("export"):
+                self._export(spec.export.uri)
+
+    def close(self, outcome: Outcome) -> None:
+        """End what runs beside the loop; callbacks hear how it ended."""
+        self.profiler.close()
+        self.loader.close()
+        self.callbacks.close(outcome)
 
     def _train_step(self, step: int) -> None:
         recipe, section = self.job.trainer.recipe, self.sections
         before = section.take()  # what happened between two steps: restore, checkpoint, evaluate
         begun = time.perf_counter()
         with section("load"):
-            batch = self._batch(step)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        micro = max(1, MICRO_BATCH_TOKENS // self.length)
-        pieces = torch.split(batch, micro)
-        for number, piece in enumerate(pieces):
-            accumulate(self.model, last=number == len(pieces) - 1)
-            with section("forward"):
-                loss = token_loss(self.model(piece[:, :-1]), piece[:, 1:])
-            with section("backward"):
-                # The gradient of the mean over all tokens of all ranks: gradients are averaged over the ranks.
-                torch.autograd.backward(loss * (self.ranks.size / recipe.global_batch_tokens))
-            loss_sum += loss.detach()
+            batch, draws = self.loader.batch(step)
+            self.keeper.consumed(step, draws)  # logged before it is used
+            batch = batch.to(self.ranks.device)
         with section("collective"):
-            loss_mean, norm = self._totals(loss_sum)
+            tokens = own_tokens(self.engine, batch)
+            dist.all_reduce(tokens)
+        sums = self.engine.forward_backward(batch, tokens)
+        with section("collective"):
+            loss, norm = self._totals(sums, tokens)
         with section("optimizer"):
             lr = learning_rate(step, steps=recipe.steps, peak=recipe.optimizer.lr, schedule=recipe.schedule)
-            scale_gradients(self.model.parameters(), norm, recipe.clip_grad_norm)
+            clip(self.parameters, norm, recipe.clip_grad_norm)
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            update_balance(self.engine.parts, self.meshes)
         self.step = step
+        at, seconds = time.time(), time.perf_counter() - begun
+        trained = self.batches.samples(step) * self.length
+        sections = {**before, **section.take()}
         self.records.record(
             step=step,
-            at=time.time(),
-            seconds=time.perf_counter() - begun,
-            loss=loss_mean,
-            tokens=recipe.global_batch_tokens,
+            at=at,
+            seconds=seconds,
+            loss=loss,
+            tokens=trained,
             grad_norm=norm,
             lr=lr,
-            sections={**before, **section.take()},
+            sections=sections,
         )
+        if self.callbacks:
+            speed = self.meter.step(trained, seconds)
+            extra = {"memory_bytes": float(speed.memory)} | ({} if speed.mfu is None else {"mfu": speed.mfu})
+            self.callbacks.step(Step(step, at, seconds, loss, trained, norm, lr, sections, extra))
 
-    def _batch(self, step: int) -> Tensor:
-        """This rank's tokens of the step, (samples, length + 1); their ids are logged before they are used."""
-        draws = self.sampler.step(step)
-        self.keeper.consumed(step, draws)
-        return torch.from_numpy(sample_batch(self.corpus.train, draws.sample, self.length)).to(self.ranks.device)
-
-    def _totals(self, loss_sum: Tensor) -> tuple[float, float]:
+    def _totals(self, sums: Tensor, tokens: Tensor) -> tuple[float, float]:
         """Mean loss over all tokens, and the norm of the whole gradient, in one all-reduce."""
-        totals = torch.stack([loss_sum, local_squares(self.model.parameters())])
+        norm2 = squares(self.parameters, self.layout, self.engine.second_copies)
+        totals = torch.stack([sums[0], norm2])
         dist.all_reduce(totals)
-        loss, squares = totals.tolist()
-        # Every copy of the sharded model has contributed the whole gradient.
-        norm = math.sqrt(squares / self.job.spec.parallelism.replicate)
-        loss /= self.job.trainer.recipe.global_batch_tokens
+        loss_sum, square, count = torch.stack([*totals, tokens.double()]).tolist()
+        loss, norm = loss_sum / count, math.sqrt(square)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainerError(
                 f"step {self.step + 1} has loss {loss} and gradient norm {norm}: going back to the last checkpoint; "
@@ -184,29 +211,58 @@ class Trainer:
             )
         return loss, norm
 
+    # --- between steps ------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, object]:
+        return training_state(self.engine.state(), self.parameters, self.optimizer)
+
     def _evaluate(self, *, with_bigram: bool = False) -> None:
+        if not self.corpus.evaluated:
+            raise UserError(
+                f"trainer.data.holdout: no source has {self.length} held-out tokens, which one sample takes; raise it, "
+                "add text, or set trainer.evaluate.sources"
+            )
+        held_out = {source.name: self._held_out(source) for source in self.corpus.evaluated}
+        found = evaluate(self.engine, held_out)
+        fields: dict[str, object] = {"loss": found.whole.loss, "tokens": found.whole.tokens}
+        losses = {name: score.loss for name, score in found.sources.items()}
+        if len(losses) > 1:
+            fields["sources"] = losses
+        if with_bigram and self.ranks.leads:
+            training = self.corpus.training_tokens(MAX_TOKENS)
+            if len(training) > 1:  # an own data set has no stream to count
+                batches = chain.from_iterable(self._held_out(source, alone=True)() for source in self.corpus.evaluated)
+                fields["bigram_loss"] = reference_loss(bigram_loss, training, batches, self.corpus.vocabulary)
+        self._say("evaluate", step=self.step, **fields)
+        self.callbacks.evaluation(Evaluation(self.step, found.whole.loss, found.whole.tokens, losses))
+
+    def _held_out(self, source: Source, *, alone: bool = False) -> Callable[[], Iterator[Batch]]:
+        """The batches of an evaluation of ``source`` on this data-parallel rank; ``alone``: all ranks' together."""
         spec = self.job.trainer.evaluate
         assert spec is not None
-        samples = evaluation_samples(self.corpus, self.length, spec.batches * self.job.samples_per_step)
-        if not len(samples):
-            raise UserError(
-                f"trainer.data.holdout: {self.corpus.meta.holdout} held-out tokens are less than one sample of "
-                f"{self.length}; raise it, or add text"
-            )
-        per_rank = max(1, MICRO_BATCH_TOKENS // self.length)
-        result = evaluate(
-            self.model, self.corpus, samples, sequence_length=self.length, per_rank=per_rank, device=self.ranks.device
+        rank, width = (0, 1) if alone else (self.layout.data_rank(self.ranks.rank), self.layout.data_width)
+        return partial(
+            evaluation_batches,
+            source.holdout,
+            at_most=spec.batches * self.job.samples_per_step,
+            per_rank=self.engine.micro_batch_size,
+            rank=rank,
+            ranks=width,
+            end=self.corpus.end,
+            document_mask=self.job.trainer.data.document_mask,
         )
-        fields: dict[str, float] = {"loss": result.loss, "tokens": result.tokens}
-        if with_bigram and self.ranks.leads:
-            fields["bigram_loss"] = reference_loss(
-                self.corpus,
-                samples,
-                sequence_length=self.length,
-                vocabulary=self.tokenizer.get_vocab_size(),
-                model=bigram_loss,
-            )
-        self._say("evaluate", step=self.step, **fields)
+
+    def _export(self, uri: str) -> None:
+        if self.config is None:
+            raise UserError("trainer.export: a model of your own (model.module) has no form that `transformers` knows")
+        export_model(
+            {**self.engine.state()},
+            self.config,
+            open_store(uri, self.job.checkpoint.s3),
+            tokenizer=self.tokenizer,
+            group=self.ranks.control,
+        )
+        self._say("export", step=self.step, uri=uri)
 
     def _say(self, kind: str, **fields: object) -> None:
         if self.ranks.leads:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.utils import deterministic
 
 from lockstep_trainer.agreement import from_all
+from lockstep_trainer.callbacks import Outcome
 from lockstep_trainer.config import load_job, load_orders
 from lockstep_trainer.data.prepare import prepare
 from lockstep_trainer.errors import PeerLost, TrainerError, UserError
@@ -27,6 +28,7 @@ from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.ranks import Ranks, join, lost_peer
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
+from lockstep_trainer.storage import open_store
 from lockstep_trainer.train import Trainer
 
 DONE, FAILED, USER_ERROR, PEER_LOST = 0, 1, 65, 75
@@ -60,7 +62,8 @@ def run(folder: Path) -> None:
     with StepWriter.create(folder / "steps") as records:
         sections = Sections(records)
         with sections("data"):
-            corpus = prepare(job.trainer, job.checkpoint.s3, Path(orders.data_dir))
+            shared = open_store(job.checkpoint.uri, job.checkpoint.s3).below(job.prefix)
+            corpus = prepare(job.trainer, job.checkpoint.s3, Path(orders.data_dir), shared)
         with sections("rendezvous"):
             _make_deterministic(orders.local_world_size)
             ranks = join(orders, timedelta(seconds=job.spec.resilience.hang.first_step_seconds))
@@ -71,14 +74,22 @@ def run(folder: Path) -> None:
                 orders=orders,
                 ranks=ranks,
                 corpus=corpus,
-                outbox=Outbox(folder),
+                folder=folder,
                 records=records,
                 sections=sections,
             )
-        with sections("restore"):
-            trainer.restore()
-        trainer.train()
-        trainer.finish()
+        outcome: Outcome = "interrupted"
+        try:
+            with sections("restore"):
+                trainer.restore()
+            trainer.train()
+            trainer.finish()
+            outcome = "finished"
+        except UserError:
+            outcome = "failed"
+            raise
+        finally:
+            trainer.close(outcome)
     dist.destroy_process_group()
 
 

@@ -57,7 +57,7 @@ def trained(ranks: int) -> dict[str, Any]:
     optimizer = build_optimizer(model.named_parameters(), OptimizerSpec(lr=0.1))
     model(torch.ones(2, 3)).square().sum().backward()
     optimizer.step()
-    return training_state(model, optimizer)
+    return training_state(dict(model.named_parameters()), model.named_parameters(), optimizer)
 
 
 def zeroed(state: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ and other layouts find what they look for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lockstep_trainer.agreement import by_first
@@ -23,12 +23,19 @@ from lockstep_trainer.errors import Corrupt, PeerLost, StoreError, TrainerError
 from lockstep_trainer.storage import ObjectStore
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """Everything that a step changes, as nested dicts of tensors; DTensors where it is sharded."""
-    parameters = dict(model.named_parameters())
-    state: dict[str, Any] = {"model": parameters}
+def training_state(
+    model: Mapping[str, Tensor],
+    parameters: Iterable[tuple[str, nn.Parameter]] = (),
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, Any]:
+    """Everything that a step changes, as nested dicts of tensors; DTensors where it is sharded.
+
+    ``model`` has parameters and persistent buffers by name, ``parameters`` those that the optimizer steps. Each rank
+    gives what it has; what several ranks have under one name is written once.
+    """
+    state: dict[str, Any] = {"model": dict(model)}
     if optimizer is not None:
-        state["optimizer"] = {"state": {name: optimizer.state[value] for name, value in parameters.items()}}
+        state["optimizer"] = {"state": {name: optimizer.state[value] for name, value in parameters}}
     return state
 
 

@@ -1,0 +1,152 @@
+"""From a job's specification to the engine that trains its model on this rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from lockstep_api.v1alpha1 import RecipeSpec
+from lockstep_trainer.config import Job
+from lockstep_trainer.errors import UserError
+from lockstep_trainer.loss import Loss
+from lockstep_trainer.model.config import DecoderConfig
+from lockstep_trainer.model.decoder import Decoder
+from lockstep_trainer.model.presets import model_config
+from lockstep_trainer.model.pretrained import load_weights, read_config
+from lockstep_trainer.model.weights import parameter_count
+from lockstep_trainer.optim.ramp import BatchRamp
+from lockstep_trainer.parallel.engine import Engine, Section
+from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.parallel.mesh import Meshes
+from lockstep_trainer.parallel.parallelize import build_parts, initialize
+from lockstep_trainer.parallel.measured import measured_costs
+from lockstep_trainer.parallel.pipeline import parts_of
+from lockstep_trainer.parallel.stages import Costs, costs_by_count, modelled_costs
+from lockstep_trainer.precision import check_precision
+from lockstep_trainer.ranks import Ranks
+from lockstep_trainer.storage import ObjectStore, open_store
+
+MICRO_BATCH_TOKENS = 8192
+"""Tokens that one forward pass of a rank takes where the recipe does not say: bounds the memory for logits, and fills a
+GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A model spread over the ranks, with memory and no values yet."""
+
+    engine: Engine
+    layout: Layout
+    meshes: Meshes
+    config: DecoderConfig
+    weights: int  # of the whole model, a tied one once
+
+
+def assemble(
+    job: Job, ranks: Ranks, batches: BatchRamp, *, tokens: int, timeout: timedelta, section: Section
+) -> Assembly:
+    """The job's model on these ranks; all of them call it. ``tokens`` is the number of tokens of the tokenizer.
+
+    Raises UserError where the model, the layout and the batch do not go together.
+    """
+    recipe = job.trainer.recipe
+    check_precision(recipe.precision, ranks.device)
+    length = job.trainer.data.sequence_length
+    layout = Layout.of(job.spec.parallelism, ranks.size)
+    checkpoint = read_config(_pretrained(job)) if job.trainer.model.init_from else None
+    config = model_config(job.trainer.model, tokens, checkpoint=checkpoint)
+    size = micro_batch_size(recipe, layout, length, batches)
+    for samples in _sizes(batches):
+        layout.check(config, sequence_length=length, micro_batches=samples // layout.data_width // size)
+    meshes = Meshes.build(layout, ranks.device, timeout=timeout)
+    costs = _costs(job, layout, config, device=ranks.device, micro_batch_size=size)
+    parts = build_parts(
+        config,
+        layout,
+        meshes,
+        device=ranks.device,
+        precision=recipe.precision,
+        recompute=recipe.activation_checkpointing,
+        compile_backend="inductor" if recipe.compile else None,
+        stages=parts_of(layout, meshes.at.pipeline, costs),
+    )
+    engine = Engine(
+        parts,
+        layout,
+        meshes,
+        Loss(recipe.z_loss, meshes.tensor.get_group() if layout.tensor > 1 else None),
+        micro_batch_size=size,
+        device=ranks.device,
+        dtype=torch.float32 if recipe.precision == "fp32" else torch.bfloat16,
+        section=section,
+    )
+    return Assembly(engine, layout, meshes, config, parameter_count(config))
+
+
+def fill(engine: Engine, job: Job) -> None:
+    """First values: those of ``model.initFrom``, or fresh ones by the seed."""
+    initialize(engine.parts, job.trainer.recipe.seed)
+    if job.trainer.model.init_from:
+        part = engine.parts[0]
+        assert isinstance(part, Decoder)
+        load_weights(engine.state(), part.config, _pretrained(job))
+
+
+def batch_sizes(job: Job, world_size: int) -> BatchRamp:
+    """Samples of each step; raises UserError where they do not divide among the data-parallel ranks."""
+    width = Layout.of(job.spec.parallelism, world_size).data_width
+    return BatchRamp.of(job.trainer.recipe, sequence_length=job.trainer.data.sequence_length, data_width=width)
+
+
+def _sizes(batches: BatchRamp) -> list[int]:
+    """Samples of a step, at each level of the ramp."""
+    return [batches.first + level * batches.increase for level in range(batches.increments + 1)]
+
+
+def micro_batch_size(recipe: RecipeSpec, layout: Layout, length: int, batches: BatchRamp) -> int:
+    """Samples of one forward pass of a rank: what the recipe says, else what divides every step's share of a rank,
+    holds at most MICRO_BATCH_TOKENS, and is 1 with a pipeline.
+
+    Raises UserError where the recipe's does not divide.
+    """
+    shares = [samples // layout.data_width for samples in _sizes(batches)]
+    asked = recipe.micro_batch_size
+    if asked is not None:
+        odd = [share for share in shares if share % asked]
+        if odd:
+            raise UserError(
+                f"trainer.recipe.microBatchSize: {asked} does not divide the {odd[0]} samples that a data-parallel "
+                "rank has in a step; change it or globalBatchTokens"
+            )
+        return asked
+    most = 1 if layout.pipeline > 1 else max(1, MICRO_BATCH_TOKENS // length)
+    return max(size for size in range(1, most + 1) if all(share % size == 0 for share in shares))
+
+
+def _pretrained(job: Job) -> ObjectStore:
+    uri = job.trainer.model.init_from
+    assert uri is not None
+    return open_store(uri, job.checkpoint.s3)
+
+
+def _costs(job: Job, layout: Layout, config: DecoderConfig, *, device: torch.device, micro_batch_size: int) -> Costs:
+    """What the pipeline's split goes by."""
+    recipe, length = job.trainer.recipe, job.trainer.data.sequence_length
+    recompute = recipe.activation_checkpointing
+    match job.spec.parallelism.split:
+        case "count":
+            return costs_by_count(config)
+        case "measured" if layout.pipeline > 1:
+            return measured_costs(
+                config,
+                layout,
+                device=device,
+                precision=recipe.precision,
+                recompute=recompute,
+                micro_batch_size=micro_batch_size,
+                sequence_length=length,
+            )
+        case _:
+            return modelled_costs(config, length, recompute=recompute)
