@@ -84,7 +84,7 @@ def test_what_was_read_is_written_at_any_layout(tmp_path: Path, name: str) -> No
     def through(_rank: int) -> None:
         state = own_state(config, layout)
         source = open_store(f"file://{before}")
-        load_weights(state, read_config(source), source)
+        load_weights(state, read_config(source), source, group=dist.group.WORLD)
         target = open_store(f"file://{after}")
         export_model(state, config, target, tokenizer=None, dtype=torch.float32, file_bytes=9000)
 

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from lockstep_trainer.agreement import by_first
 from lockstep_trainer.errors import NotFound, UserError
 from lockstep_trainer.model.config import DecoderConfig
-from lockstep_trainer.model.huggingface import FAMILIES, Counterpart, counterparts, from_json
+from lockstep_trainer.model.huggingface import FAMILIES, Counterpart, Family, counterparts, from_json
 from lockstep_trainer.model.safetensors import Stored, read_header
 from lockstep_trainer.parallel.sharded import local_shard, own_shard
 from lockstep_trainer.storage import ObjectStore
@@ -29,14 +31,20 @@ def read_config(store: ObjectStore) -> DecoderConfig:
     return from_json(_config_json(store), _where(store, "config.json"))
 
 
-def load_weights(state: Mapping[str, Tensor], config: DecoderConfig, store: ObjectStore) -> None:
+def load_weights(
+    state: Mapping[str, Tensor], config: DecoderConfig, store: ObjectStore, *, group: dist.ProcessGroup | None = None
+) -> None:
     """Fill ``state``, this rank's part of the training state by name, from the checkpoint.
 
-    Names are the decoder's, of parameters and persistent buffers; DTensors get their shards, at any layout. No
-    communication. Raises UserError where a tensor is missing, has another shape, or would be left out.
+    Names are the decoder's, of parameters and persistent buffers; DTensors get their shards, at any layout. The ranks
+    of ``group``, which must be gloo, share one reading of the files' headers; without it there is no communication.
+    Raises UserError where a tensor is missing, has another shape, or would be left out.
     """
-    of = FAMILIES[_config_json(store)["architectures"][0]]
-    stored = _stored(store)
+
+    def look() -> tuple[Family, dict[str, Stored]]:
+        return FAMILIES[_config_json(store)["architectures"][0]], _stored(store)
+
+    of, stored = look() if group is None else by_first(look, group)
     known = counterparts(config, of)
     _check_complete(config, known, stored, store)
     by_name = {counterpart.name: counterpart for counterpart in known}
