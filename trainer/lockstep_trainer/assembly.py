@@ -19,9 +19,9 @@ from lockstep_trainer.model.weights import parameter_count
 from lockstep_trainer.optim.ramp import BatchRamp
 from lockstep_trainer.parallel.engine import Engine, Section
 from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.parallel.measured import measured_costs
 from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.parallelize import build_parts, initialize
-from lockstep_trainer.parallel.measured import measured_costs
 from lockstep_trainer.parallel.pipeline import parts_of
 from lockstep_trainer.parallel.stages import Costs, costs_by_count, modelled_costs
 from lockstep_trainer.precision import check_precision
