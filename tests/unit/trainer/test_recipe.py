@@ -1,4 +1,4 @@
-"""Schedule, clipping, presets and the bigram model."""
+"""Clipping, presets and the bigram model."""
 
 from __future__ import annotations
 
@@ -9,29 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from lockstep_api.v1alpha1 import ModelSpec, OptimizerSpec, ScheduleSpec
+from lockstep_api.v1alpha1 import ModelSpec, OptimizerSpec
 from lockstep_trainer.bigram import bigram_loss
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.presets import model_config
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.optim.norms import local_squares, scale_gradients
-from lockstep_trainer.optim.schedule import learning_rate
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [(1, 0.1), (5, 0.5), (10, 1.0), (60, 0.55), (110, 0.1), (85, 0.1 + 0.9 * 0.5 * (1 + math.cos(0.75 * math.pi)))],
-)
-def test_learning_rate_rises_and_falls_along_a_cosine(step: int, expected: float) -> None:
-    schedule = ScheduleSpec(warmup=10, final_ratio=0.1)
-    assert learning_rate(step, steps=110, peak=1.0, schedule=schedule) == pytest.approx(expected)
-
-
-def test_learning_rate_at_the_edges() -> None:
-    assert learning_rate(1, steps=1, peak=2.0, schedule=ScheduleSpec(final_ratio=0.5)) == pytest.approx(1.0)
-    assert learning_rate(5, steps=5, peak=2.0, schedule=ScheduleSpec(warmup=5)) == 2.0
-    assert learning_rate(90, steps=90, peak=2.0, schedule=ScheduleSpec(name="constant", warmup=5)) == 2.0
 
 
 def test_gradients_are_scaled_to_the_largest_norm_and_not_up() -> None:

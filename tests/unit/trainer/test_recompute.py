@@ -121,23 +121,26 @@ def test_an_unknown_mode_is_refused() -> None:
         recompute_blocks(model(), "some")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_compiled_blocks_have_the_same_gradients_and_share_their_code(mode: Recompute) -> None:
+def test_compiled_blocks_have_the_same_gradients_and_share_their_code() -> None:
     """Ten blocks would exceed dynamo's limit of eight versions of one function, and then run uncompiled."""
-
-    def change(part: nn.Module) -> None:
-        recompute_blocks(part, mode)
-        compile_blocks(part, "aot_eager")
 
     def compare(rank: int) -> None:
         from torch._dynamo.utils import counters
 
         expected = gradients(model())
-        found = gradients(model(change))
-        assert counters["stats"]["unique_graphs"] == 1
-        assert not counters["graph_break"]
-        for name in expected:
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-14)
+        for mode in MODES:
+            torch._dynamo.reset()
+            counters.clear()
+
+            def change(part: nn.Module, mode: Recompute = mode) -> None:
+                recompute_blocks(part, mode)
+                compile_blocks(part, "aot_eager")
+
+            found = gradients(model(change))
+            assert counters["stats"]["unique_graphs"] == 1
+            assert not counters["graph_break"]
+            for name in expected:
+                torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-14)
 
     run_ranks(1, compare, timeout=200)
 

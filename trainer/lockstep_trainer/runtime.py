@@ -1,0 +1,58 @@
+"""Settings of the process that keep single ranks from being late.
+
+In a step all ranks wait for the slowest. What a process does now and then at a moment of its own (collecting garbage,
+asking the driver for memory) costs each step the worst of all ranks; done by all in the same step it costs once.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import torch
+
+GARBAGE_EVERY = 100
+"""Steps between collections of garbage."""
+
+ALLOCATOR = "expandable_segments:True"
+"""Segments of device memory that grow, in place of new ones: where activations change their size from step to step
+(documents, experts) the allocator is else left with free blocks that fit nothing, and asks the driver again, for which
+the device stands still."""
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the name up to torch 2.9
+
+
+def set_allocator(device: torch.device) -> None:
+    """Let device memory grow in place; before the first tensor on ``device``. What the pod template sets in torch's
+    variables counts, and on a CPU there is nothing to set.
+
+    By a call and not by a variable: torch may have read its variables in the process that this one was forked from.
+    """
+    if device.type == "cuda" and not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
+        torch.cuda.memory._set_allocator_settings(ALLOCATOR)
+
+
+class Garbage:
+    """Collects garbage at the same step on all ranks, instead of whenever a counter of this process runs full."""
+
+    def __init__(self, every: int = GARBAGE_EVERY) -> None:
+        """``every``: steps between collections."""
+        self._every = every
+
+    def take_over(self) -> None:
+        """Stop Python's own collections. What start-up left is never looked at again: modules and code stay anyway."""
+        gc.disable()
+        gc.collect()
+        gc.freeze()
+
+    def give_back(self) -> None:
+        """Let Python collect by itself again, for a process that goes on with something else."""
+        gc.unfreeze()
+        gc.enable()
+
+    def due(self, step: int) -> bool:
+        """Whether it is collected behind step ``step``: the same steps on all ranks, whenever they started."""
+        return step % self._every == 0
+
+    def collect(self) -> int:
+        """Collect now; returns the number of objects that were unreachable."""
+        return gc.collect()
