@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
-from lockstep_trainer.parallel import sharded
 from parity.cases import Case, layout
 from parity.run import Runner
 
@@ -18,12 +18,11 @@ def test_a_split_backward_loses_gradients_of_parameters_that_were_given_back(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, schedule: str
 ) -> None:
     """torch (2.11 to 2.15) says nothing. Once this test fails, ``shard_part`` may give parameters back."""
-    fully_shard = sharded.fully_shard
 
     def giving_back(module: nn.Module, **options: Any) -> object:
         return fully_shard(module, **{**options, "reshard_after_forward": True})
 
-    monkeypatch.setattr(sharded, "fully_shard", giving_back)
+    monkeypatch.setattr("lockstep_trainer.parallel.sharded.fully_shard", giving_back)
     case = Case("llama", layout(schedule, shard=2, pipeline=2))
     runner = Runner([case], tmp_path)
     try:

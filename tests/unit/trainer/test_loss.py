@@ -43,7 +43,7 @@ def test_loss_and_gradient_are_torchs_in_whatever_pieces(
     expected = plain(logits, targets, z_weight)
     (gradient,) = torch.autograd.grad(sum(expected, torch.zeros(())) / 7, logits)
     loss, sums = Loss(z_weight)(logits, targets, 7)
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.testing.assert_close(sums, torch.stack(expected).detach(), rtol=1e-13, atol=0)
     torch.testing.assert_close(loss, sum(expected, torch.zeros(())) / 7, rtol=1e-13, atol=0)
     torch.testing.assert_close(logits.grad, gradient, rtol=1e-12, atol=1e-15)
@@ -53,7 +53,7 @@ def test_loss_and_gradient_are_torchs_in_whatever_pieces(
 def test_a_batch_without_targets_has_loss_and_gradient_zero() -> None:
     logits, targets = example()
     loss, sums = Loss(0.1)(logits, torch.full_like(targets, IGNORE), torch.tensor(5))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert logits.grad is not None
     assert loss == 0
     assert sums.tolist() == [0, 0]
@@ -64,9 +64,9 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
     logits, targets = example(torch.bfloat16)
     precise = logits.detach().double().requires_grad_()
     expected = plain(precise, targets, 0.1)
-    sum(expected, torch.zeros(())).backward()  # type: ignore[union-attr]
+    torch.autograd.backward(sum(expected, torch.zeros(())))
     loss, sums = Loss(0.1)(logits, targets)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert (loss.dtype, sums.dtype) == (torch.float32, torch.float64)
     torch.testing.assert_close(sums, torch.stack(expected).detach(), rtol=1e-5, atol=0)
     assert logits.grad is not None
@@ -83,7 +83,7 @@ def test_a_split_vocabulary_gives_the_same_on_every_rank(ranks: int) -> None:
         (gradient,) = torch.autograd.grad(sum(expected, torch.zeros(())) / 7, logits)
         own = logits.detach().chunk(ranks, dim=-1)[rank].clone().requires_grad_()
         loss, sums = Loss(0.1, dist.group.WORLD)(own, targets, 7)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.testing.assert_close(sums, torch.stack(expected).detach(), rtol=1e-13, atol=0)
         torch.testing.assert_close(own.grad, gradient.chunk(ranks, dim=-1)[rank], rtol=1e-12, atol=1e-15)
         everyone = [torch.empty_like(sums) for _ in range(ranks)]
