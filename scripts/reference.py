@@ -207,8 +207,6 @@ def cli_page() -> str:
     """The reference of ``lockstep``, from its parser. Only what is the same in every Python's argparse is used."""
     from lockstep_cli import __main__ as cli
 
-    (commands,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
-    summaries = {choice.dest: choice.help for choice in commands._choices_actions}
     lines = [
         "<!-- Made from the parser of operator/lockstep_cli by `make generate`; do not edit. -->",
         "# Command line",
@@ -216,14 +214,25 @@ def cli_page() -> str:
         "`lockstep`, or `kubectl lockstep`. Exit status: 0 done, 1 an error, said in one sentence on standard error, "
         "2 a wrong manifest or wrong usage, 130 Ctrl-C. Every command works without a terminal.",
     ]
+    return "\n".join([*lines, *_command_lines("lockstep", cli.parser())]) + "\n"
+
+
+def _command_lines(prefix: str, parser: argparse.ArgumentParser) -> list[str]:
+    """A section for each command of ``parser``, or for each command of a command."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    summaries = {choice.dest: choice.help for choice in commands._choices_actions}
+    lines = []
     for name, command in commands.choices.items():
+        if any(isinstance(action, argparse._SubParsersAction) for action in command._actions):
+            lines += _command_lines(f"{prefix} {name}", command)
+            continue
         rows = [
             _row(f"`{_spelling(action)}`", _meaning(action)) for action in command._actions if action.dest != "help"
         ]
         summary = summaries.get(name) or ""
         text = command.description or f"{summary[:1].upper()}{summary[1:]}."
-        lines += ["", f"## lockstep {name}", "", text, "", _row("Argument", "Meaning"), "|---|---|", *rows]
-    return "\n".join(lines) + "\n"
+        lines += ["", f"## {prefix} {name}", "", text, "", _row("Argument", "Meaning"), "|---|---|", *rows]
+    return lines
 
 
 def _spelling(action: argparse.Action) -> str:

@@ -26,7 +26,14 @@ from lockstep_trainer.parallel.layout import Layout
 
 _GIB = 2**30
 _SHOWN_RANKS = 8  # of a long pipeline only the ends and the fullest are shown
-_DEGREES = ("replicate", "shard", "context", "tensor", "pipeline", "expert")
+_DEGREES = {
+    "replicate": "copies of the sharded model",
+    "shard": "ranks that share one copy of the weights (default: what the others leave of --gpus)",
+    "context": "ranks that share a sequence in attention, too",
+    "tensor": "ranks that share each matrix product",
+    "pipeline": "ranks that share the layers",
+    "expert": "ranks that share the experts of a layer; taken from shard × context × tensor",
+}
 
 
 def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentParser:
@@ -48,21 +55,32 @@ def _add_describe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field: layers=6")
     parser.add_argument("--all", action="store_true", help="a line for each weight of each layer")
     layout = parser.add_argument_group("layout, as in spec.parallelism")
-    layout.add_argument("--gpus", type=int, default=None, help="GPUs in all (default: as many as the degrees make)")
-    for degree in _DEGREES:
-        layout.add_argument(f"--{degree}", type=int, default=None, metavar="N")
+    layout.add_argument(
+        "--gpus", type=int, default=None, metavar="N", help="GPUs in all (default: as many as the degrees make)"
+    )
+    for degree, meaning in _DEGREES.items():
+        layout.add_argument(f"--{degree}", type=int, default=None, metavar="N", help=meaning)
     layout.add_argument("--schedule", default="1F1B", help="of the pipeline (default: 1F1B)")
-    layout.add_argument("--stages-per-rank", type=int, default=None, metavar="N")
-    layout.add_argument("--context-method", choices=("allGather", "ulysses"), default="allGather")
+    layout.add_argument(
+        "--stages-per-rank", type=int, default=None, metavar="N", help="pieces of the model on each pipeline rank"
+    )
+    layout.add_argument(
+        "--context-method", choices=("allGather", "ulysses"), default="allGather", help="how attention crosses ranks"
+    )
     work = parser.add_argument_group("work, as in trainer.recipe")
     work.add_argument("--sequence-length", type=int, default=8192, metavar="N", help="tokens (default: 8192)")
     work.add_argument("--micro-batch-size", type=int, default=1, metavar="N", help="samples (default: 1)")
     work.add_argument(
         "--global-batch-tokens", type=int, default=None, metavar="N", help="default: the fewest that the schedule takes"
     )
-    work.add_argument("--activation-checkpointing", choices=("none", "selective", "full"), default="none")
-    work.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
-    work.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    work.add_argument(
+        "--activation-checkpointing",
+        choices=("none", "selective", "full"),
+        default="none",
+        help="what is recomputed in the backward pass (default: none)",
+    )
+    work.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="default: adamw")
+    work.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: bf16")
 
 
 # --- list ------------------------------------------------------------------------------------------------------------
@@ -182,7 +200,7 @@ def _grouped(config: DecoderConfig) -> list[_Row]:
 def _heading(preset: str, config: DecoderConfig, layout: Layout, work: Work) -> Table:
     total, active = parameter_count(config), parameter_count(config, active=True)
     flops = training_flops_per_token(config, work.sequence_length)
-    degrees = " × ".join(f"{name} {getattr(layout, name)}" for name in _DEGREES[:5] if getattr(layout, name) > 1)
+    degrees = " × ".join(f"{name} {getattr(layout, name)}" for name in list(_DEGREES)[:-1] if getattr(layout, name) > 1)
     experts = f", expert {layout.expert}" if layout.expert > 1 else ""
     schedule = f", {layout.schedule}" if layout.pipeline > 1 else ""
     grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
