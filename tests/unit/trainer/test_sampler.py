@@ -167,7 +167,7 @@ def test_stages_without_weights_begin_with_the_sizes() -> None:
 def test_a_source_with_weight_and_without_samples_is_refused() -> None:
     with pytest.raises(UserError, match=r"sources\[1\]: it has weight 0.5 and not one whole sample"):
         Mixture(0, (10, 0), (Stage(0, (1.0, 0.5)),))
-    with pytest.raises(UserError, match="no source has one whole sample"):
+    with pytest.raises(UserError, match="no source has a whole sample"):
         Mixture(0, (0, 0))
 
 

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, cast
@@ -15,9 +14,9 @@ from lockstep_trainer.data.sources import SourceFile
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.storage import ObjectStore
 
-log = logging.getLogger(__name__)
-
 _READ_BYTES = 4 << 20  # of one request to the store
+_BATCH_DOCUMENTS = 256  # tokenized at once: enough for all threads
+_BATCH_CHARACTERS = 8 << 20  # and little enough to hold in memory
 _ROWS = 1024  # of a Parquet file that are decoded at once
 _ENDINGS = {
     ".jsonl": "jsonl",
@@ -71,6 +70,20 @@ def documents(file: SourceFile) -> Iterator[Document]:
             yield from _parquet(file)
         case other:
             raise UserError(f"trainer.data.sources: {file.uri} holds {other}, which is no text")
+
+
+def batches_of(found: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in groups that are tokenized at once."""
+    batch: list[Document] = []
+    characters = 0
+    for document in found:
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _jsonl(file: SourceFile) -> Iterator[Document]:

@@ -36,32 +36,37 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def key_of(*parts: int) -> NDArray[np.uint64]:
-    """A key from numbers, shape (1,): each is mixed into the hash of those before it."""
+def key_of(*parts: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A key from numbers, shape (1,), or keys from arrays of one length: each part is mixed into the hash of those
+    before it."""
     key = np.zeros(1, np.uint64)
     for part in parts:
-        key = splitmix64(key ^ np.uint64(part))
+        key = splitmix64(key ^ np.asarray(part).astype(np.uint64))
     return key
 
 
-def permute(places: NDArray[np.int64], size: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Where a permutation of 0 … size − 1 sends ``places``; ``key`` (1,) chooses the permutation.
+def permute(places: NDArray[np.int64], size: int | NDArray[np.int64], key: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where permutations of 0 … size − 1 send ``places`` (n,); ``key`` chooses the permutation. ``size`` and ``key``
+    are one for all places or one for each.
 
     A balanced Feistel network over an even number of bits, of which a place that lands at ``size`` or above takes
     another turn until it lands below (cycle walking; Black and Rogaway: Ciphers with Arbitrary Finite Domains,
     CT-RSA 2002, method 2). Its domain is less than four times ``size``, so four turns are taken on average at most.
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    keys = [splitmix64(key ^ np.uint64(turn)) for turn in range(ROUNDS)]
-    found = places.astype(np.uint64)
+    sizes, keys = np.broadcast_to(size, places.shape), np.broadcast_to(key, places.shape)
+    distinct, which = np.unique(sizes, return_inverse=True)
+    halves = np.array([max(1, ((each - 1).bit_length() + 1) // 2) for each in distinct.tolist()], np.uint64)
+    found, limits, shift = places.astype(np.uint64), sizes.astype(np.uint64), halves[which.reshape(sizes.shape)]
+    mask = (np.uint64(1) << shift) - np.uint64(1)
+    turns = np.stack([splitmix64(keys ^ np.uint64(turn)) for turn in range(ROUNDS)])
     todo = np.arange(len(found))
     while len(todo):
-        left, right = found[todo] >> shift, found[todo] & mask
-        for round_key in keys:
-            left, right = right, left ^ (splitmix64(right ^ round_key) & mask)
-        found[todo] = (left << shift) | right
-        todo = todo[found[todo] >= np.uint64(size)]
+        left, right = found[todo] >> shift[todo], found[todo] & mask[todo]
+        low = mask[todo]
+        for turn in turns[:, todo]:
+            left, right = right, left ^ (splitmix64(right ^ turn) & low)
+        found[todo] = (left << shift[todo]) | right
+        todo = todo[found[todo] >= limits[todo]]
     return found.astype(np.int64)
 
 
@@ -132,11 +137,9 @@ class Mixture:
             source, number = self._by_quota(index)
         else:
             source, number = np.zeros(len(index), np.int64), index
-        sample = np.empty(len(index), np.int64)
-        for each in np.unique(source).tolist():
-            here = source == each
-            size = self.sizes[each] if self.stages else int(self._offsets[-1])
-            sample[here] = self._in_passes(each, number[here], size)
+        sizes = np.array(self.sizes)[source] if self.stages else self._offsets[-1:]
+        passes, places = np.divmod(number, sizes)
+        sample = permute(places, sizes, key_of(self.seed, _PASS, source, passes))
         if not self.stages:
             source = np.searchsorted(self._offsets, sample, side="right") - 1
             sample = sample - self._offsets[source]
@@ -149,15 +152,6 @@ class Mixture:
         return tuple(a + b for a, b in zip(self._before[number], since, strict=True))
 
     # ------------------------------------------------------------------------------------------------------------
-
-    def _in_passes(self, source: int, number: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-        """Ids of a source's ``number``-th draws: each pass has a permutation of its own."""
-        passes, places = np.divmod(number, size)
-        ids = np.empty(len(number), np.int64)
-        for each in np.unique(passes).tolist():
-            here = passes == each
-            ids[here] = permute(places[here], size, key_of(self.seed, _PASS, source, each))
-        return ids
 
     def _by_quota(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Source and number of the draw in its source, at these indices."""

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 from lockstep_api.v1alpha1 import DataSource, S3Spec, TrainerSpec
 from lockstep_trainer.data.corpus import Corpus, Meta, SourceMeta, open_corpus
-from lockstep_trainer.data.documents import Document, documents, format_of
+from lockstep_trainer.data.documents import batches_of, documents, format_of
 from lockstep_trainer.data.packing import write_pieces
 from lockstep_trainer.data.progress import Progress
 from lockstep_trainer.data.shards import use_shards
@@ -44,9 +44,7 @@ from lockstep_trainer.data.tokens import LocalShard, ShardMeta, ShardWriter, rea
 from lockstep_trainer.errors import PreconditionFailed, UserError
 from lockstep_trainer.storage import ObjectStore
 
-_BATCH_DOCUMENTS = 256  # tokenized at once: enough for all threads
-_BATCH_CHARACTERS = 8 << 20  # and little enough to hold in memory
-_TRAINING_CHARACTERS = 1 << 30
+TRAINING_CHARACTERS = 1 << 30
 """Of text that a tokenizer is trained on at most, in equal parts from all sources: more changes nothing, and takes
 memory."""
 _FORMAT = 2  # raised when the files or their meaning change
@@ -164,7 +162,7 @@ class _Preparation:
         """Text of the training documents: what is held out is not learned through the tokenizer's merges either."""
         found = False
         for name, files in self.files.trained.items():
-            left = _TRAINING_CHARACTERS // len(self.files.trained)
+            left = TRAINING_CHARACTERS // len(self.files.trained)
             for file in files:
                 if format_of(file) == "tokens":
                     continue
@@ -212,7 +210,7 @@ class _Preparation:
             ShardWriter(self.building / f"{number}-train.tokens", width, self.hash) as train,
             ShardWriter(self.building / f"{number}-holdout.tokens", width, self.hash) as holdout,
         ):
-            for batch in _batches(document for file in files for document in documents(file)):
+            for batch in batches_of(document for file in files for document in documents(file)):
                 encoded = tokenizer.encode_batch_fast([each.text for each in batch], add_special_tokens=False)
                 for document, encoding in zip(batch, encoded, strict=True):
                     (holdout if document.held_out(share) else train).add([*encoding.ids, self.end])
@@ -223,20 +221,6 @@ class _Preparation:
 
     def _written(self, name: str) -> ShardMeta:
         return read_meta((self.building / f"{name}.json").read_bytes(), name)
-
-
-def _batches(found: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents in groups that are tokenized at once."""
-    batch: list[Document] = []
-    characters = 0
-    for document in found:
-        batch.append(document)
-        characters += len(document.text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _key(spec: TrainerSpec, files: Iterable[SourceFile]) -> str:
