@@ -1,6 +1,6 @@
 """Does a model learn with Lockstep what it learns with plain transformers and torch?
 
-    python tests/bench/learning.py [--steps 300] [--models llama,qwen3-moe]
+    python tests/bench/learning.py [--steps 200] [--models llama,qwen3-moe]
 
 Trains small models on real text, the sources of Python's standard library, from the same weights, on the same samples
 in the same order, with the same recipe, in float32 on CPU:
@@ -176,7 +176,8 @@ def train_here(rank: int, *, config: DecoderConfig, layout: Layout, data: Path, 
     parts = build_parts(config, layout, meshes, device=CPU, stages=stages)
     initialize(parts, SEED)
     loss = Loss(group=meshes.tensor.get_group() if layout.tensor > 1 else None)
-    engine = Engine(parts, layout, meshes, loss, micro_batch_size=SAMPLES // width // 2, device=CPU)
+    micro_batches = 2 if layout.pipeline > 1 else 1
+    engine = Engine(parts, layout, meshes, loss, micro_batch_size=SAMPLES // width // micro_batches, device=CPU)
     named = list(engine.named_parameters())
     spec = OptimizerSpec(lr=PEAK, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)
     optimizer = build_optimizer(named, spec)
@@ -313,7 +314,7 @@ def difference(run: Run, peer: Run) -> Difference:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -339,9 +340,9 @@ def main() -> None:
             "runs": {title: asdict(run) for title, run in runs.items()},
         }
         panels[name] = [Curve(title, run.losses, run.held_out) for title, run in runs.items()]
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "learning.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.results / "learning.svg").write_text(draw(panels, reference="transformers"))
+        arguments.results.mkdir(parents=True, exist_ok=True)
+        (arguments.results / "learning.json").write_text(json.dumps(result, indent=1) + "\n")
+        (arguments.results / "learning.svg").write_text(draw(panels, reference="transformers"))
 
 
 if __name__ == "__main__":

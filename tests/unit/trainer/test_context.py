@@ -133,18 +133,18 @@ def test_every_gradient_matches_a_single_process(method: str, ranks: int) -> Non
     run_ranks(ranks, body)
 
 
-@pytest.mark.parametrize("method", ["allGather", "ulysses"])
-def test_compiled_blocks_without_a_break_give_the_same(method: str) -> None:
+def test_compiled_blocks_without_a_break_give_the_same() -> None:
     def body(rank: int) -> None:
         torch.set_default_dtype(torch.float64)
-        layout = layouts(method, 2)
-        meshes = Meshes.build(layout, CPU)
-        for packed in (False, True):
-            model = build(ONE_LAYER)
-            apply_context(model, layout, meshes)
-            for block in model.blocks.values():
-                block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
-            compare(model, layout, rank, packed, ONE_LAYER)
+        for method in ("allGather", "ulysses"):
+            layout = layouts(method, 2)
+            meshes = Meshes.build(layout, CPU)
+            for packed in (False, True):
+                model = build(ONE_LAYER)
+                apply_context(model, layout, meshes)
+                for block in model.blocks.values():
+                    block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
+                compare(model, layout, rank, packed, ONE_LAYER)
 
     run_ranks(2, body)
 
