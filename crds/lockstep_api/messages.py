@@ -80,6 +80,9 @@ class StepSummary:
     grad_norm: float
     lr: float
     sections: dict[str, float] = field(default_factory=dict)  # section → seconds, mean over ranks
+    trained: int = 0  # tokens of all steps up to this one; 0: not said
+    mfu: float | None = None  # model FLOPs utilisation, 0 to 1; None where the device's peak is not known
+    memory: int = 0  # bytes in use at most on one device during the step, the largest over ranks; 0 without GPUs
 
 
 # ------------------------------------------------------------------------------------ operator ↔ leader

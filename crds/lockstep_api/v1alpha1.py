@@ -842,6 +842,8 @@ class Progress(StatusModel):
     """Loss on held-out files, in nats per token."""
     tokens_per_second: float | None = None
     """Over the last steps."""
+    mfu: float | None = None
+    """Model FLOPs utilisation of the last step, 0 to 1: the model's own FLOPs as a share of the GPUs' peak."""
     at: str | None = None
     """When this was seen, RFC 3339."""
 

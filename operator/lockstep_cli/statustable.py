@@ -54,6 +54,8 @@ def progress_line(status: TrainingJobStatus) -> str:
         parts.append(f"held-out {progress.eval_loss:.3f}")
     if progress.tokens_per_second is not None:
         parts.append(f"{short(progress.tokens_per_second)} tokens/s")
+    if progress.mfu is not None:
+        parts.append(f"MFU {progress.mfu:.1%}")
     return ", ".join(parts) if progress.step else ""
 
 

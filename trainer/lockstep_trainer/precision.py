@@ -1,4 +1,5 @@
-"""In which precision forward and backward run. Parameters and optimizer are float32 whatever it is."""
+"""Matrix products in float8: whether they can be, and which layers take part. The rest of the precision is FSDP's
+business (``parallel.sharded.mixed_precision``)."""
 
 from __future__ import annotations
 
@@ -7,21 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from lockstep_trainer.errors import UserError
 
 _FIELD = "trainer.recipe.precision"
 FLOAT8_MULTIPLE = 16
 """Sides of a matrix that cuBLAS multiplies in float8 are multiples of this."""
-
-
-def mixed_precision(precision: str) -> MixedPrecisionPolicy:
-    """What FSDP gathers and reduces: with bf16 and float8 parameters are gathered in bfloat16, so that forward and
-    backward run in it, and gradients are summed in float32. With fp32 nothing is cast."""
-    if precision == "fp32":
-        return MixedPrecisionPolicy()
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from lockstep_trainer.config import Orders
 from lockstep_trainer.errors import PeerLost, TrainerError
+from lockstep_trainer.runtime import set_allocator
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,5 +103,6 @@ def _device(orders: Orders) -> torch.device:
             "check the resources of the pod template"
         )
     device = torch.device("cuda", orders.local_rank)
+    set_allocator(device)
     torch.cuda.set_device(device)
     return device

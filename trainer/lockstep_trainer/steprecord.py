@@ -8,7 +8,8 @@ Layout, little-endian::
 
     0     magic, capacity, record size, records written so far, section, number of section names
     64    32 section names of 24 bytes, UTF-8, zero padded
-    1024  ring of `capacity` records: index, step, at, seconds, loss, tokens, grad_norm, lr, 32 × seconds, CRC-32
+    1024  ring of `capacity` records: index, step, at, seconds, loss, tokens, grad_norm, lr, trained, mfu, memory,
+          32 × seconds, CRC-32
 
 The checksum covers the record's index too. A reader that meets a half-written or overwritten slot sees a checksum or
 an index that does not fit and tries again later; that holds on machines that reorder stores as well.
@@ -17,6 +18,7 @@ Standard library only: both sides import it at start.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -26,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-MAGIC = b"LKSTEPS1"
+MAGIC = b"LKSTEPS2"
 MAX_SECTIONS = 32
 STARTING = "starting"
 """Section of a worker that has not named one yet."""
@@ -36,7 +38,7 @@ _COUNT = struct.Struct("<Q")
 _COUNT_OFFSET, _SECTION_OFFSET, _SECTIONS_OFFSET = 16, 24, 25
 _NAMES_OFFSET, _NAME_BYTES = 64, 24
 _RING_OFFSET = 1024
-_FIELDS = struct.Struct(f"<QQdddQdd{MAX_SECTIONS}d")
+_FIELDS = struct.Struct(f"<QQdddQddQdQ{MAX_SECTIONS}d")
 _CRC = struct.Struct("<I")
 _RECORD_BYTES = _FIELDS.size + 8  # the checksum, padded so that records stay aligned
 
@@ -58,6 +60,12 @@ class StepRecord:
     lr: float
     sections: dict[str, float]
     """Section → seconds."""
+    trained: int = 0
+    """Tokens of all steps up to this one; 0: not said."""
+    mfu: float | None = None
+    """Model FLOPs utilisation of the step, 0 to 1; None where the device's peak is not known."""
+    memory: int = 0
+    """Bytes that the rank's device had in use at most during the step; 0 without a GPU."""
 
 
 class StepRecordError(ValueError):
@@ -108,13 +116,19 @@ class StepWriter:
         grad_norm: float,
         lr: float,
         sections: dict[str, float],
+        trained: int = 0,
+        mfu: float | None = None,
+        memory: int = 0,
     ) -> None:
         """Write one step's record; the oldest of a full ring is overwritten."""
         spent = [0.0] * MAX_SECTIONS
         for name, value in sections.items():
             index = self._sections.get(name)
             spent[self._register(name) if index is None else index] = value
-        fields = _FIELDS.pack(self._written, step, at, seconds, loss, tokens, grad_norm, lr, *spent)
+        known_mfu = math.nan if mfu is None else mfu
+        fields = _FIELDS.pack(
+            self._written, step, at, seconds, loss, tokens, grad_norm, lr, trained, known_mfu, memory, *spent
+        )
         offset = _RING_OFFSET + self._written % self._capacity * _RECORD_BYTES
         self._memory[offset : offset + _FIELDS.size] = fields
         _CRC.pack_into(self._memory, offset + _FIELDS.size, zlib.crc32(fields))
@@ -200,11 +214,12 @@ class StepReader:
         raw = self._memory[offset : offset + _FIELDS.size + _CRC.size]
         fields = raw[: _FIELDS.size]
         (checksum,) = _CRC.unpack_from(raw, _FIELDS.size)
-        found, step, at, seconds, loss, tokens, grad_norm, lr, *spent = _FIELDS.unpack(fields)
+        found, step, at, seconds, loss, tokens, grad_norm, lr, trained, mfu, memory, *spent = _FIELDS.unpack(fields)
         if found != index or zlib.crc32(fields) != checksum:
             return None
         sections = {name: value for name, value in zip(self._section_names(), spent, strict=False) if value}
-        return StepRecord(step, at, seconds, loss, tokens, grad_norm, lr, sections)
+        known_mfu = None if math.isnan(mfu) else mfu
+        return StepRecord(step, at, seconds, loss, tokens, grad_norm, lr, sections, trained, known_mfu, memory)
 
     def _section_names(self) -> list[str]:
         known = self._memory[_SECTIONS_OFFSET]

@@ -77,6 +77,7 @@ def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed) -> T
         loss=newest.loss if newest else old.loss,
         eval_loss=heard.eval_loss if heard.eval_loss is not None else old.eval_loss,
         tokens_per_second=round(heard.tokens_per_second, 1) if heard.tokens_per_second is not None else None,
+        mfu=round(newest.mfu, 4) if newest and newest.mfu is not None else None,
         at=rfc3339(newest.at) if newest else old.at,
     )
     update: dict[str, object] = {"progress": progress}

@@ -29,6 +29,18 @@ def test_reader_sees_what_was_written(tmp_path: Path) -> None:
         assert reader.new_records() == []
 
 
+@pytest.mark.parametrize("mfu", [None, 0.0, 0.47])
+def test_what_a_step_was_worth_arrives(tmp_path: Path, mfu: float | None) -> None:
+    """An unknown utilisation stays unknown: it is not 0."""
+    with StepWriter.create(tmp_path / "steps", capacity=2) as writer:
+        writer.record(
+            step=3, at=1.0, seconds=0.5, loss=2.0, tokens=64, grad_norm=1.0, lr=1e-3, sections={}, trained=160, mfu=mfu,
+            memory=2**36,
+        )  # fmt: skip
+        (record,) = StepReader(tmp_path / "steps").new_records()
+        assert (record.tokens, record.trained, record.mfu, record.memory) == (64, 160, mfu, 2**36)
+
+
 def test_slow_reader_loses_the_oldest_and_knows_it(tmp_path: Path) -> None:
     """The worker never waits for its agent."""
     with StepWriter.create(tmp_path / "steps", capacity=4) as writer:

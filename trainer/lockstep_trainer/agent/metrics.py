@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from lockstep_trainer.protocol.reports import trained
+
 if TYPE_CHECKING:
     from lockstep_trainer.agent.agent import Agent
     from lockstep_trainer.protocol.leader import Leader
@@ -35,6 +37,8 @@ NAMES = {
     "lockstep_section_seconds": "Time of the newest step by section, mean over ranks.",
     "lockstep_tokens_total": "Tokens trained on, recomputed ones left out.",
     "lockstep_tokens_per_second": "Throughput over the last steps.",
+    "lockstep_mfu_ratio": "Model FLOPs utilisation of the newest step.",
+    "lockstep_device_memory_bytes": "Device memory in use at most in the newest step, the largest over ranks.",
     "lockstep_goodput_ratio": "Productive share of the members' GPU time in this epoch.",
     "lockstep_ledger_gpu_seconds": "The members' GPU time in this epoch, by class.",
     "lockstep_checkpoint_step": "Step of the newest durable checkpoint.",
@@ -90,8 +94,12 @@ def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metr
         yield _gauge("lockstep_grad_norm", job, step.grad_norm)
         yield _gauge("lockstep_learning_rate", job, step.lr)
         yield _gauge("lockstep_step_seconds", job, step.seconds)
-        yield _counter("lockstep_tokens_total", job, step.step * step.tokens)
+        yield _counter("lockstep_tokens_total", job, trained(step))
         yield _by_label("lockstep_section_seconds", job, step.sections)
+        if step.mfu is not None:
+            yield _gauge("lockstep_mfu_ratio", job, step.mfu)
+        if step.memory:
+            yield _gauge("lockstep_device_memory_bytes", job, step.memory)
     if reports.tokens_per_second is not None:
         yield _gauge("lockstep_tokens_per_second", job, reports.tokens_per_second)
     if reports.eval_loss is not None:

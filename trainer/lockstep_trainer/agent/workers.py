@@ -70,7 +70,12 @@ class Worker:
         records = self._reader.new_records()
         if records:
             self.step = records[-1].step
-        return [StepSummary(r.step, r.at, r.seconds, r.loss, r.tokens, r.grad_norm, r.lr, r.sections) for r in records]
+        return [
+            StepSummary(
+                r.step, r.at, r.seconds, r.loss, r.tokens, r.grad_norm, r.lr, r.sections, r.trained, r.mfu, r.memory
+            )
+            for r in records
+        ]
 
     @property
     def section(self) -> str:

@@ -39,6 +39,10 @@ def build_parts(
     for stage in stages if stages is not None else [whole(config)]:
         with torch.device("meta"):
             part = Decoder(config, stage)
+        if precision == "float8":
+            from lockstep_trainer.precision import convert_to_float8
+
+            convert_to_float8(part)
         apply_tensor(part, layout, meshes)
         if config.experts:
             from lockstep_trainer.parallel.expert import apply_experts

@@ -53,8 +53,8 @@ class StepFold:
 
 
 def fold(parts: tuple[StepSummary, ...]) -> StepSummary:
-    """One step out of several ranks' or nodes' accounts of it: the last to finish sets its end, sections are means.
-    Loss, tokens and gradient norm are global in each of them."""
+    """One step out of several ranks' or nodes' accounts of it: the last to finish sets its end and its MFU,
+    sections are means, and memory is the largest. Loss, tokens and gradient norm are global in each of them."""
     if len(parts) == 1:
         return parts[0]
     last = max(parts, key=lambda part: part.at)
@@ -69,6 +69,9 @@ def fold(parts: tuple[StepSummary, ...]) -> StepSummary:
         grad_norm=last.grad_norm,
         lr=last.lr,
         sections=sections,
+        trained=last.trained,
+        mfu=last.mfu,
+        memory=max(part.memory for part in parts),
     )
 
 

@@ -121,7 +121,7 @@ class Reports:
             steps=leader.plan.steps,
             newest=newest,
             tokens_per_second=self.tokens_per_second,
-            tokens=newest.step * newest.tokens if newest else 0,
+            tokens=trained(newest) if newest else 0,
             eval_loss=self.eval_loss,
             durable=durability.durable,
             durable_at=durability.durable_at,
@@ -280,3 +280,8 @@ def state_of(leader: Leader) -> State:
     stepped = leader.reports.step_of(leader.term) > 0
     heard = all(peer.term == leader.running.term for peer in leader.roster.members.values())
     return "running" if stepped or (not leader.plan.reports_steps and heard) else "starting"
+
+
+def trained(step: StepSummary) -> int:
+    """Tokens trained on up to ``step``, recomputed ones left out; a script that does not say has equal batches."""
+    return step.trained or step.step * step.tokens
