@@ -99,8 +99,8 @@ def _whole(weight: Weight, layout: Layout) -> int:
 
 
 def _splits(name: str) -> bool:
-    """Whether tensor parallelism splits a matrix: all but positions and router."""
-    return not name.endswith(("position.weight", "router.weight"))
+    """Whether tensor parallelism splits a matrix: all but positions, router and shared experts."""
+    return not (name.endswith(("position.weight", "router.weight")) or ".ffn.shared." in name)
 
 
 def stored_elements(weight: Weight, layout: Layout) -> int:

@@ -150,10 +150,6 @@ class Layout:
                 f"tensor {self.tensor} does not divide the vocabulary of {config.vocab_size}",
             ),
             (
-                config.shared_expert_dim % self.tensor,
-                f"tensor {self.tensor} does not divide shared_expert_dim {config.shared_expert_dim}",
-            ),
-            (
                 self.context_method == "ulysses" and config.kv_heads % (self.tensor * self.context),
                 f"contextMethod ulysses needs key-value heads ({config.kv_heads}) that tensor × context = "
                 f"{self.tensor * self.context} divides; use allGather",
