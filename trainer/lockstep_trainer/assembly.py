@@ -17,6 +17,7 @@ from lockstep_trainer.model.presets import model_config
 from lockstep_trainer.model.pretrained import load_weights, read_config
 from lockstep_trainer.model.weights import parameter_count
 from lockstep_trainer.optim.ramp import BatchRamp
+from lockstep_trainer.own import OwnLoss, build_own_model, own_loss
 from lockstep_trainer.parallel.engine import Engine, Section
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.measured import measured_costs
@@ -40,7 +41,7 @@ class Assembly:
     engine: Engine
     layout: Layout
     meshes: Meshes
-    config: DecoderConfig
+    config: DecoderConfig | None  # None: a model of the user's own
     weights: int  # of the whole model, a tied one once
 
 
@@ -55,6 +56,9 @@ def assemble(
     check_precision(recipe.precision, ranks.device)
     length = job.trainer.data.sequence_length
     layout = Layout.of(job.spec.parallelism, ranks.size)
+    if job.trainer.model.module is not None:
+        meshes = Meshes.build(layout, ranks.device, timeout=timeout)
+        return _own(job, ranks, batches, layout, meshes, tokens=tokens, section=section)
     checkpoint = read_config(_pretrained(job)) if job.trainer.model.init_from else None
     config = model_config(job.trainer.model, tokens, checkpoint=checkpoint)
     size = micro_batch_size(recipe, layout, length, batches)
@@ -76,7 +80,7 @@ def assemble(
         parts,
         layout,
         meshes,
-        Loss(recipe.z_loss, meshes.tensor.get_group() if layout.tensor > 1 else None),
+        _loss(recipe, layout, meshes),
         micro_batch_size=size,
         device=ranks.device,
         dtype=torch.float32 if recipe.precision == "fp32" else torch.bfloat16,
@@ -85,8 +89,35 @@ def assemble(
     return Assembly(engine, layout, meshes, config, parameter_count(config))
 
 
+def _own(
+    job: Job, ranks: Ranks, batches: BatchRamp, layout: Layout, meshes: Meshes, *, tokens: int, section: Section
+) -> Assembly:
+    """The same with a model of the user's own, which has its first values already."""
+    recipe, data = job.trainer.recipe, job.trainer.data
+    model = build_own_model(
+        job.trainer.model, recipe, tokens, layout, meshes, documents=data.document_mask, control=ranks.control
+    )
+    engine = Engine(
+        [model],
+        layout,
+        meshes,
+        _loss(recipe, layout, meshes),
+        micro_batch_size=micro_batch_size(recipe, layout, data.sequence_length, batches),
+        device=ranks.device,
+        section=section,
+    )
+    return Assembly(engine, layout, meshes, None, sum(parameter.numel() for parameter in model.parameters()))
+
+
+def _loss(recipe: RecipeSpec, layout: Layout, meshes: Meshes) -> Loss | OwnLoss:
+    group = meshes.tensor.get_group() if layout.tensor > 1 else None
+    return own_loss(recipe, group) if recipe.loss is not None else Loss(recipe.z_loss, group)
+
+
 def fill(engine: Engine, job: Job) -> None:
-    """First values: those of ``model.initFrom``, or fresh ones by the seed."""
+    """First values: those of ``model.initFrom``, or fresh ones by the seed. A model of the user's own has them."""
+    if job.trainer.model.module is not None:
+        return
     initialize(engine.parts, job.trainer.recipe.seed)
     if job.trainer.model.init_from:
         part = engine.parts[0]

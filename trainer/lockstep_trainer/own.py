@@ -35,12 +35,11 @@ _SAMPLED = 64
 
 def build_own_model(
     spec: ModelSpec,
+    recipe: RecipeSpec,
     vocab_size: int,
     layout: Layout,
     meshes: Meshes,
     *,
-    seed: int,
-    precision: str,
     documents: bool,
     control: dist.ProcessGroup | None = None,
 ) -> nn.Module:
@@ -49,21 +48,27 @@ def build_own_model(
     ``documents``: whether batches come with positions and documents. ``control``: a gloo group of all ranks. Every rank
     builds the whole model in CPU memory with the same seed and keeps its part: block by block where ``model.blocks`` is
     a list or dict of modules, which is then also gathered block by block. Raises UserError where the function is not
-    there or returns something else, and where the layout has more than data parallelism.
+    there or returns something else, and where the job asks for more than data
+    parallelism.
     """
     assert spec.module is not None
     _only_data_parallel(layout)
+    for field, value in (("activationCheckpointing", recipe.activation_checkpointing), ("compile", recipe.compile)):
+        if value not in ("none", False):
+            raise UserError(f"trainer.recipe.{field}: it knows the built-in blocks only; do it in {_MODEL} yourself")
+    if recipe.precision == "float8":
+        raise UserError(f"trainer.recipe.precision: float8 with {_MODEL}; choose bf16 or fp32")
     if spec.init_from:
         raise UserError("trainer.model.initFrom: it reads weights of a preset; load your own in trainer.model.module")
     function = load_callable(spec.module, _MODEL)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(recipe.seed)
         model = call(function, _MODEL, vocab_size, **spec.overrides)
     if not isinstance(model, nn.Module):
         raise UserError(f"{_MODEL}: {spec.module} returned a {type(model).__name__}; return a torch.nn.Module")
     _check(model, spec.module, documents)
     _check_same(model, spec.module, control)
-    policy = mixed_precision(precision)
+    policy = mixed_precision(recipe.precision)
     for block in _blocks(model):
         fully_shard(block, mesh=meshes.fsdp, mp_policy=policy)
     fully_shard(model, mesh=meshes.fsdp, mp_policy=policy, reshard_after_forward=False)

@@ -32,16 +32,25 @@ class Meter:
 
     @classmethod
     def of(
-        cls, config: DecoderConfig, *, sequence_length: int, ranks: int, precision: str, device: torch.device
+        cls,
+        config: DecoderConfig | None,
+        *,
+        weights: int = 0,
+        sequence_length: int,
+        ranks: int,
+        precision: str,
+        device: torch.device,
     ) -> Meter:
-        """The meter of a decoder on ``ranks`` devices like this one.
+        """The meter of a decoder on ``ranks`` devices like this one. Without a ``config`` it is of another model with
+        so many ``weights``, and a token costs 6 FLOPs for each (Kaplan et al. 2020).
 
         A float8 run is measured by the peak of bfloat16, as most reports do: not all its products are in float8.
         """
         peak = None
         if device.type == "cuda":
             peak = peak_flops(torch.cuda.get_device_name(device), "fp32" if precision == "fp32" else "bf16")
-        return cls(training_flops_per_token(config, sequence_length), ranks, peak, device)
+        flops = 6 * weights if config is None else training_flops_per_token(config, sequence_length)
+        return cls(flops, ranks, peak, device)
 
     def step(self, tokens: int, seconds: float) -> Throughput:
         """``tokens`` over all ranks, in ``seconds`` of wall time; memory is measured since the last call."""

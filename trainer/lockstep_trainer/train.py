@@ -85,7 +85,12 @@ class Trainer:
         self.profiler = Profiler(folder, ranks.rank, ranks.device, sections)
         self.garbage = Garbage()
         self.meter = Meter.of(
-            self.config, sequence_length=self.length, ranks=ranks.size, precision=recipe.precision, device=ranks.device
+            self.config,
+            weights=self.weights,
+            sequence_length=self.length,
+            ranks=ranks.size,
+            precision=recipe.precision,
+            device=ranks.device,
         )
         self.step = 0  # optimizer steps done
 
@@ -98,23 +103,7 @@ class Trainer:
         else:
             self.step = step
         log.info("starting behind step %d", self.step)
-        spec = self.job
-        self.callbacks.start(
-            Run(
-                name=spec.name,
-                namespace=spec.namespace,
-                uid=spec.uid,
-                spec=spec.spec.to_wire(),
-                step=self.step,
-                steps=spec.trainer.recipe.steps,
-                epoch=self.orders.epoch,
-                generation=self.orders.generation,
-                world_size=self.ranks.size,
-                parameters=self.weights,
-                store=f"{spec.checkpoint.uri}/{spec.prefix}",
-                s3=spec.checkpoint.s3,
-            )
-        )
+        self.callbacks.start(Run.of(self.job, self.orders, step=self.step, parameters=self.weights))
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -182,6 +171,7 @@ class Trainer:
         at, seconds = time.time(), time.perf_counter() - begun
         trained = self.batches.samples(step) * self.length
         sections = {**before, **section.take()}
+        speed = self.meter.step(trained, seconds)
         self.records.record(
             step=step,
             at=at,
@@ -191,9 +181,11 @@ class Trainer:
             grad_norm=norm,
             lr=lr,
             sections=sections,
+            trained=self.batches.samples_before(step + 1) * self.length,
+            mfu=speed.mfu,
+            memory=speed.memory,
         )
         if self.callbacks:
-            speed = self.meter.step(trained, seconds)
             extra = {"memory_bytes": float(speed.memory)} | ({} if speed.mfu is None else {"mfu": speed.mfu})
             self.callbacks.step(Step(step, at, seconds, loss, trained, norm, lr, sections, extra))
 

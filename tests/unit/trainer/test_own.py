@@ -31,6 +31,7 @@ from lockstep_trainer.parallel.mesh import Meshes
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples/custom"
 VOCABULARY, SAMPLES, LENGTH = 32, 8, 12
 CPU = torch.device("cpu")
+RECIPE = RecipeSpec(steps=1, seed=3, precision="fp32", loss="ownloss:smoothed")
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +64,10 @@ def engine(layout: Layout, module: str = "ownmodel:build", **overrides: Any) -> 
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        model = build_own_model(spec, VOCABULARY, layout, meshes, seed=3, precision="fp32", documents=False)
+        model = build_own_model(spec, RECIPE, VOCABULARY, layout, meshes, documents=False)
     finally:
         torch.set_default_dtype(default)
-    loss = own_loss(RecipeSpec(steps=1, loss="ownloss:smoothed"), None)
+    loss = own_loss(RECIPE, None)
     return Engine([model], layout, meshes, loss, micro_batch_size=1, device=CPU)
 
 
@@ -142,11 +143,11 @@ def test_a_split_vocabulary_is_whole_for_the_loss() -> None:
         logits = torch.randn(2, 5, VOCABULARY, generator=draw, dtype=torch.float64)
         targets = batch().targets[2:4, :5].clone()
         whole = logits.clone().requires_grad_()
-        expected, sums = own_loss(RecipeSpec(steps=1, loss="ownloss:smoothed"), None)(whole, targets, 7.0)
+        expected, sums = own_loss(RECIPE, None)(whole, targets, 7.0)
         expected.backward()
         half = VOCABULARY // 2
         part = logits[..., rank * half : (rank + 1) * half].clone().requires_grad_()
-        loss, split = own_loss(RecipeSpec(steps=1, loss="ownloss:smoothed"), dist.group.WORLD)(part, targets, 7.0)
+        loss, split = own_loss(RECIPE, dist.group.WORLD)(part, targets, 7.0)
         loss.backward()
         assert torch.equal(loss, expected)
         assert torch.equal(sums, split)
@@ -221,6 +222,8 @@ def nothing(vocab_size: int) -> int:
         ("test_own:narrow", Layout(shard=2), {"documents": True}, r"must take \(tokens, positions, documents\)"),
         ("test_own:narrow", Layout(shard=2), {}, r"gave \(1, 12, 3\); it must give logits of \(1, 12, 32\)"),
         ("ownmodel:build", Layout(shard=2), {"overrides": {"depth": 3}}, "unexpected keyword argument 'depth'"),
+        ("ownmodel:build", Layout(shard=2), {"recipe": {"compile": True}}, "trainer.recipe.compile: it knows"),
+        ("ownmodel:build", Layout(shard=2), {"recipe": {"precision": "float8"}}, "trainer.recipe.precision: float8"),
         ("ownmodel:build", Layout(tensor=2), {}, "parallelism.tensor: 2 with trainer.model.module"),
     ],
 )
@@ -231,8 +234,9 @@ def test_what_can_not_be_trained_is_refused(module: str, layout: Layout, change:
 
         def attempt() -> None:
             documents = change.get("documents", False)
-            model = build_own_model(spec, VOCABULARY, layout, meshes, seed=3, precision="fp32", documents=documents)
-            loss = own_loss(RecipeSpec(steps=1, loss="ownloss:smoothed"), None)
+            recipe = RECIPE.model_copy(update=change.get("recipe", {}))
+            model = build_own_model(spec, recipe, VOCABULARY, layout, meshes, documents=documents)
+            loss = own_loss(RECIPE, None)
             Engine([model], layout, meshes, loss, micro_batch_size=1, device=CPU).forward_backward(
                 share(layout, rank), 64
             )

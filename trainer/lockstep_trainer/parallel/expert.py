@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
 from torch.distributed.tensor.parallel.style import ParallelStyle
 
-from lockstep_trainer.model.decoder import Block, Decoder
+from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.moe import Exchange, Experts, MoE, invert, reorder
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
@@ -39,10 +39,9 @@ from lockstep_trainer.parallel.mesh import Meshes
 _collectives = torch.ops._c10d_functional
 
 
-def mixtures(parts: Iterable[Decoder]) -> list[MoE]:
+def mixtures(parts: Iterable[nn.Module]) -> list[MoE]:
     """The mixture layers of ``parts``, in order."""
-    blocks = [cast(Block, block) for part in parts for block in part.blocks.values()]
-    return [block.ffn for block in blocks if isinstance(block.ffn, MoE)]
+    return [module for part in parts for module in part.modules() if isinstance(module, MoE)]
 
 
 def apply_experts(part: Decoder, layout: Layout, meshes: Meshes) -> None:
@@ -162,7 +161,7 @@ class Balance:
 
 
 @torch.no_grad()
-def update_balance(parts: Sequence[Decoder], meshes: Meshes) -> Balance:
+def update_balance(parts: Sequence[nn.Module], meshes: Meshes) -> Balance:
     """Move each layer's ``router_bias`` towards even use and begin to count anew. All ranks call it behind the
     optimizer's step.
 
