@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from lockstep_api.v1alpha1 import RecipeSpec
 from lockstep_trainer.config import Job
@@ -13,6 +14,7 @@ from lockstep_trainer.errors import UserError
 from lockstep_trainer.loss import Loss
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
+from lockstep_trainer.model.huggingface import family
 from lockstep_trainer.model.presets import model_config
 from lockstep_trainer.model.pretrained import load_weights, read_config
 from lockstep_trainer.model.weights import parameter_count
@@ -61,6 +63,8 @@ def assemble(
         return _own(job, ranks, batches, layout, meshes, tokens=tokens, section=section)
     checkpoint = read_config(_pretrained(job)) if job.trainer.model.init_from else None
     config = model_config(job.trainer.model, tokens, checkpoint=checkpoint)
+    if job.trainer.export:
+        family(config)  # what `transformers` does not know is refused now, not behind the last step
     size = micro_batch_size(recipe, layout, length, batches)
     for samples in _sizes(batches):
         layout.check(config, sequence_length=length, micro_batches=samples // layout.data_width // size)
@@ -114,15 +118,16 @@ def _loss(recipe: RecipeSpec, layout: Layout, meshes: Meshes) -> Loss | OwnLoss:
     return own_loss(recipe, group) if recipe.loss is not None else Loss(recipe.z_loss, group)
 
 
-def fill(engine: Engine, job: Job) -> None:
-    """First values: those of ``model.initFrom``, or fresh ones by the seed. A model of the user's own has them."""
+def fill(engine: Engine, job: Job, control: dist.ProcessGroup | None) -> None:
+    """First values: those of ``model.initFrom``, or fresh ones by the seed. A model of the user's own has them. All
+    ranks of ``control`` (gloo) call it."""
     if job.trainer.model.module is not None:
         return
     initialize(engine.parts, job.trainer.recipe.seed)
     if job.trainer.model.init_from:
         part = engine.parts[0]
         assert isinstance(part, Decoder)
-        load_weights(engine.state(), part.config, _pretrained(job))
+        load_weights(engine.state(), part.config, _pretrained(job), group=control)
 
 
 def batch_sizes(job: Job, world_size: int) -> BatchRamp:

@@ -99,7 +99,7 @@ class Trainer:
         step = self.keeper.restore(self._state())
         if step is None:
             start_fresh(self.optimizer)
-            fill(self.engine, self.job)
+            fill(self.engine, self.job, self.ranks.control)
         else:
             self.step = step
         log.info("starting behind step %d", self.step)
