@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from lockstep_api.v1alpha1 import ModelSpec, OptimizerSpec
 from lockstep_trainer.bigram import bigram_loss
@@ -15,16 +14,6 @@ from lockstep_trainer.errors import UserError
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.presets import model_config
 from lockstep_trainer.optim.build import build_optimizer
-from lockstep_trainer.optim.norms import local_squares, scale_gradients
-
-
-def test_gradients_are_scaled_to_the_largest_norm_and_not_up() -> None:
-    parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2, 2))]
-    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0, 0]), torch.full((2, 2), 2.0)
-    assert float(local_squares(parameters)) == pytest.approx(25.0)
-    for largest, expected in ((0.0, 5.0), (7.0, 5.0), (1.0, 1.0)):
-        scale_gradients(parameters, 5.0, largest)
-        assert math.sqrt(float(local_squares(parameters))) == pytest.approx(expected)
 
 
 def test_norms_and_embeddings_do_not_decay() -> None:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder, Part, whole
@@ -15,7 +13,7 @@ from lockstep_trainer.model.init import initial_weight
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.recompute import Recompute, recompute_blocks
-from lockstep_trainer.parallel.sharded import local_shard, mixed_precision, own_shard, reduce_gradients, shard_part
+from lockstep_trainer.parallel.sharded import local_shard, mixed_precision, own_shard, shard_part
 from lockstep_trainer.parallel.tensor import apply_tensor
 
 
@@ -64,10 +62,10 @@ def build_parts(
 
 
 @torch.no_grad()
-def initialize(parts: Decoder | Sequence[Decoder], seed: int) -> None:
+def initialize(parts: Sequence[Decoder], seed: int) -> None:
     """Give the parameters their fresh values: the same at every layout, since each rank draws the whole tensor and
     keeps its part; one tensor is whole at a time. Buffers get theirs from the modules that have them."""
-    for part in [parts] if isinstance(parts, Decoder) else parts:
+    for part in parts:
         for name, parameter in part.named_parameters():
             value = initial_weight(name, parameter.shape, part.config, seed, parameter.device)
             local_shard(parameter).copy_(own_shard(value, parameter))
@@ -85,27 +83,3 @@ def reset_buffers(part: nn.Module) -> None:
             if reset is None:
                 raise TypeError(f"{name} ({type(module).__name__}) has buffers and no method reset_buffers()")
             reset()
-
-
-# --- data parallelism alone, as the training loop still builds it -----------------------------------------------------
-
-
-def make_mesh(device: torch.device, world_size: int, replicate: int) -> DeviceMesh:
-    """The ranks as one axis (shard), or as two (replicate, shard)."""
-    if replicate == 1:
-        return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (replicate, world_size // replicate), mesh_dim_names=("replicate", "shard"))
-
-
-def build_model(config: DecoderConfig, mesh: DeviceMesh, device: torch.device, precision: str) -> Decoder:
-    """The model, sharded over ``mesh``, with memory for its shards but no values yet."""
-    with torch.device("meta"):
-        model = Decoder(config)
-    for block in model.blocks.values():
-        fully_shard(block, mesh=mesh, mp_policy=mixed_precision(precision))
-    fully_shard(model, mesh=mesh, mp_policy=mixed_precision(precision))
-    model.to_empty(device=device)
-    return model
-
-
-accumulate = reduce_gradients

@@ -71,12 +71,6 @@ def sum_gradients(module: nn.Module) -> None:
             unit.set_force_sum_reduction_for_comms(True)  # gloo can't scale within a sum
 
 
-def reduce_gradients(part: nn.Module, on: bool) -> None:
-    """Whether the next backward pass reduces gradients over the ranks: only behind the last micro-batch of a step."""
-    if isinstance(part, FSDPModule):
-        part.set_requires_gradient_sync(on)
-
-
 def own_shard(whole: Tensor, like: Tensor) -> Tensor:
     """The part of ``whole`` that this rank holds of the sharded ``like``, a view; no communication.
 
