@@ -29,8 +29,7 @@ def overrides(folder: Path, steps: int) -> list[str]:
 def test_everything_of_ones_own_trains_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     with LocalRun(tmp_path, overrides(tmp_path, 60), manifest=MANIFEST) as run:
         run.until_step(15)
-        worker = victims.children_running(run.part("lockstep_trainer.zygote"), "lockstep_trainer.zygote")[0]
-        os.kill(worker, signal.SIGKILL)
+        os.kill(next(victims.workers(run.state)).pid, signal.SIGKILL)
         result = run.finish(200)
         assert result.code == 0, result.errors + run.output()
         assert result.status.restarts.process == 1
