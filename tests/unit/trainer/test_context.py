@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from forked import run_ranks
 from lockstep_trainer.errors import UserError
+from lockstep_trainer.model.attention import Core
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.init import initial_weight
-from lockstep_trainer.parallel.context import apply_context, local, prefix_attention, restore
+from lockstep_trainer.parallel.context import GatheredCore, UlyssesCore, apply_context, local, prefix_attention, restore
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
 
@@ -30,10 +32,8 @@ LENGTH = 24  # 2 × 4 chunks of 3: no power of two
 WINDOW = 7
 BOUND = 1e-9
 
-GROUPED = CONFIG
-ONE_LAYER = replace(CONFIG, layers=1)  # compiling it takes seconds
 KINDS = {
-    "grouped": GROUPED,
+    "grouped": CONFIG,
     "all-heads": replace(CONFIG, kv_heads=8),
     "one-key": replace(CONFIG, kv_heads=1),
     "window": replace(CONFIG, window=WINDOW),
@@ -133,20 +133,31 @@ def test_every_gradient_matches_a_single_process(method: str, ranks: int) -> Non
     run_ranks(ranks, body)
 
 
-def test_compiled_blocks_without_a_break_give_the_same() -> None:
-    def body(rank: int) -> None:
-        torch.set_default_dtype(torch.float64)
-        for method in ("allGather", "ulysses"):
-            layout = layouts(method, 2)
-            meshes = Meshes.build(layout, CPU)
-            for packed in (False, True):
-                model = build(ONE_LAYER)
-                apply_context(model, layout, meshes)
-                for block in model.blocks.values():
-                    block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
-                compare(model, layout, rank, packed, ONE_LAYER)
+def test_compiled_cores_have_no_break() -> None:
+    """In a group of one rank, to compile once; the parity matrix compiles whole blocks on several."""
 
-    run_ranks(2, body)
+    def body(_rank: int) -> None:
+        group = dist.group.WORLD
+        assert group is not None
+        generator = torch.Generator().manual_seed(3)
+        shapes = [(2, heads, LENGTH, 8) for heads in (CONFIG.heads, CONFIG.kv_heads, CONFIG.kv_heads)]
+        inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        seen = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().triu(-WINDOW)[None, None]
+        for core in (GatheredCore(group), UlyssesCore(group)):
+            compiled = torch.compile(core.forward, backend="aot_eager", fullgraph=True)
+            for mask in (None, seen):
+                for given, expected in zip(outcome(compiled, inputs, mask), outcome(Core(), inputs, mask), strict=True):
+                    assert_close("compiled core", given, expected)
+
+    run_ranks(1, body)
+
+
+def outcome(core: Callable[..., Tensor], inputs: list[Tensor], mask: Tensor | None) -> list[Tensor]:
+    """What a core gives, and the gradients of query, key and value."""
+    leaves = [each.clone().requires_grad_() for each in inputs]
+    mixed = core(*leaves, mask)
+    (mixed * torch.linspace(-1, 1, mixed.numel(), dtype=mixed.dtype).view_as(mixed)).sum().backward()
+    return [mixed.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
 @pytest.mark.parametrize("method", ["allGather", "ulysses"])
@@ -155,12 +166,12 @@ def test_recomputed_blocks_give_the_same(method: str) -> None:
         torch.set_default_dtype(torch.float64)
         layout = layouts(method, 2)
         meshes = Meshes.build(layout, CPU)
-        model = build(GROUPED)
+        model = build(CONFIG)
         apply_context(model, layout, meshes)
         for block in model.blocks.values():
             inner = block.forward
             block.forward = lambda *args, inner=inner: checkpoint(inner, *args, use_reentrant=False)
-        compare(model, layout, rank, True, GROUPED)
+        compare(model, layout, rank, True, CONFIG)
 
     run_ranks(2, body)
 
@@ -173,8 +184,8 @@ def test_weights_sharded_over_data_and_context_ranks(method: str) -> None:
         torch.set_default_dtype(torch.float64)
         layout = replace(layouts(method, 2), shard=2)
         meshes = Meshes.build(layout, CPU)
-        _, _, expected = reference(GROUPED, True)
-        model = build(GROUPED)
+        _, _, expected = reference(CONFIG, True)
+        model = build(CONFIG)
         apply_context(model, layout, meshes)
         for module in [*model.blocks.values(), model]:
             wrapped = fully_shard(module, mesh=meshes.fsdp)
@@ -223,11 +234,11 @@ def test_ranks_share_work_evenly_and_receive_what_the_formula_says(method: str) 
 
     def body(rank: int) -> None:
         layout = layouts(method, ranks)
-        model = build(GROUPED)
+        model = build(CONFIG)
         apply_context(model, layout, Meshes.build(layout, CPU))
         with Counter() as counter:
             step(model, layout, rank, False)
-        share, heads, keys, width = LENGTH // ranks, GROUPED.heads, GROUPED.kv_heads, GROUPED.head_dim
+        share, heads, keys, width = LENGTH // ranks, CONFIG.heads, CONFIG.kv_heads, CONFIG.head_dim
         chunk = share // 2
         if method == "ulysses":
             pairs = samples * heads // ranks * LENGTH * LENGTH  # the kernel leaves out half of them
@@ -236,8 +247,8 @@ def test_ranks_share_work_evenly_and_receive_what_the_formula_says(method: str) 
             # The chunks of any rank r see r + 1 and 2n − r chunks: the same 2n + 1 on every rank.
             pairs = samples * heads * chunk * chunk * (2 * ranks + 1)
             elements = 2 * 2 * samples * keys * (LENGTH - share) * width
-        assert counter.pairs == GROUPED.layers * pairs
-        assert counter.received == GROUPED.layers * elements * 4
+        assert counter.pairs == CONFIG.layers * pairs
+        assert counter.received == CONFIG.layers * elements * 4
 
     run_ranks(ranks, body)
 

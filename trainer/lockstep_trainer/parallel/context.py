@@ -7,7 +7,7 @@ whole sequence, T = S / n of them on each of n ranks.
 computes its own queries. The sequence is cut into 2n chunks and rank r holds chunks r and 2n − 1 − r, so that all ranks
 see equally many keys; each chunk of queries reads the keys up to its own end and no more. Per layer, forward: a rank
 receives 2·B·K·(S − T)·E elements, and as many gradients in backward. The gathered keys and values live until backward,
-unless activations are recomputed.
+unless activations are recomputed in full (selective recomputation keeps what collectives gave).
 
 **ulysses** (Jacobs et al. 2023). An all-to-all gives each rank the whole sequence of H / n of the heads, another one
 brings the results back. Per layer a rank receives B·(2H + 2K)·T·E·(n − 1)/n elements, forward as backward: less than
