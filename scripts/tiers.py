@@ -53,6 +53,7 @@ TIERS = (
         commands=((PYTHON, "-m", "localcluster", "build", "helm", "versitygw"),),  # a real Helm and a real S3 server
         tests=("tests/unit", "tests/simulation", "tests/checker"),
     ),
+    Tier("parity", "every parallelism against a single process, in float64", tests=("tests/parity",)),
     Tier(
         "api",
         "against a real API server",
