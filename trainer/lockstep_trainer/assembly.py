@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from lockstep_trainer.parallel.measured import measured_costs
 from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.parallelize import build_parts, initialize
 from lockstep_trainer.parallel.pipeline import parts_of
+from lockstep_trainer.parallel.recompute import Recompute
 from lockstep_trainer.parallel.stages import Costs, costs_by_count, modelled_costs
 from lockstep_trainer.precision import check_precision
 from lockstep_trainer.ranks import Ranks
@@ -76,7 +78,7 @@ def assemble(
         meshes,
         device=ranks.device,
         precision=recipe.precision,
-        recompute=recipe.activation_checkpointing,
+        recompute=_recompute(recipe),
         compile_backend="inductor" if recipe.compile else None,
         stages=parts_of(layout, meshes.at.pipeline, costs),
     )
@@ -123,11 +125,10 @@ def fill(engine: Engine, job: Job, control: dist.ProcessGroup | None) -> None:
     ranks of ``control`` (gloo) call it."""
     if job.trainer.model.module is not None:
         return
-    initialize(engine.parts, job.trainer.recipe.seed)
+    parts = [part for part in engine.parts if isinstance(part, Decoder)]
+    initialize(parts, job.trainer.recipe.seed)
     if job.trainer.model.init_from:
-        part = engine.parts[0]
-        assert isinstance(part, Decoder)
-        load_weights(engine.state(), part.config, _pretrained(job), group=control)
+        load_weights(engine.state(), parts[0].config, _pretrained(job), group=control)
 
 
 def batch_sizes(job: Job, world_size: int) -> BatchRamp:
@@ -167,10 +168,14 @@ def _pretrained(job: Job) -> ObjectStore:
     return open_store(uri, job.checkpoint.s3)
 
 
+def _recompute(recipe: RecipeSpec) -> Recompute:
+    return cast(Recompute, recipe.activation_checkpointing)  # the resource lets nothing else through
+
+
 def _costs(job: Job, layout: Layout, config: DecoderConfig, *, device: torch.device, micro_batch_size: int) -> Costs:
     """What the pipeline's split goes by."""
     recipe, length = job.trainer.recipe, job.trainer.data.sequence_length
-    recompute = recipe.activation_checkpointing
+    recompute = _recompute(recipe)
     match job.spec.parallelism.split:
         case "count":
             return costs_by_count(config)
