@@ -10,11 +10,15 @@ from torch import nn
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder, Part, whole
 from lockstep_trainer.model.init import initial_weight
+from lockstep_trainer.parallel.compiling import compile_blocks
+from lockstep_trainer.parallel.context import apply_context
+from lockstep_trainer.parallel.expert import apply_experts
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.recompute import Recompute, recompute_blocks
 from lockstep_trainer.parallel.sharded import local_shard, mixed_precision, own_shard, shard_part
 from lockstep_trainer.parallel.tensor import apply_tensor
+from lockstep_trainer.precision import convert_to_float8
 
 
 def build_parts(
@@ -29,7 +33,7 @@ def build_parts(
     stages: Sequence[Part] | None = None,
 ) -> list[Decoder]:
     """This rank's parts of the model, one for each of its ``stages`` (None: the whole model), with memory for the
-    shards of their parameters but no values yet.
+    shards of their parameters but no values yet; buffers have their first ones.
 
     Parameters are float32 whatever the ``precision``. ``compile_backend`` None does not compile.
     """
@@ -38,25 +42,18 @@ def build_parts(
         with torch.device("meta"):
             part = Decoder(config, stage)
         if precision == "float8":
-            from lockstep_trainer.precision import convert_to_float8
-
             convert_to_float8(part)
         apply_tensor(part, layout, meshes)
         if config.experts:
-            from lockstep_trainer.parallel.expert import apply_experts
-
             apply_experts(part, layout, meshes)
         if layout.context > 1:
-            from lockstep_trainer.parallel.context import apply_context
-
             apply_context(part, layout, meshes)
         recompute_blocks(part, recompute)
         if compile_backend is not None:
-            from lockstep_trainer.parallel.compiling import compile_blocks
-
             compile_blocks(part, compile_backend)
         shard_part(part, layout, meshes, mixed_precision(precision))
         part.to_empty(device=device)
+        reset_buffers(part)  # here, not with fresh weights: a checkpoint holds only some of them
         parts.append(part)
     return parts
 
@@ -64,12 +61,11 @@ def build_parts(
 @torch.no_grad()
 def initialize(parts: Sequence[Decoder], seed: int) -> None:
     """Give the parameters their fresh values: the same at every layout, since each rank draws the whole tensor and
-    keeps its part; one tensor is whole at a time. Buffers get theirs from the modules that have them."""
+    keeps its part; one tensor is whole at a time."""
     for part in parts:
         for name, parameter in part.named_parameters():
             value = initial_weight(name, parameter.shape, part.config, seed, parameter.device)
             local_shard(parameter).copy_(own_shard(value, parameter))
-        reset_buffers(part)
 
 
 def reset_buffers(part: nn.Module) -> None:
