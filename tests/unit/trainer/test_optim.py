@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,12 +103,11 @@ def test_an_own_optimizer_gets_names_rates_and_a_fresh_start(example: str) -> No
     optimizer = build_optimizer(named, spec)
     assert all("momentum_buffer" in optimizer.state[p] for _, p in named)
     start_fresh(optimizer)
-    plain = torch.optim.SGD(
-        [{"params": [p for _, p in other[1:]]}, {"params": [other[0][1]], "lr": 0.01}],
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=0.01,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [p for _, p in other[1:]]},
+        {"params": [other[0][1]], "lr": 0.01},
+    ]
+    plain = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01)
     train(optimizer, named, 3)
     for step in range(3):
         for _, parameter in other:

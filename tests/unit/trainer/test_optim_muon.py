@@ -90,18 +90,12 @@ def test_matrices_get_torchs_muon_and_the_rest_adamw() -> None:
     }
     matrices = [p for p in hidden.values() if p.ndim == 2]
     theirs = torch.optim.Muon(matrices, lr=SPEC.lr, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(
-        [
-            {"params": [other.tensors[name] for name in ("head.weight", "blocks.2.ffn.router.weight")]},
-            {
-                "params": [other.tensors[n] for n in ("embedding.weight", "blocks.1.attention.query_norm.weight")],
-                "weight_decay": 0.0,
-            },
-        ],
-        lr=SPEC.lr,
-        weight_decay=0.1,
-        betas=(0.9, 0.95),
-    )
+    plain = [other.tensors[name] for name in ("embedding.weight", "blocks.1.attention.query_norm.weight")]
+    groups: list[dict[str, Any]] = [
+        {"params": [other.tensors[name] for name in ("head.weight", "blocks.2.ffn.router.weight")]},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=SPEC.lr, weight_decay=0.1, betas=(0.9, 0.95))
     for step in (1, 2, 3):
         for name, gradient in values(step).items():
             flat.tensors[name].grad, other.tensors[name].grad = gradient, gradient.clone()

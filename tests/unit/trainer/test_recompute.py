@@ -89,7 +89,7 @@ def test_a_block_can_be_repeated_for_inputs_and_weights_apart() -> None:
         decoder = model(lambda part, mode=mode: recompute_blocks(part, mode))  # type: ignore[misc]
         block = decoder.blocks["4"]
         outputs: list[Tensor] = []
-        hook = block.register_forward_hook(lambda module, args, result, seen=outputs: seen.append(result))  # type: ignore[misc]
+        hook = block.register_forward_hook(lambda module, args, result, seen=outputs: seen.append(result))
         total = decoder(TOKENS).logsumexp(-1).sum()
         hook.remove()
         (arriving,) = torch.autograd.grad(total, outputs, retain_graph=True)
