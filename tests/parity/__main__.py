@@ -1,4 +1,8 @@
-"""``python -m parity``: cells of the matrix by hand."""
+"""``python -m parity``: cells of the matrix by hand.
+
+What has passed in the whole matrix on the same source is not run again: a run of an hour can be stopped and gone on
+with.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from parity.cases import covering, full
+from parity.journal import Journal
 from parity.run import Runner
 from parity.table import render
 
@@ -36,12 +41,13 @@ def main() -> int:
             return 2
     elif not options.full:
         cases = covering()
+    journal = Journal.open() if options.full else Journal(None)
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        runner = Runner(cases, Path(folder), at_once=options.ranks)
+        runner = Runner([case for case in cases if case not in journal], Path(folder), at_once=options.ranks)
         results = []
         try:
             for case in cases:
-                result = runner.result(case)
+                result = journal.get(case) or journal.add(runner.result(case))
                 results.append(result)
                 errors = " ".join(
                     f"{kind} {value:.0e}" for kind, value in result.errors.items() if type(value) is float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, cycle
 from typing import Any, Literal
 
 from lockstep_trainer.model.config import DecoderConfig
@@ -51,6 +51,7 @@ ALL_SCHEDULES = (
 )
 _LOW: tuple[Precision, ...] = ("fp32", "bf16")
 _RECOMPUTE: tuple[Recompute, ...] = ("selective", "full")
+_FOR_MIXTURES = ("1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
 _TWO_STAGES = ("Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", *V_SCHEDULES)
 
 
@@ -133,17 +134,28 @@ _AXES = ("replicate", "shard", "tensor", "pipeline", "context")
 
 
 def _dense() -> Iterator[Case]:
-    """Each axis alone, each pair, each three, each four; all schedules and both ways of context."""
-    for number in (1, 2, 3, 4):
+    """Each axis alone and each pair with every schedule and both ways of context; each three and four with some of the
+    schedules, so that each schedule is in several of them."""
+    for number in (1, 2):
         for axes in combinations(_AXES, number):
             for schedule in ALL_SCHEDULES if "pipeline" in axes else ("1F1B",):
                 for ulysses in (False, True) if "context" in axes else (False,):
                     degrees = _twos(axes)
                     # Tied, with normed queries and keys as many as queries, so that Ulysses can split them.
                     yield Case("qwen", layout(schedule, ulysses=ulysses, **degrees))
-                    if number < 3:
-                        yield Case("llama", layout(schedule, **degrees))
-                        yield Case("qwen", layout(schedule, ulysses=ulysses, **degrees), documents=True)
+                    yield Case("qwen", layout(schedule, ulysses=ulysses, **degrees), documents=True)
+                    yield Case("llama", layout(schedule, **degrees))
+    schedules = cycle(ALL_SCHEDULES)
+    for axes in combinations(_AXES, 3):
+        for _ in range(3 if "pipeline" in axes else 1):
+            schedule = next(schedules) if "pipeline" in axes else "1F1B"
+            for ulysses in (False, True) if "context" in axes else (False,):
+                yield Case("qwen", layout(schedule, ulysses=ulysses, **_twos(axes)), documents=ulysses)
+    for axes in combinations(_AXES, 4):
+        schedule = next(schedules) if "pipeline" in axes else "1F1B"
+        yield Case("qwen", layout(schedule, **_twos(axes)))
+        if "context" in axes:
+            yield Case("qwen", layout(schedule, ulysses=True, **_twos(axes)), documents=True)
     for axis in _AXES:
         if axis != "pipeline":
             yield Case("qwen", layout(**_twos((axis,), 4)))
@@ -152,15 +164,20 @@ def _dense() -> Iterator[Case]:
 
 def _mixtures() -> Iterator[Case]:
     """The same with experts, by every degree that folds over the axes there are."""
+    of_three = cycle(_FOR_MIXTURES)
     for number in (1, 2, 3, 4):
         for axes in combinations(_AXES, number):
             inner = 2 ** len(set(axes) & {"shard", "context", "tensor"})
-            schedules = ("1F1B", "InterleavedZeroBubble", "ZBVZeroBubble") if "pipeline" in axes else ("1F1B",)
+            degrees = [expert for expert in (1, 2, 4, 8) if expert <= inner]
+            if "pipeline" not in axes:
+                schedules: Sequence[str] = ("1F1B",)
+            else:
+                schedules = _FOR_MIXTURES if number < 3 else (next(of_three),)
             for schedule in schedules:
-                for expert in (1, 2, 4, 8):
-                    if expert <= inner:
-                        yield Case("moe", layout(schedule, expert=expert, **_twos(axes)))
-                yield Case("moe-shared", layout(schedule, expert=min(inner, 2), **_twos(axes)))
+                for expert in degrees if number < 3 else degrees[-2:] if number == 3 else degrees[-1:]:
+                    yield Case("moe", layout(schedule, expert=expert, **_twos(axes)))
+                if number < 4:
+                    yield Case("moe-shared", layout(schedule, expert=min(inner, 2), **_twos(axes)))
 
 
 def _options() -> Iterator[Case]:
@@ -186,6 +203,9 @@ def _options() -> Iterator[Case]:
             yield Case("qwen", at, backend="aot_eager")
             yield Case("qwen", at, backend="inductor", precision="fp32")
             yield Case("qwen", at, backend="aot_eager", recompute="full")
+            experts = replace(at, expert=2 if at.shard * at.context * at.tensor > 1 else 1)
+            yield from (Case("moe", experts, recompute=mode) for mode in _RECOMPUTE)
+            yield Case("moe", experts, backend="aot_eager")
 
 
 def _contexts() -> Iterator[Case]:
