@@ -63,7 +63,7 @@ def _layers(options: argparse.Namespace) -> tuple[MoE, nn.Module]:
         dim=options.dim, layers=1, heads=1, kv_heads=1, ffn_dim=options.width, vocab_size=1, experts=options.experts
     )  # fmt: skip
     layer = MoE(config)
-    theirs = MixtralSparseMoeBlock(
+    theirs = MixtralSparseMoeBlock(  # type: ignore[no-untyped-call]
         MixtralConfig(
             hidden_size=options.dim,
             intermediate_size=options.width,
