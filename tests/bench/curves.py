@@ -61,7 +61,8 @@ def _panel(number: int, name: str, curves: Sequence[Curve], reference: str) -> I
         yield from _line(x0, loss_at(tick), str(tick))
     for power in range(0, 9, 2):
         yield from _line(x0, apart_at(10.0**-power), f"1e-{power}" if power else "1")
-    for tick in range(0, steps + 1, max(1, steps // 6)):
+    every = next((number for number in (1, 2, 5, 10, 20, 50, 100, 200, 500) if steps <= 6 * number), steps)
+    for tick in range(0, steps + 1, every):
         yield f'<text x="{across(tick):.1f}" y="{bottom + BELOW + 16}" text-anchor="middle">{tick}</text>'
     for at, curve in enumerate(curves):
         style = f'fill="none" stroke="{COLOURS[at]}" stroke-width="1.6" stroke-dasharray="{DASHES[at]}"'

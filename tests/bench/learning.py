@@ -24,7 +24,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -101,7 +100,6 @@ class Run:
     losses: list[float]  # of each step, nats per token
     norms: list[float]  # of each step's gradient, before clipping
     held_out: dict[int, float]  # nats per token, by step
-    seconds: float
 
 
 # --------------------------------------------------------------------------------------------------------- data
@@ -169,7 +167,7 @@ def _say(rank: int, step: int, run: Run) -> None:
 
 def train_here(rank: int, *, config: DecoderConfig, layout: Layout, data: Path, steps: int, result: Path) -> None:
     """A rank of Lockstep's side; rank 0 writes the result."""
-    found, begun = Data.load(data), time.perf_counter()
+    found = Data.load(data)
     meshes = Meshes.build(layout, CPU)
     width, own = layout.data_width, layout.data_rank(rank)
     stages = parts_of(layout, meshes.at.pipeline, modelled_costs(config, LENGTH))
@@ -182,7 +180,7 @@ def train_here(rank: int, *, config: DecoderConfig, layout: Layout, data: Path, 
     spec = OptimizerSpec(lr=PEAK, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)
     optimizer = build_optimizer(named, spec)
     schedule = ScheduleSpec(name="cosine", warmup=WARMUP, final_ratio=FINAL)
-    run = Run([], [], {}, 0.0)
+    run = Run([], [], {})
     for step in range(1, steps + 1):
         tokens = found.step(step, own, width)
         sums = engine.forward_backward(Batch(tokens[:, :-1], tokens[:, 1:]), SAMPLES * LENGTH)
@@ -202,7 +200,7 @@ def train_here(rank: int, *, config: DecoderConfig, layout: Layout, data: Path, 
             run.held_out[step] = sums[0].item() / (EVALUATED * LENGTH)
             _say(rank, step, run)
     if rank == 0:
-        result.write_text(json.dumps(asdict(replace(run, seconds=time.perf_counter() - begun))))
+        result.write_text(json.dumps(asdict(run)))
 
 
 # ------------------------------------------------------------------------------------------------- transformers
@@ -227,7 +225,7 @@ def train_there(_rank: int, *, model: Path, micro_batches: int, data: Path, step
     """The other side. Nothing of Lockstep but the order of samples."""
     from transformers import AutoModelForCausalLM
 
-    found, begun = Data.load(data), time.perf_counter()
+    found = Data.load(data)
     decoder, told = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
     if told["missing_keys"] or told["unexpected_keys"]:
         raise SystemExit(f"transformers did not find its weights: {told}")
@@ -239,7 +237,7 @@ def train_there(_rank: int, *, model: Path, micro_batches: int, data: Path, step
         {"params": [p for name, p in named if name in plain], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=BETAS, eps=EPS)
-    run = Run([], [], {}, 0.0)
+    run = Run([], [], {})
     for step in range(1, steps + 1):
         loss = 0.0
         for tokens in found.step(step).chunk(micro_batches):
@@ -260,7 +258,7 @@ def train_there(_rank: int, *, model: Path, micro_batches: int, data: Path, step
             with torch.no_grad():
                 run.held_out[step] = decoder(input_ids=tokens, labels=tokens).loss.item()
             _say(0, step, run)
-    result.write_text(json.dumps(asdict(replace(run, seconds=time.perf_counter() - begun))))
+    result.write_text(json.dumps(asdict(run)))
 
 
 # --------------------------------------------------------------------------------------------------- comparison
@@ -311,6 +309,14 @@ def difference(run: Run, peer: Run) -> Difference:
     )
 
 
+def _rounded(run: Run) -> dict[str, Any]:
+    return {
+        "losses": [round(each, 7) for each in run.losses],
+        "norms": [round(each, 5) for each in run.norms],
+        "held_out": {step: round(loss, 7) for step, loss in run.held_out.items()},
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -337,7 +343,7 @@ def main() -> None:
         result["models"][name] = {
             "config": asdict(MODELS[name]),
             "differences": {title: asdict(apart) for title, apart in differences.items()},
-            "runs": {title: asdict(run) for title, run in runs.items()},
+            "runs": {title: _rounded(run) for title, run in runs.items()},
         }
         panels[name] = [Curve(title, run.losses, run.held_out) for title, run in runs.items()]
         arguments.results.mkdir(parents=True, exist_ok=True)
