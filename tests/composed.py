@@ -82,7 +82,7 @@ def single(case: Case) -> tuple[Decoder, Tensor]:
     logits = model(batch.inputs, batch.positions, batch.documents)
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum", ignore_index=IGNORE)
     z_loss = Z_LOSS * (torch.logsumexp(logits, -1) ** 2)[batch.targets != IGNORE].sum()
-    ((cross_entropy + z_loss) / batch.tokens).backward()
+    torch.autograd.backward((cross_entropy + z_loss) / batch.tokens)
     return model, torch.stack([cross_entropy.detach(), z_loss.detach()])
 
 
@@ -129,7 +129,9 @@ def check_gradients(engine: Engine, reference: Decoder) -> None:
     expected = dict(reference.named_parameters())
     for name, parameter in engine.named_parameters():
         assert parameter.grad is not None, f"{name} has no gradient"
-        error = (whole(parameter.grad) - expected[name].grad).norm() / expected[name].grad.norm()  # type: ignore[union-attr]
+        right = expected[name].grad
+        assert right is not None
+        error = (whole(parameter.grad) - right).norm() / right.norm()
         assert float(error) < 1e-9, f"{name} is off by {float(error):.2g}"
     names: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(names, [name for name, _ in engine.named_parameters()])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from composed import CPU, Case, build, check_gradients, compare, global_batch, share
+from composed import CPU, Case, build, check_gradients, compare, global_batch, share, single, whole
 from forked import run_ranks
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.loss import Loss
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
+from lockstep_trainer.parallel import sharded
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
@@ -92,6 +94,34 @@ def test_data_parallel_with_and_without_a_pipeline() -> None:
     schedules = ("1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
     cases = [Case(layout(schedule, shard=2), TIED) for schedule in schedules]
     run_ranks(4, one_after_the_other(*map(with_evaluation, cases)), timeout=120)
+
+
+@pytest.mark.parametrize("schedule", ["InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"])
+def test_why_parameters_stay_gathered_in_a_pipeline(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given back behind the forward pass, as FSDP's default is, parameters get no gradient or a part of it, without a
+    word: the split backward pass looks for the ones that were in the graph."""
+    case = Case(layout(schedule, shard=2), CONFIG)
+
+    def resharding(module: nn.Module, **options: Any) -> nn.Module:
+        return fully_shard(module, **{**options, "reshard_after_forward": True})
+
+    monkeypatch.setattr(sharded, "fully_shard", resharding)
+
+    def body(rank: int) -> None:
+        torch.set_default_dtype(torch.float64)
+        expected = {name: parameter.grad for name, parameter in single(case)[0].named_parameters()}
+        engine = build(case)
+        batch = global_batch(case)
+        engine.forward_backward(share(batch, case.layout, rank), batch.tokens)
+        wrong = torch.zeros(())
+        for name, parameter in engine.named_parameters():
+            right = expected[name]
+            assert right is not None
+            wrong += parameter.grad is None or bool((whole(parameter.grad) - right).norm() > 0.1 * right.norm())
+        dist.all_reduce(wrong)
+        assert wrong > 0, "every gradient is right: parameters need not stay gathered any more"
+
+    run_ranks(4, body)
 
 
 def test_numbers_of_micro_batches_that_are_no_multiple_of_the_ranks() -> None:
