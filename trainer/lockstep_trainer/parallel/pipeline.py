@@ -117,7 +117,7 @@ def build_schedule(
     """
     last = layout.stages - 1
     stages = [
-        PipelineStage(
+        _Stage(
             part,
             stage,
             layout.stages,
@@ -131,6 +131,18 @@ def build_schedule(
     schedule: Any = _forward_only(layout) if forward_only else get_schedule_class(layout.schedule)
     single = issubclass(schedule, PipelineScheduleSingle)
     return schedule(stages[0] if single else stages, micro_batches, loss_fn=loss, scale_grads=False)
+
+
+class _Stage(PipelineStage):
+    """A stage whose first exchange leaves out its own rank.
+
+    Before the first step torch 2.11 exchanges a number with the neighbours, also where the next stage is on the same
+    rank (V-shaped schedules): gloo can't send to itself. Later releases have no such exchange, and don't call this.
+    """
+
+    def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
+        exchanges: list[dist.P2POp] = super()._get_init_p2p_neighbors_ops()  # type: ignore[misc]
+        return [exchange for exchange in exchanges if exchange.group_peer != self.group_rank]
 
 
 def _forward_only(layout: Layout) -> Any:
