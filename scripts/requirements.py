@@ -73,7 +73,9 @@ class PinnedList:
         self.path.write_text(self.header() + self.path.read_text())
 
 
-DEV = PinnedList("dev", extras=("operator", "trainer", "trackers"), groups=("dev",), exact_torch=True, constrained=False)
+DEV = PinnedList(
+    "dev", extras=("operator", "trainer", "trackers"), groups=("dev",), exact_torch=True, constrained=False
+)
 LISTS = (
     DEV,  # first: the others take its versions
     PinnedList("operator", extras=("operator",)),
