@@ -53,7 +53,11 @@ TIERS = (
         commands=((PYTHON, "-m", "localcluster", "build", "helm", "versitygw"),),  # a real Helm and a real S3 server
         tests=("tests/unit", "tests/simulation", "tests/checker"),
     ),
-    Tier("parity", "every parallelism against a single process, in float64", tests=("tests/parity",)),
+    Tier(
+        "parity",
+        "every parallelism against a single process, learning against transformers",
+        tests=("tests/parity", "tests/learning"),
+    ),
     Tier(
         "api",
         "against a real API server",

@@ -56,7 +56,10 @@ def test_other_objects_in_the_file_are_left_alone(tmp_path: Path) -> None:
         ("trainer.recipe.stepz=3", "spec.trainer.recipe.stepz: unknown field; did you mean steps?"),
         ("nodes=0", "spec.nodes: input should be greater than or equal to 1 (it is 0)"),
         ("command=[python, train.py]", "spec: set exactly one of trainer and command"),
-        ("parallelism.replicate=3", "parallelism.replicate: 3 does not divide the 4 GPUs"),
+        (
+            "parallelism.replicate=3",
+            "parallelism: replicate × tensor × pipeline × context = 3 does not divide the 4 GPUs",
+        ),
         ("trainer.recipe.globalBatchTokens=1000", "choose a multiple"),
         ("checkpoint.uri=/somewhere", "spec.checkpoint.uri: "),
         ("checkpoint=null", "checkpoint.uri is required with trainer"),
