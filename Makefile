@@ -7,7 +7,7 @@ TIERS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full e2e lint verify generate docs clean
+.PHONY: help setup demo test test-full parity e2e lint verify generate docs clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ test: setup ## Run all tests, tier by tier (TIERS="static unit" picks some; ARGS
 
 test-full: setup ## Run the long tests; resumes where it was stopped; writes docs/results/
 	@$(RUN) scripts/full.py
+
+parity: setup ## Run the whole parity matrix, two hours of CPU; resumes; ARGS=NAME for one cell
+	@env PYTHONPATH=tests OMP_NUM_THREADS=1 .venv/bin/python -m parity $(if $(ARGS),$(ARGS),--full --write)
 
 e2e: setup ## Run the tests on a cluster only
 	@$(RUN) scripts/tiers.py cluster $(if $(ARGS),-- $(ARGS))

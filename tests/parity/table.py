@@ -10,7 +10,7 @@ from parity.run import LIMITS, Result
 
 _HEAD = f"""# Parity
 
-Written by `python -m parity --full --write`; run one cell with `python -m parity NAME`.
+Written by `make parity`; `make parity ARGS=NAME` runs one cell, `make parity ARGS=--list` names them.
 
 Each row is one composition of parallelisms, trained for {STEPS} steps of the optimizer on {SAMPLES} samples with
 unequal numbers of targets, clipped, and compared with a single process in float64. Errors are relative and rounded up
