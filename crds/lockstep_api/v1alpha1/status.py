@@ -1,0 +1,224 @@
+"""What the operator says of a job."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import ConfigDict, Field
+
+from lockstep_api.v1alpha1.base import Model
+
+
+class Phase(StrEnum):
+    """One word for where the job stands."""
+
+    PENDING = "Pending"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    RECOVERING = "Recovering"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job has ended for good."""
+        return self in (Phase.SUCCEEDED, Phase.FAILED)
+
+
+class StatusModel(Model):
+    """Base of the status: like Model, but fields of a newer operator are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Condition(StatusModel):
+    """metav1.Condition."""
+
+    type: str
+    """Type in CamelCase."""
+    status: str = Field(pattern="^(True|False|Unknown)$")
+    """True, False or Unknown."""
+    reason: str = ""
+    """Reason in CamelCase."""
+    message: str = ""
+    """A sentence."""
+    last_transition_time: str
+    """RFC 3339 time at which status changed."""
+    observed_generation: int | None = None
+    """metadata.generation that it speaks of."""
+
+
+class Members(StatusModel):
+    """Pods by role."""
+
+    ready: int = 0
+    """Members that hold a slot in the current epoch and are connected."""
+    spares: int = 0
+    """Warm spares."""
+    starting: int = 0
+    """Pods that are not up yet."""
+
+
+class Progress(StatusModel):
+    """How far training is."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    steps: int | None = None
+    """Steps in all."""
+    tokens: int = 0
+    """Tokens trained on, recomputed ones left out."""
+    loss: float | None = None
+    """Mean training loss of the last step, in nats per token."""
+    eval_loss: float | None = None
+    """Loss on held-out files, in nats per token."""
+    tokens_per_second: float | None = None
+    """Over the last steps."""
+    mfu: float | None = None
+    """Model FLOPs utilisation of the last step, 0 to 1: the model's own FLOPs as a share of the GPUs' peak."""
+    at: str | None = None
+    """When this was seen, RFC 3339."""
+
+
+class DurableCheckpoint(StatusModel):
+    """The newest checkpoint that a fault can't take away."""
+
+    step: int
+    """Step."""
+    uri: str
+    """Its manifest."""
+    at: str
+    """When it was committed, RFC 3339."""
+
+
+class CheckpointStatus(StatusModel):
+    """Checkpoints."""
+
+    durable: DurableCheckpoint | None = None
+    """Newest durable one."""
+
+
+class Restarts(StatusModel):
+    """Restarts by rung, over the life of the job."""
+
+    process: int = 0
+    """Worker processes started again in their pod."""
+    container: int = 0
+    """Containers started again in place by the kubelet."""
+    spare: int = 0
+    """Slots taken by a spare."""
+    pod: int = 0
+    """Pods replaced."""
+    total: int = 0
+    """All of them."""
+
+
+class BudgetsUsed(StatusModel):
+    """Uses of each budget since the last durable checkpoint beyond a fault."""
+
+    process: int = 0
+    pod: int = 0
+
+
+class Fault(StatusModel):
+    """One fault and what it cost."""
+
+    at: str
+    """When it was noticed, RFC 3339."""
+    epoch: int = 0
+    """Epoch in which it happened."""
+    generation: int = 0
+    """Generation that it ended."""
+    cause: str
+    """WorkerExited, AgentLost, PodLost, NodeLost, Hang, StoreLost, LeaderLost …"""
+    rung: str
+    """process, container, spare or pod."""
+    node: str | None = None
+    """Kubernetes node."""
+    pod: str | None = None
+    """Pod."""
+    rank: int | None = None
+    """Global rank of the worker that failed first."""
+    exit_code: int | None = None
+    """Exit code, or minus the signal."""
+    witness: str = ""
+    """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, progress."""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Seconds per part of the recovery: detect, decide, restart, restore, recompute."""
+    steps_lost: int | None = None
+    """Steps that had to be computed again."""
+    log_tail: list[str] = Field(default_factory=list)
+    """Last lines of the worker's output."""
+
+
+class LedgerState(StatusModel):
+    """What the operator must remember to go on with the ledger; the ledger itself is in status.ledger."""
+
+    at: float = 0
+    """Unix seconds up to which pods' time is accounted for; 0: nothing yet."""
+    base: dict[str, float] = Field(default_factory=dict)
+    """GPU-seconds by class: closed epochs, and time outside membership."""
+    member_seconds: float = 0
+    """GPU-seconds that this epoch's members held."""
+    leader: dict[str, float] = Field(default_factory=dict)
+    """This epoch's newest totals from the leader, GPU-seconds by class."""
+
+
+class TrainingJobStatus(StatusModel):
+    """What is."""
+
+    observed_generation: int | None = None
+    """metadata.generation that this status speaks of."""
+    phase: Phase | None = None
+    """One word."""
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    """metav1 conditions: Ready, Suspended, CheckpointDegraded, Succeeded, Failed."""
+    epoch: int = 0
+    """Number of the current membership; raised at each change."""
+    slot_map_hash: str | None = None
+    """Hash of the current membership: which pod holds which slot."""
+    slots: dict[str, str] = Field(default_factory=dict)
+    """Slot → name of the pod that holds it in this epoch."""
+    ready: str | None = None
+    """Members ready, as ready/nodes, for kubectl."""
+    step: str | None = None
+    """Step, as step/steps, for kubectl."""
+    loss: str | None = None
+    """Training loss of the last step, in nats per token, for kubectl."""
+    members: Members = Field(default_factory=Members)
+    """Pods by role."""
+    progress: Progress = Field(default_factory=Progress)
+    """Progress."""
+    checkpoint: CheckpointStatus = Field(default_factory=CheckpointStatus)
+    """Checkpoints."""
+    goodput: float | None = None
+    """Share of GPU time that was productive, queued and suspended time left out."""
+    goodput_percent: str | None = None
+    """The same for kubectl."""
+    ledger: dict[str, float] = Field(default_factory=dict)
+    """GPU-seconds by class."""
+    ledger_state: LedgerState = Field(default_factory=LedgerState)
+    """For the operator's own use."""
+    restarts: Restarts = Field(default_factory=Restarts)
+    """Restarts by rung."""
+    budgets_used: BudgetsUsed = Field(default_factory=BudgetsUsed)
+    """Budget in use."""
+    incarnations: dict[str, int] = Field(default_factory=dict)
+    """Ordinal → incarnation of its newest pod, where that is not 0: names are never used twice."""
+    faults: list[Fault] = Field(default_factory=list)
+    """The last ten."""
+    fault_cursor: str = "0/0"
+    """epoch/generation of the newest fault that was counted: none is counted twice."""
+    start_time: str | None = None
+    """When the operator first acted on the job, RFC 3339."""
+    completion_time: str | None = None
+    """When it ended, RFC 3339."""
+    active_since: str | None = None
+    """Start of the current stretch outside suspension, RFC 3339."""
+    active_seconds: float = 0
+    """Active time of earlier stretches."""
