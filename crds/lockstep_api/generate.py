@@ -20,7 +20,7 @@ from lockstep_api.crd import custom_resource_definition
 from lockstep_api.reference import api_reference
 
 _ROOT = Path(__file__).resolve().parents[2]
-_HEADER = "# Generated from crds/lockstep_api/v1alpha1.py by `python -m lockstep_api.generate`; do not edit.\n"
+_HEADER = "# Generated from crds/lockstep_api/v1alpha1/ by `python -m lockstep_api.generate`; do not edit.\n"
 
 
 def generated() -> dict[str, str]:

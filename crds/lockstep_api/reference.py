@@ -13,7 +13,7 @@ def api_reference(crd: dict[str, Any]) -> str:
     root = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     spec, status = root["properties"]["spec"], root["properties"]["status"]
     lines = [
-        "<!-- Generated from crds/lockstep_api/v1alpha1.py by `python -m lockstep_api.generate`; do not edit. -->",
+        "<!-- Generated from crds/lockstep_api/v1alpha1/ by `python -m lockstep_api.generate`; do not edit. -->",
         "# TrainingJob",
         "",
         f"`{crd['spec']['group']}/{crd['spec']['versions'][0]['name']}`, short name `tj`. {root['description']}",
