@@ -138,6 +138,21 @@ JOB = (
         low=0,
     ),
     Panel(
+        "Model FLOPs utilisation",
+        "FLOPs that the model's formula counts, as a share of the devices' peak. No data where the peak is not known.",
+        {f"max({of_job('lockstep_mfu_ratio')})": "MFU"},
+        unit="percentunit",
+        low=0,
+        high=1,
+    ),
+    Panel(
+        "Device memory",
+        "Memory in use at most during the newest step, on the rank that used most.",
+        {f"max({of_job('lockstep_device_memory_bytes')})": "in use"},
+        unit="bytes",
+        low=0,
+    ),
+    Panel(
         "Goodput",
         "Productive share of GPU time since the job's start.",
         {f"max({of_job('lockstep_job_goodput_ratio')})": "goodput"},

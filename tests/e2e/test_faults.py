@@ -131,12 +131,16 @@ def test_it_ends_with_every_sample_once(job: RunningJob) -> None:
     assert job.job.status.goodput is not None
 
 
+NEED_A_GPU = ("Model FLOPs utilisation", "Device memory")
+"""Panels that a CPU has no data for: nobody knows its peak, and torch does not count its memory."""
+
+
 def panels() -> dict[str, str]:
-    """Title and number → query of every panel of the chart's dashboard."""
+    """Title and number → query of every panel of the chart's dashboard that has data without a GPU."""
     found = {}
     for file in sorted(Path(REPOSITORY, "charts/lockstep/files/dashboards").glob("*.json")):
         for panel in json.loads(file.read_text())["panels"]:
-            for number, query in enumerate(panel.get("targets", ())):
+            for number, query in enumerate(panel.get("targets", ()) if panel["title"] not in NEED_A_GPU else ()):
                 found[f"{panel['title']} ({panel['id']}.{number})"] = query["expr"]
     return found
 
