@@ -7,6 +7,7 @@ Online, a process that goes on asks the server how far the run is and leaves out
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 from lockstep_trainer.callbacks.base import Callback, Evaluation, Outcome, Run, Step
@@ -46,6 +47,9 @@ class WeightsAndBiases(Callback):
 
     def on_start(self, run: Run) -> None:
         """Start the run, or go on with it."""
+        if self._mode in ("offline", "disabled"):
+            # Read at import. Reports of errors and use go out whatever the mode, from threads that stay.
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self._run = wandb.init(
