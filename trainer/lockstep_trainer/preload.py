@@ -7,6 +7,7 @@ would otherwise be imported after the fork, by each worker anew, is named here t
 from __future__ import annotations
 
 import importlib
+import os
 
 MODULES = (
     "boto3",
@@ -25,5 +26,7 @@ MODULES = (
 
 def preload() -> None:
     """Import all of MODULES."""
+    # OpenBLAS starts its threads when numpy is imported. Here numpy only moves tokens; torch has its own library.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for name in MODULES:
         importlib.import_module(name)
