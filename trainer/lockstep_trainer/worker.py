@@ -94,8 +94,12 @@ def run(folder: Path) -> None:
 
 
 def _make_deterministic(local_world_size: int) -> None:
-    """The same orders give the same bits: fixed threads, deterministic kernels."""
-    threads = max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    """The same orders give the same bits: fixed threads, deterministic kernels.
+
+    OMP_NUM_THREADS says how many threads, else this pod's workers share its cores.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(told) if told.isdecimal() else max(1, len(os.sched_getaffinity(0)) // local_world_size)
     torch.set_num_threads(threads)
     log.info("torch %s, %d thread(s)", torch.__version__, threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS sums in a changing order

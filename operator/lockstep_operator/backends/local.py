@@ -148,6 +148,7 @@ class LocalBackend:
             "LOCKSTEP_CONFIG_DIR": str(self._folder("config")),
             "LOCKSTEP_TOKEN_DIR": str(self._folder("token")),
             "LOCKSTEP_DIE_WITH_PARENT": "1",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or _threads(job),
             "LOCKSTEP_GRACE_SECONDS": str(GRACE_SECONDS - 1),
             **self._visible_gpus(job, new.ordinal),
         }
@@ -236,6 +237,11 @@ def _gpus_of_this_machine() -> tuple[str, ...]:
         return tuple(filter(None, visible.split(",")))
     numbers = (re.fullmatch(r"nvidia(\d+)", entry.name) for entry in Path("/dev").iterdir())
     return tuple(sorted(match[1] for match in numbers if match))
+
+
+def _threads(job: TrainingJob) -> str:
+    """Threads of a worker: its pods share one machine, and more threads than cores only wait for each other."""
+    return str(max(1, len(os.sched_getaffinity(0)) // (job.spec.nodes * job.spec.gpus_per_node)))
 
 
 def _free_ports(count: int) -> list[int]:
