@@ -69,7 +69,13 @@ TIERS = (
     Tier(
         "cluster",
         "on a real cluster, with images, chart and faults",
-        commands=((PYTHON, "-m", "localcluster", "build"),),
+        commands=(
+            (PYTHON, "-m", "localcluster", "build"),
+            *(
+                (PYTHON, "-m", "localcluster", "image-build", f"images/{name}.Dockerfile", f"lockstep-{name}:dev")
+                for name in ("operator", "trainer")  # the tags are those of demonstration.target
+            ),
+        ),
         tests=("tests/e2e",),
         root=True,
     ),

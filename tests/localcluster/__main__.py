@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from localcluster import images
 from localcluster.cluster import Cluster
 from localcluster.processes import ClusterError
 
@@ -77,6 +78,10 @@ def _image_load(cluster: Cluster, arguments: argparse.Namespace) -> None:
     cluster.load_image(*arguments.file)
 
 
+def _image_build(_: Cluster, arguments: argparse.Namespace) -> None:
+    print(images.build_image(arguments.dockerfile, arguments.tag))
+
+
 def _node_argument(parser: argparse.ArgumentParser, name: str = "node") -> None:
     parser.add_argument(name, type=lambda text: int(text.removeprefix("node")), help="number of a node: 0, 1, …")
 
@@ -109,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
     command("env", _env, "print the variables for a shell: KUBECONFIG, PATH, AWS_…")
     kubectl = command("kubectl", _kubectl, "run kubectl as administrator")
     kubectl.add_argument("arguments", nargs=argparse.REMAINDER, help="after --")
+    image = command("image-build", _image_build, "build an image, unless nothing it is made of has changed")
+    image.add_argument("dockerfile", type=Path)
+    image.add_argument("tag", help="for example lockstep-trainer:dev")
     load = command("image-load", _image_load, "give images to all nodes")
     load.add_argument("file", nargs="+", type=Path, help="a docker-archive, or what images.build_image returned")
 
