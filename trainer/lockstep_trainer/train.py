@@ -22,7 +22,6 @@ from lockstep_trainer.callbacks import Callbacks, Checkpoint, Evaluation, Outcom
 from lockstep_trainer.checkpoint.keeper import Keeper
 from lockstep_trainer.checkpoint.state import training_state
 from lockstep_trainer.config import Job, Orders
-from lockstep_trainer.data.batches import evaluation_batches
 from lockstep_trainer.data.corpus import Corpus, Source
 from lockstep_trainer.data.loader import Loader
 from lockstep_trainer.errors import TrainerError, UserError
@@ -232,16 +231,12 @@ class Trainer:
         """The batches of an evaluation of ``source`` on this data-parallel rank; ``alone``: all ranks' together."""
         spec = self.job.trainer.evaluate
         assert spec is not None
-        rank, width = (0, 1) if alone else (self.layout.data_rank(self.ranks.rank), self.layout.data_width)
         return partial(
-            evaluation_batches,
-            source.holdout,
+            self.loader.evaluation,
+            source,
             at_most=spec.batches * self.job.samples_per_step,
             per_rank=self.engine.micro_batch_size,
-            rank=rank,
-            ranks=width,
-            end=self.corpus.end,
-            document_mask=self.job.trainer.data.document_mask,
+            alone=alone,
         )
 
     def _export(self, uri: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from lockstep_trainer.supervisor import write_json
+from lockstep_trainer.supervisor import read_json, write_json
 
 if TYPE_CHECKING:
     from lockstep_trainer.agent.agent import Agent
@@ -79,7 +79,7 @@ class Profiles:
         if worker.ended:
             raise web.HTTPConflict(text=f"rank {worker.rank} is not running; ask again once the job runs")
         folder = worker.folder / "profile"
-        before = _read(folder / "request.json")
+        before = read_json(folder / "request.json")
         if before and _status(worker, before["id"])["state"] in _UNDER_WAY:
             raise web.HTTPConflict(text=f"rank {worker.rank} is being profiled already; wait until that is done")
         (folder / wanted.id).mkdir(parents=True)
@@ -100,7 +100,7 @@ class Profiles:
     async def _remove(self, request: web.Request) -> web.Response:
         folder = self._folder(request)
         asked = folder.parent / "request.json"
-        if (before := _read(asked)) and before["id"] == folder.name:
+        if (before := read_json(asked)) and before["id"] == folder.name:
             with suppress(FileNotFoundError):
                 asked.unlink()
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,17 +123,9 @@ class Profiles:
 
 def _status(worker: Worker, identity: str) -> dict[str, Any]:
     folder = worker.folder / "profile" / identity
-    status = _read(folder / "status.json") or {"state": "waiting", "message": "", "files": []}
+    status = read_json(folder / "status.json") or {"state": "waiting", "message": "", "files": []}
     if not folder.is_dir():
         status["state"] = "removed"
     elif worker.ended and status["state"] in _UNDER_WAY:
         status |= {"state": "failed", "message": f"rank {worker.rank} ended before the profile was done"}
     return status
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return raw

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from lockstep_trainer.agent.process import Watched
 from lockstep_trainer.agent.settings import Job, Settings
 from lockstep_trainer.agent.zygote_client import ZygoteClient, ZygoteError, ZygoteGoneError
 from lockstep_trainer.protocol.events import Event, StoreLost, StoreReady
-from lockstep_trainer.supervisor import write_json
+from lockstep_trainer.supervisor import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +59,7 @@ class RendezvousStore:
         self._tell(StoreLost(f"the rendezvous store ended with {end.code}"))
 
     def _adopt(self) -> Watched | None:
-        pid, port = _read(self._folder / "pid.json"), _read(self._folder / "port.json")
+        pid, port = read_json(self._folder / "pid.json"), read_json(self._folder / "port.json")
         if not pid or not port:
             return None
         self._port = port["port"]
@@ -78,17 +75,9 @@ class RendezvousStore:
             answer = await self._zygote.request(**request, port=0)
         self._port = answer["port"]
         write_json(self._folder / "port.json", {"port": self._port})
-        raw = _read(self._folder / "pid.json")
+        raw = read_json(self._folder / "pid.json")
         started = raw["start"] if raw else None
         process = Watched.open(answer["pid"], started, self._folder, self._settings.run_dir / "exits")
         if process is None:
             raise ZygoteGoneError("the rendezvous store ended at once; see output.log in the run folder's store/")
         return process
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return raw

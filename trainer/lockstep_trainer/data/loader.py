@@ -41,15 +41,15 @@ class Loader:
         self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
         return found
 
-    def evaluation(self, source: Source, *, at_most: int, per_rank: int) -> Iterator[Batch]:
+    def evaluation(self, source: Source, *, at_most: int, per_rank: int, alone: bool = False) -> Iterator[Batch]:
         """Batches of ``per_rank`` samples over at most ``at_most`` held-out samples of ``source``, spread over the
-        ranks: together the same ones at any width, and as many batches on each rank."""
+        ranks: together the same ones at any width, and as many batches on each rank. ``alone``: all of them here."""
         return evaluation_batches(
             source.holdout,
             at_most=at_most,
             per_rank=per_rank,
-            rank=self.sampler.rank,
-            ranks=self.sampler.ranks,
+            rank=0 if alone else self.sampler.rank,
+            ranks=1 if alone else self.sampler.ranks,
             end=self._corpus.end,
             document_mask=self._spec.document_mask,
         )
