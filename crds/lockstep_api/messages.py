@@ -8,8 +8,8 @@ Directions::
 
     operator ── Membership, Stop, FaultAck ──────────► leader
     operator ◄─ Inventory, Progress, FaultReport, Recovered, ReplaceRequest, EpochRequest, Finished ── leader
-    leader   ── Invite, Start, Abandon, Committed, Release ─► member
-    leader   ◄─ Join, Quiesced, Steps, WorkerExited, Saved, Beat ── member
+    leader   ── Invite, Start, Abandon, Kept, Upload, TakeSnapshot, Committed, Beat, Release ─► member
+    leader   ◄─ Join, Quiesced, Steps, WorkerExited, Staged, Uploaded, UploadProblem, Leaving, Beat ── member
 """
 
 from __future__ import annotations
@@ -60,6 +60,41 @@ class RestorePoint:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a step folder in the store."""
+
+    name: str
+    size: int  # bytes
+    crc64nvme: str  # of all of it, 16 hex digits
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """A snapshot in an agent's memory-backed volume: whole for every rank of ``slot``, checksums not yet looked at."""
+
+    state: StateId
+    slot: int
+    durable: int = 0  # step of the durable state whose samples the copy's log begins behind; 0: from the start
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The newest Start that an agent obeyed, and the step that it began from. Snapshots beyond that step and of an
+    older term are of no lineage: the agent removed them when it obeyed."""
+
+    term: Term
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPoint:
+    """A snapshot to start from: one state id, and for each slot the agent that has its copy."""
+
+    state: StateId
+    sources: tuple[str, ...]  # by slot: host:port of the agent to fetch it from; "" where the slot's own pod has it
+
+
+@dataclass(frozen=True, slots=True)
 class Rendezvous:
     """Where the workers of one generation meet."""
 
@@ -107,6 +142,7 @@ class Stop:
     job_uid: str
     epoch: int
     reason: str
+    seconds: float = 0.0  # what a last checkpoint may take; 0: end at once
     kind: Literal["Stop"] = "Stop"
 
 
@@ -136,6 +172,8 @@ class Inventory:
     leader_silent: float | None  # seconds since the leader was last heard; None: never had one
     container_starts: int  # starts of the container in this boot
     agent_starts: int
+    origin: Origin | None = None
+    snapshots: tuple[Copies, ...] = ()
     protocol: int = 1
     kind: Literal["Inventory"] = "Inventory"
 
@@ -279,6 +317,8 @@ class Start:
     rendezvous: Rendezvous
     restore: RestorePoint | None  # None: fresh weights
     cut: Cut | None = None
+    memory: MemoryPoint | None = None  # to be tried before ``restore``, which stands where a copy fails its checksum
+    buddies: tuple[str, ...] = ()  # by slot: host:port of the agent that keeps copies of its snapshots; "" for none
     kind: Literal["Start"] = "Start"
 
 
@@ -344,6 +384,90 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class Staged:
+    """Member → leader: every worker of the slot has this state in the pod's memory-backed volume; ``copied``: so has
+    the slot's buddy, or there is none. Said again when ``copied`` turns true."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    state: StateId
+    copied: bool
+    size: int = 0  # bytes of the slot's ranks
+    blocked: float = 0.0  # seconds that training stood still for it, the largest over the slot's ranks
+    kind: Literal["Staged"] = "Staged"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Leader → member: every rank's copy of this state is there: it is the one to keep until the next ``Kept``."""
+
+    job_uid: str
+    term: Term
+    state: StateId
+    kind: Literal["Kept"] = "Kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Leader → member: bring this staged state to the store; it descends from ``parent``. A newer order replaces one
+    that is not finished."""
+
+    job_uid: str
+    term: Term
+    state: StateId
+    parent: RestorePoint | None
+    kind: Literal["Upload"] = "Upload"
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """Member → leader: the slot's files of the step folder are in the store. ``header`` comes from the slot of rank 0:
+    the manifest without its files, as JSON."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    state: StateId
+    files: tuple[StoredFile, ...]
+    header: str | None = None
+    kind: Literal["Uploaded"] = "Uploaded"
+
+
+@dataclass(frozen=True, slots=True)
+class UploadProblem:
+    """Member → leader: the store does not take the slot's files at the moment; the agent goes on trying."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    state: StateId
+    problem: str
+    kind: Literal["UploadProblem"] = "UploadProblem"
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Leader → member: ask the workers for a snapshot behind the step that they are in (they agree on it among
+    themselves); a suspension or the end of a pod is near."""
+
+    job_uid: str
+    term: Term
+    kind: Literal["TakeSnapshot"] = "TakeSnapshot"
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Member → leader: this pod was told to end (drain, preemption, deletion) and will be gone after ``seconds``."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    seconds: float
+    kind: Literal["Leaving"] = "Leaving"
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """Leader → member: this state is durable."""
 
@@ -373,8 +497,8 @@ class Release:
     kind: Literal["Release"] = "Release"
 
 
-ToLeader = Join | Quiesced | Steps | WorkerExited | Saved | Beat
-ToMember = Start | Abandon | Committed | Beat | Release
+ToLeader = Join | Quiesced | Steps | WorkerExited | Saved | Staged | Uploaded | UploadProblem | Leaving | Beat
+ToMember = Start | Abandon | Kept | Upload | TakeSnapshot | Committed | Beat | Release
 FromOperator = Membership | Stop | FaultAck
 ToOperator = Inventory | Progress | FaultReport | Recovered | ReplaceRequest | EpochRequest | Finished
 Message = ToLeader | ToMember | FromOperator | ToOperator | Invite

@@ -61,7 +61,7 @@ def test_a_torchrun_script_survives_its_own_crash(lockstep: Target) -> None:
     pod: dict[str, Any] = deepcopy(POD_SPEC)
     pod["volumes"] = [{"name": "script", "configMap": {"name": "user-script"}}]
     pod["containers"][0]["volumeMounts"] = [{"name": "script", "mountPath": "/script"}]
-    pod["containers"][0]["env"] = [{"name": "CRASH_AT_STEP", "value": "6"}]
+    pod["containers"][0]["env"].append({"name": "CRASH_AT_STEP", "value": "6"})
     command = ["python3", "/script/train.py", "/tmp"]
     with RunningJob(lockstep, "script", {"command": command, "template": {"spec": pod}}) as job:
         ended = job.until_phase("Succeeded")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lockstep_api.messages import Invite, Start, StateId, Term, ToLeader, ToMember, ToOperator
+from lockstep_api.messages import Invite, RestorePoint, Start, StateId, Term, ToLeader, ToMember, ToOperator
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,50 @@ class Journal:
     line: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class CopySnapshot:
+    """Bring this state of this node's ranks to the buddy; answered by StateCopied, once, when the buddy has verified it.
+    The shell goes on trying; a newer copy replaces one that is not finished."""
+
+    state: StateId
+    buddy: str  # host:port of its agent
+
+
+@dataclass(frozen=True, slots=True)
+class KeepSnapshot:
+    """This state is complete on all nodes: no worker may overwrite it (nor this node's copies of it for a buddy) until
+    the next one is kept."""
+
+    state: StateId
+
+
+@dataclass(frozen=True, slots=True)
+class DropSnapshots:
+    """Forget snapshots beyond ``step`` that a term before ``term`` made: they are on no lineage any more."""
+
+    term: Term
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadState:
+    """Bring this staged state to the store; answered by StateUploaded, and by UploadFailed as often as a try fails. The
+    shell goes on trying until another order comes."""
+
+    term: Term
+    state: StateId
+    parent: RestorePoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSnapshot:
+    """Ask this node's workers of ``term`` for a snapshot as soon as may be."""
+
+    term: Term
+
+
 Effect = (
     OpenStream | CloseStream | SendLeader | Launch | Kill | Persist
     | PostInvite | SendMember | DropMember | SendOperator | ChooseRestore | EnsureStore | Commit | Journal
+    | CopySnapshot | KeepSnapshot | DropSnapshots | UploadState | RequestSnapshot
 )  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstep_api.messages import (
+    Copies,
     FromOperator,
     Inventory,
     Invite,
@@ -13,6 +14,7 @@ from lockstep_api.messages import (
     RestorePoint,
     StateId,
     StepSummary,
+    StoredFile,
     Term,
     ToLeader,
     ToMember,
@@ -85,6 +87,54 @@ class StateSaved:
     term: Term
     state: StateId
     listing: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateStaged:
+    """Every worker of this node has copied this state to the memory-backed volume."""
+
+    term: Term
+    state: StateId
+    size: int = 0  # bytes of all local ranks
+    blocked: float = 0.0  # seconds, largest over local ranks
+
+
+@dataclass(frozen=True, slots=True)
+class StateCopied:
+    """The buddy has it too, and has verified it."""
+
+    state: StateId
+
+
+@dataclass(frozen=True, slots=True)
+class StateUploaded:
+    """This node's files of the step folder are in the store."""
+
+    state: StateId
+    files: tuple[StoredFile, ...]
+    header: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFailed:
+    """A try has failed; another will come."""
+
+    state: StateId
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotsHeld:
+    """Which snapshots this node's volume holds: told at the agent's start and whenever that changes."""
+
+    copies: tuple[Copies, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodEnding:
+    """This pod was told to end and has so many seconds left."""
+
+    seconds: float
 
 
 # ------------------------------------------------------------------------------------------------ leader
@@ -197,7 +247,10 @@ class WorkerReported:
     line: dict[str, Any]
 
 
-MemberEvent = Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkersStepped | StateSaved
+MemberEvent = (
+    Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkersStepped | StateSaved
+    | StateStaged | StateCopied | StateUploaded | UploadFailed | SnapshotsHeld | PodEnding
+)  # fmt: skip
 LeaderEvent = (
     Tick | OperatorConnected | OperatorClosed | OperatorSaid | MemberConnected | MemberClosed | MemberSaid
     | InviteRefused | RestoreChosen | RestoreUnavailable | StoreReady | StoreLost | CommitDone | CommitFailed
