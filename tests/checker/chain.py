@@ -28,7 +28,7 @@ class Link:
     rule: Json  # of the order of samples: the manifest's sampler without what moves from step to step
     drawn: int  # samples consumed by all steps so far
     data_width: int  # ranks that read different samples
-    files: dict[str, tuple[int, str]]  # name → (size, sha256)
+    files: dict[str, tuple[int, str]]  # name → (size, crc64nvme)
 
 
 def read_chain(objects: Objects) -> list[Link]:
@@ -80,5 +80,5 @@ def _link(point: Json, manifest: Json) -> Link:
         drawn=sampler.pop("drawn"),
         rule=sampler,
         data_width=manifest["layout"]["data_width"],
-        files={file["name"]: (file["size"], file["sha256"]) for file in manifest["files"]},
+        files={file["name"]: (file["size"], file["crc64nvme"]) for file in manifest["files"]},
     )

@@ -20,7 +20,7 @@ def listing(step: int, term: Term = ONE, parent: RestorePoint | None = None) -> 
     return Listing(
         state=StateId(step, term.epoch, term.generation),
         parent=parent,
-        files=(FileEntry(name=".metadata", size=1, sha256="0" * 64),),
+        files=(FileEntry(name=".metadata", size=1, crc64nvme="0" * 16),),
         layout=Layout(world_size=4, replicate=1),
         sampler=sampler_state(step),
         versions={"torch": "2"},

@@ -21,12 +21,13 @@ from forked import run_ranks
 from lockstep_api.messages import StateId
 from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.checkpoint.dcp import ObjectStoreWriter
-from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Manifest
+from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Manifest, Ranges, ranges_of
 from lockstep_trainer.checkpoint.metadata import load_metadata
 from lockstep_trainer.checkpoint.state import load_state, save_state, training_state
 from lockstep_trainer.errors import Corrupt
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.storage import ObjectStore, open_store
+from lockstep_trainer.storage.checksum import crc64nvme
 from samplerstates import sampler_state
 
 FOLDER = "step-1-e1-g1"
@@ -110,16 +111,20 @@ def test_the_manifest_lists_every_file_with_what_is_in_it(saved: tuple[ObjectSto
     assert sorted(file.name for file in listed.files) == [
         entry.key.removeprefix(f"{FOLDER}/") for entry in store.list()
     ]
-    assert {"samples-r0.jsonl", "samples-r1.jsonl", ".metadata", "__0_0.distcp", "__1_0.distcp"} == {
-        file.name for file in listed.files
+    of_ranks = {
+        name for rank in "01" for name in (f"samples-r{rank}.jsonl", f"__{rank}_0.distcp", f"ranges-r{rank}.json")
     }
+    assert {file.name for file in listed.files} == {".metadata", *of_ranks}
     for file in listed.files:
-        assert len(store.get(f"{FOLDER}/{file.name}")[0]) == file.size
-        end = 0
-        for piece in file.ranges:
-            assert piece.offset == end
-            end += piece.length
-        assert end == (file.size if file.ranges else 0)
+        data = store.get(f"{FOLDER}/{file.name}")[0]
+        assert (len(data), crc64nvme(data)) == (file.size, file.crc64nvme)
+        if file.name.endswith(".distcp"):
+            ranges, end = Ranges.from_bytes(store.get(f"{FOLDER}/{ranges_of(file.name)}")[0], ""), 0
+            for offset, length, checksum in ranges.files[file.name]:
+                assert offset == end
+                end += length
+                assert crc64nvme(data[offset:end]) == checksum
+            assert end == file.size
 
 
 def test_it_loads_at_the_same_and_at_another_layout(saved: tuple[ObjectStore, Manifest], tmp_path: Path) -> None:
@@ -142,7 +147,7 @@ def test_torch_opens_the_folder_unaided(saved: tuple[ObjectStore, Manifest], tmp
 
 
 @pytest.mark.parametrize("how", ["bit flipped", "truncated", "missing"])
-@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "__1_0.distcp"])
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "__1_0.distcp", "ranges-r0.json"])
 def test_damage_is_found_by_all_ranks_and_named(saved: tuple[ObjectStore, Manifest], name: str, how: str) -> None:
     store, listed = saved
     data, _ = store.get(f"{FOLDER}/{name}")
@@ -164,10 +169,15 @@ def test_damage_is_found_by_all_ranks_and_named(saved: tuple[ObjectStore, Manife
 def test_what_the_manifest_does_not_name_is_not_read(saved: tuple[ObjectStore, Manifest]) -> None:
     """A folder whose bytes are whole but whose manifest lacks a range: nothing vouches for it."""
     store, listed = saved
-    files = tuple(file.model_copy(update={"ranges": file.ranges[1:]}) for file in listed.files)
+    key = f"{FOLDER}/ranges-r1.json"
+    ranges = Ranges.from_bytes(store.get(key)[0], key)
+    fewer = Ranges(files={name: pieces[1:] for name, pieces in ranges.files.items()}).to_bytes()
+    store.put(key, fewer)
+    entry = FileEntry(name="ranges-r1.json", size=len(fewer), crc64nvme=crc64nvme(fewer))
+    files = tuple(entry if file.name == entry.name else file for file in listed.files)
 
     def load(rank: int) -> None:
-        with pytest.raises(Corrupt, match="not in the manifest"):
+        with pytest.raises(Corrupt, match=r"not in ranges-r1\.json"):
             load_state(trained(2), store, FOLDER, manifest(files), group=None)
 
     run_ranks(2, load)

@@ -1,14 +1,13 @@
 """torch's distributed checkpoint on an object store, with a checksum on everything that is read.
 
 The step folder is what torch itself writes, ``.metadata`` and ``__<rank>_<i>.distcp``, so its own FileSystemReader
-opens it unaided. Besides, the writer keeps size and SHA-256 of every file and of every byte range that a reader may ask
-for; they become the manifest, and the reader checks what it gets against it before anything else sees the bytes.
+opens it unaided. Besides, the writer keeps size and CRC64NVME of every file, for the manifest, and of every byte range that a
+reader may ask for, in a file of ranges beside it; the reader checks what it gets before anything else sees the bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import os
 import pickle
@@ -34,10 +33,11 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from lockstep_trainer.checkpoint.manifest import ByteRange, FileEntry, Manifest
+from lockstep_trainer.checkpoint.manifest import FileEntry, Manifest, Ranges, ranges_file, ranges_of
 from lockstep_trainer.checkpoint.metadata import METADATA, load_metadata
 from lockstep_trainer.errors import Corrupt, NotFound
 from lockstep_trainer.storage import ObjectStore, put_once
+from lockstep_trainer.storage.checksum import crc64nvme
 
 _FILE_BYTES = 256 * 1024**2
 """A file is closed when it is larger: far below the 5 GiB that one S3 put takes, and enough to upload in parallel."""
@@ -49,12 +49,12 @@ _READ_BYTES = 64 * 1024**2  # largest request that joins several ranges
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Written:
-    """What a rank tells the coordinator about one item: torch's own storage info, and the checksums."""
+    """What a rank knows of one item: torch's own storage info, and the checksums."""
 
     info: _StorageInfo
-    sha256: str
+    crc64nvme: str
     file_size: int
-    file_sha256: str
+    file_crc64nvme: str
 
 
 class ObjectStoreWriter(StorageWriter):
@@ -99,6 +99,10 @@ class ObjectStoreWriter(StorageWriter):
                 name = f"__{rank}_{number}.distcp"
                 results += _results(name, data, items)
                 pending.append(uploads.submit(put_once, self._store, f"{self._folder}/{name}", data))
+            ranges = _ranges(results).to_bytes()
+            name = ranges_file(rank)
+            pending.append(uploads.submit(put_once, self._store, f"{self._folder}/{name}", ranges))
+            results.append(WriteResult(MetadataIndex(name), len(ranges), _file(name, ranges)))
             for upload in pending:
                 upload.result()
         future: Future[list[WriteResult]] = Future()
@@ -114,13 +118,14 @@ class ObjectStoreWriter(StorageWriter):
         metadata.storage_meta = self.storage_meta()
         data = pickle.dumps(metadata)
         put_once(self._store, f"{self._folder}/{METADATA}", data)
-        ranges: dict[str, list[_Written]] = defaultdict(list)
-        for result in written:
-            ranges[result.storage_data.info.relative_path].append(result.storage_data)
+        items = {result.storage_data.info.relative_path: result.storage_data for result in written}
         self.files = (
             _file(METADATA, data),
             *sorted(extra, key=lambda file: file.name),
-            *(_entry(name, ranges[name]) for name in sorted(ranges)),
+            *(
+                FileEntry(name=name, size=items[name].file_size, crc64nvme=items[name].file_crc64nvme)
+                for name in sorted(items)
+            ),
         )
 
     @classmethod
@@ -139,9 +144,8 @@ class ObjectStoreReader(StorageReader):
         self._store = store
         self._folder = folder
         self._metadata = metadata
-        self._checksums = {
-            (file.name, piece.offset, piece.length): piece.sha256 for file in manifest.files for piece in file.ranges
-        }
+        self._manifest = manifest
+        self._checksums: dict[str, dict[tuple[int, int], str]] = {}  # file → (offset, length) → CRC64NVME
         self._storage_data: dict[MetadataIndex, _StorageInfo] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -186,12 +190,22 @@ class ObjectStoreReader(StorageReader):
             raise Corrupt(f"{where} is missing") from None
         for info, item in group:
             piece = data[info.offset - start : info.offset - start + info.length]
-            expected = self._checksums.get((name, info.offset, info.length))
+            expected = self._ranges(name).get((info.offset, info.length))
             if expected is None:
-                raise Corrupt(f"{where}: bytes {info.offset}+{info.length} are not in the manifest")
-            if len(piece) != info.length or hashlib.sha256(piece).hexdigest() != expected:
+                raise Corrupt(f"{where}: bytes {info.offset}+{info.length} are not in {ranges_of(name)}")
+            if len(piece) != info.length or crc64nvme(piece) != expected:
                 raise Corrupt(f"{where}: bytes {info.offset}+{info.length} differ from their checksum")
             _hand_over(io.BytesIO(piece), item, planner)
+
+    def _ranges(self, name: str) -> dict[tuple[int, int], str]:
+        """Checksums of the file's pieces."""
+        if name not in self._checksums:
+            entry = self._manifest.file(ranges_of(name))
+            data = read_file(self._store, self._folder, entry)
+            ranges = Ranges.from_bytes(data, f"{self._store.uri}/{self._folder}/{entry.name}")
+            for file, pieces in ranges.files.items():
+                self._checksums[file] = {(offset, length): crc for offset, length, crc in pieces}
+        return self._checksums.get(name, {})
 
 
 def read_file(store: ObjectStore, folder: str, file: FileEntry) -> bytes:
@@ -201,7 +215,7 @@ def read_file(store: ObjectStore, folder: str, file: FileEntry) -> bytes:
         data, _ = store.get(f"{folder}/{file.name}")
     except NotFound:
         raise Corrupt(f"{where} is missing") from None
-    if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+    if len(data) != file.size or crc64nvme(data) != file.crc64nvme:
         raise Corrupt(f"{where} differs from its checksum")
     return data
 
@@ -237,36 +251,34 @@ def _serialize(data: torch.Tensor | io.BytesIO, item: WriteItem, buffer: io.Byte
 
 
 def _results(name: str, data: bytes, items: _Packed) -> list[WriteResult]:
-    view, file_sha256 = memoryview(data), hashlib.sha256(data).hexdigest()
+    view, whole = memoryview(data), crc64nvme(data)
     return [
         WriteResult(
             index=item.index,
             size_in_bytes=length,
             storage_data=_Written(
                 info=_StorageInfo(name, offset, length),
-                sha256=hashlib.sha256(view[offset : offset + length]).hexdigest(),
+                crc64nvme=crc64nvme(view[offset : offset + length]),
                 file_size=len(data),
-                file_sha256=file_sha256,
+                file_crc64nvme=whole,
             ),
         )
         for item, offset, length in items
     ]
 
 
+def _ranges(results: Iterable[WriteResult]) -> Ranges:
+    """The ranges of all data files among the results."""
+    files: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for result in results:
+        if isinstance(written := result.storage_data, _Written):
+            info = written.info
+            files[info.relative_path].append((info.offset, info.length, written.crc64nvme))
+    return Ranges(files={name: tuple(sorted(pieces)) for name, pieces in files.items()})
+
+
 def _file(name: str, data: bytes) -> FileEntry:
-    return FileEntry(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def _entry(name: str, written: list[_Written]) -> FileEntry:
-    return FileEntry(
-        name=name,
-        size=written[0].file_size,
-        sha256=written[0].file_sha256,
-        ranges=tuple(
-            ByteRange(offset=item.info.offset, length=item.info.length, sha256=item.sha256)
-            for item in sorted(written, key=lambda item: item.info.offset)
-        ),
-    )
+    return FileEntry(name=name, size=len(data), crc64nvme=crc64nvme(data))
 
 
 def _groups(wanted: list[tuple[_StorageInfo, ReadItem]]) -> Iterator[list[tuple[_StorageInfo, ReadItem]]]:

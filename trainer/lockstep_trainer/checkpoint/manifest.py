@@ -21,6 +21,8 @@ ANCESTORS = 8
 """Older states that ``latest`` names besides the newest: a manifest that can't be read can't name its parent."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Crc64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+"""CRC64NVME: what S3 checks end to end, and what those of parts combine to."""
 
 
 class Document(BaseModel):
@@ -43,21 +45,30 @@ class Document(BaseModel):
             raise Corrupt(f"{where} can't be read at {place}: {first['msg']}") from None
 
 
-class ByteRange(Document):
-    """A piece of a file that a reader may ask for by itself: one tensor shard."""
-
-    offset: int = Field(ge=0)
-    length: int = Field(ge=0)
-    sha256: Sha256
-
-
 class FileEntry(Document):
     """One file of a step folder."""
 
     name: str = Field(min_length=1, pattern=r"^[^/]+$")
     size: int = Field(ge=0)
-    sha256: Sha256
-    ranges: tuple[ByteRange, ...] = ()
+    crc64nvme: Crc64
+
+
+class Ranges(Document):
+    """``ranges-r<rank>.json``: the pieces of a rank's files that a reader may ask for by themselves, one tensor shard
+    each. They stand beside the files, so that the manifest does not grow with the number of tensors."""
+
+    version: Literal[1] = 1
+    files: dict[str, tuple[tuple[int, int, Crc64], ...]]  # name → (offset, length, checksum) of each, by offset
+
+
+def ranges_file(rank: int) -> str:
+    """The name of a rank's ranges."""
+    return f"ranges-r{rank}.json"
+
+
+def ranges_of(name: str) -> str:
+    """The file that has the ranges of the data file ``name``: ``__3_0.distcp`` is rank 3's."""
+    return ranges_file(int(name.removeprefix("__").split("_", 1)[0]))
 
 
 class Layout(Document):
@@ -143,7 +154,7 @@ class SamplerState(Document):
 class Listing(Document):
     """A step folder that is whole, as its writers saw it."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     state: StateId
     parent: RestorePoint | None  # the state that it descends from; its samples files begin there
     files: tuple[FileEntry, ...]
