@@ -111,9 +111,8 @@ def test_the_manifest_lists_every_file_with_what_is_in_it(saved: tuple[ObjectSto
     assert sorted(file.name for file in listed.files) == [
         entry.key.removeprefix(f"{FOLDER}/") for entry in store.list()
     ]
-    of_ranks = {
-        name for rank in "01" for name in (f"samples-r{rank}.jsonl", f"__{rank}_0.distcp", f"ranges-r{rank}.json")
-    }
+    of_a_rank = ("samples-r{}.jsonl", "__{}_0.distcp", "ranges-r{}.json")
+    of_ranks = {name.format(rank) for rank in range(2) for name in of_a_rank}
     assert {file.name for file in listed.files} == {".metadata", *of_ranks}
     for file in listed.files:
         data = store.get(f"{FOLDER}/{file.name}")[0]

@@ -1,8 +1,8 @@
 """torch's distributed checkpoint on an object store, with a checksum on everything that is read.
 
 The step folder is what torch itself writes, ``.metadata`` and ``__<rank>_<i>.distcp``, so its own FileSystemReader
-opens it unaided. Besides, the writer keeps size and CRC64NVME of every file, for the manifest, and of every byte range that a
-reader may ask for, in a file of ranges beside it; the reader checks what it gets before anything else sees the bytes.
+opens it unaided. Besides, the writer keeps size and CRC64NVME of every file, for the manifest, and of every byte range
+that a reader may ask for, in a file of ranges beside it; the reader checks what it gets before anyone sees the bytes.
 """
 
 from __future__ import annotations
