@@ -297,4 +297,26 @@ WRONG = (
         {"spec.trainer.evaluate": {"sources": [{"name": "a", "uri": "s3://text/a", "weight": 2.0}]}},
         ("evaluate.sources have no weight: each is evaluated by itself",),
     ),
+    Wrong(
+        "an interval of checkpoints that is no number",
+        {"spec.checkpoint.every": "often"},
+        ("write a number of steps from 1 on, or auto",),
+    ),
+    Wrong(
+        "a number of steps in quotes",
+        {"spec.checkpoint.every": "100"},
+        ("write a number of steps from 1 on, or auto",),
+    ),
+    Wrong(
+        "snapshots behind no step",
+        {"spec.checkpoint.memory.every": 0},
+        ("write a number of steps from 1 on, or auto",),
+    ),
+    Wrong(
+        "a limit of memory without a known unit",
+        {"spec.checkpoint.memory.limit": "64 GB"},
+        ("spec.checkpoint.memory.limit",),
+        by_rule=False,
+        models_say=("memory.limit", "should match pattern"),
+    ),
 )

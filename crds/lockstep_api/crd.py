@@ -21,7 +21,7 @@ Schema = dict[str, Any]
 _KEPT = (
     "type", "format", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems",
     "maxProperties", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
-    "x-kubernetes-validations",
+    "x-kubernetes-validations", "x-kubernetes-int-or-string",
 )  # fmt: skip
 
 PRINTER_COLUMNS: list[dict[str, Any]] = [
@@ -125,7 +125,8 @@ class _Converter:
 
     def convert(self, source: Schema, default: Any = None) -> Schema:
         source = self._resolve(source)
-        if "anyOf" in source:  # several scalar types: a structural schema can only say "any value"
+        # Several scalar types: a structural schema can say "integer or string", or else only "any value".
+        if "anyOf" in source and "x-kubernetes-int-or-string" not in source:
             source = {**source, "x-kubernetes-preserve-unknown-fields": True}
 
         target: Schema = {}

@@ -59,7 +59,8 @@ def _type(field: Schema) -> str:
         return f"list of {_type(field['items'])}"
     if isinstance(field.get("additionalProperties"), dict):
         return f"map of {_type(field['additionalProperties'])}"
-    kind: str = field.get("type", "any scalar")
+    otherwise = "integer or string" if "x-kubernetes-int-or-string" in field else "any scalar"
+    kind: str = field.get("type", otherwise)
     low, high = field.get("minimum"), field.get("maximum")
     if low is None and high is None:
         return kind

@@ -11,7 +11,15 @@ A field appears here when something acts on it. Nothing is accepted and ignored:
 from __future__ import annotations
 
 from lockstep_api.v1alpha1.base import Model, ModuleName, Uri
-from lockstep_api.v1alpha1.checkpoint import CheckpointSpec, KeepSpec, S3Spec, SecretReference
+from lockstep_api.v1alpha1.checkpoint import (
+    CheckpointSpec,
+    KeepSpec,
+    MemorySpec,
+    Quantity,
+    S3Spec,
+    SecretReference,
+    StepsOrAuto,
+)
 from lockstep_api.v1alpha1.data import DataSource, DataSpec, DataStage, TokenizerSpec, TokenizerTraining
 from lockstep_api.v1alpha1.job import PodTemplate, TrainingJob, TrainingJobSpec
 from lockstep_api.v1alpha1.parallelism import ParallelismSpec
@@ -19,12 +27,14 @@ from lockstep_api.v1alpha1.recipe import BatchRampSpec, OptimizerSpec, RecipeSpe
 from lockstep_api.v1alpha1.resilience import BudgetsSpec, HangSpec, ResilienceSpec, RetryAction, RetryRule
 from lockstep_api.v1alpha1.status import (
     BudgetsUsed,
+    CheckpointInterval,
     CheckpointStatus,
     Condition,
     DurableCheckpoint,
     Fault,
     LedgerState,
     Members,
+    MemorySnapshot,
     Phase,
     Progress,
     Restarts,
@@ -38,6 +48,7 @@ __all__ = [
     "BudgetsSpec",
     "BudgetsUsed",
     "CallbackSpec",
+    "CheckpointInterval",
     "CheckpointSpec",
     "CheckpointStatus",
     "Condition",
@@ -53,6 +64,8 @@ __all__ = [
     "KeepSpec",
     "LedgerState",
     "Members",
+    "MemorySnapshot",
+    "MemorySpec",
     "Model",
     "ModelSpec",
     "ModuleName",
@@ -61,6 +74,7 @@ __all__ = [
     "Phase",
     "PodTemplate",
     "Progress",
+    "Quantity",
     "RecipeSpec",
     "ResilienceSpec",
     "Restarts",
@@ -70,6 +84,7 @@ __all__ = [
     "ScheduleSpec",
     "SecretReference",
     "StatusModel",
+    "StepsOrAuto",
     "TokenizerSpec",
     "TokenizerTraining",
     "TrainerSpec",

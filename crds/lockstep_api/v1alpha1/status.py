@@ -91,6 +91,32 @@ class DurableCheckpoint(StatusModel):
     """Its manifest."""
     at: str
     """When it was committed, RFC 3339."""
+    verified: list[str] | None = None
+    """Checks that the state passed before it was written."""
+
+
+class MemorySnapshot(StatusModel):
+    """The newest state that every rank has in memory, with its second copy where it has a buddy."""
+
+    step: int
+    """Step."""
+    at: str
+    """When this was so for all ranks, RFC 3339."""
+
+
+class CheckpointInterval(StatusModel):
+    """How often durable checkpoints are made, and what that was chosen from."""
+
+    steps: int
+    """Steps between them."""
+    seconds: float | None = None
+    """The same as time."""
+    cost_seconds: float | None = None
+    """What one costs: seconds that training stands still or is slowed down."""
+    mtbf_seconds: float | None = None
+    """Mean time between faults of this job."""
+    formula: str | None = None
+    """How steps was chosen: fixed (checkpoint.every), or the formula's name."""
 
 
 class CheckpointStatus(StatusModel):
@@ -98,6 +124,10 @@ class CheckpointStatus(StatusModel):
 
     durable: DurableCheckpoint | None = None
     """Newest durable one."""
+    memory: MemorySnapshot | None = None
+    """Newest snapshot in memory."""
+    interval: CheckpointInterval | None = None
+    """How often durable ones are made."""
 
 
 class Restarts(StatusModel):

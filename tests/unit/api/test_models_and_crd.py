@@ -63,7 +63,8 @@ def test_the_schema_is_structural() -> None:
     for path, schema in schemas(ROOT):
         assert not {"$ref", "anyOf", "oneOf", "allOf", "const", "title", "$defs"} & set(schema), path
         assert not ("properties" in schema and "additionalProperties" in schema), path
-        assert "type" in schema or schema.get("x-kubernetes-preserve-unknown-fields"), path
+        several = "x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string"
+        assert "type" in schema or any(schema.get(key) for key in several), path
         for bound in ("exclusiveMinimum", "exclusiveMaximum"):
             assert schema.get(bound, True) is True, path
 

@@ -29,6 +29,8 @@ from lockstep_trainer.parallel.layout import Layout as Degrees
 from lockstep_trainer.ranks import Ranks
 from lockstep_trainer.storage import open_store
 
+_EVERY_AUTO = 1000  # steps between checkpoints where the job leaves it to us
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Keeper:
         self._store = open_store(job.checkpoint.uri, job.checkpoint.s3).below(job.prefix)
         self._restored: RestorePoint | None = None
         self._consumed: list[tuple[int, str]] = []  # (step, line) since the parent checkpoint
+        self._every = job.checkpoint.interval or _EVERY_AUTO
         self._next_save = 0
 
     # --- restore ------------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ class Keeper:
             if not error.temporary:
                 raise
             self._problem(str(error), step)
-            self._next_save = step + max(1, self._job.checkpoint.every // 10)
+            self._next_save = step + max(1, self._every // 10)
         else:
             self._plan(step)
 
@@ -228,5 +231,4 @@ class Keeper:
         return step == self._job.trainer.recipe.steps
 
     def _plan(self, step: int) -> None:
-        every = self._job.checkpoint.every
-        self._next_save = (step // every + 1) * every
+        self._next_save = (step // self._every + 1) * self._every
