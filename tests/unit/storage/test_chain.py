@@ -8,7 +8,9 @@ import pytest
 
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_trainer.checkpoint.chain import Chain, resolve
+from lockstep_trainer.checkpoint.garbage import collect_garbage
 from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing
+from lockstep_trainer.checkpoint.retention import Keep
 from lockstep_trainer.errors import CheckpointError, Corrupt, NotFenced, StoreError, Superseded, UserError
 from lockstep_trainer.storage import ObjectStore, open_store
 from samplerstates import sampler_state
@@ -204,29 +206,6 @@ def test_an_outage_is_temporary_and_the_commit_can_be_repeated(store: ObjectStor
     assert chain.commit(listing(20, parent=points[0]), ONE, "leader").state.step == 20
 
 
-def test_retention_keeps_the_newest_and_spares_running_terms(store: ObjectStore) -> None:
-    chain, points = chain_of(store, 4)
-    chain.store.put("step-35-e1-g1/.metadata", b"an uncommitted folder of the fence's own term")
-    chain.store.put("step-7-e0-g9/.metadata", b"left behind by a term that is over")
-    later = max(entry.modified for entry in chain.store.list()) + 1000
-    assert chain.collect_garbage(2, now=later) == ("step-10-e1-g1", "step-20-e1-g1", "step-7-e0-g9")
-    assert chain.newest() == points[3]
-    assert [point.state.step for point, _ in chain.lineage(chain.latest())] == [40, 30]
-    assert {entry.key.split("/")[0] for entry in chain.store.list("step-")} == {
-        "step-30-e1-g1",
-        "step-35-e1-g1",
-        "step-40-e1-g1",
-    }
-
-
-def test_retention_counts_only_whole_checkpoints(store: ObjectStore) -> None:
-    """With keep 1 and a damaged newest manifest, its parent is the last verified one: it stays."""
-    chain, points = chain_of(store, 3)
-    damage(chain.store, points[2].manifest, "bit flipped")
-    assert chain.collect_garbage(1, now=1e12) == ("step-10-e1-g1",)
-    assert chain.newest() == points[1]
-
-
 def test_a_job_resumes_from_a_manifest_of_another(tmp_path: Path) -> None:
     first, points = chain_of(open_store(f"file://{tmp_path}/first"), 2)
     origin = resolve(f"{first.store.uri}/{points[1].manifest}")
@@ -235,7 +214,7 @@ def test_a_job_resumes_from_a_manifest_of_another(tmp_path: Path) -> None:
     assert second.fence(ONE, "a") == origin
     own = second.commit(listing(30, parent=origin), ONE, "a")
     assert [point for point, _ in second.lineage(second.latest())] == [own, origin]
-    second.collect_garbage(1, now=1e12)
+    collect_garbage(second, Keep(last=1), now=1e12)
     assert first.newest() == points[1]
     with pytest.raises(UserError, match="is no manifest"):
         resolve(f"file://{tmp_path}/first")

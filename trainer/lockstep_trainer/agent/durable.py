@@ -154,7 +154,7 @@ class DurableStore:
             return
         self._tell(events.CommitDone(restore, uri, time.monotonic() - begun, size))
         try:
-            await self._call(self._collect_garbage)
+            await self._call(lambda: self._collect_garbage(term))
         except TrainerError as error:
             log.warning("retention: %s", error)
 
@@ -179,9 +179,11 @@ class DurableStore:
         restore = chain.commit(listing, term, self._nonce)
         return restore, f"{chain.store.uri}/{restore.manifest}", sum(file.size for file in listing.files)
 
-    def _collect_garbage(self) -> None:
-        keep = self._job.spec["checkpoint"].get("keep", {}).get("last", 3)
-        self._open().collect_garbage(keep)
+    def _collect_garbage(self, term: Term) -> None:
+        from lockstep_trainer.checkpoint.garbage import collect_garbage
+        from lockstep_trainer.checkpoint.retention import Keep
+
+        collect_garbage(self._open(), Keep(**self._job.spec["checkpoint"].get("keep", {})), term=term)
 
     def _put_lines(self, lines: list[dict[str, Any]]) -> None:
         store = self._open().store

@@ -16,6 +16,7 @@ from typing import assert_never
 
 from lockstep_api.messages import RestorePoint, Term
 from lockstep_api.v1alpha1 import S3Spec
+from lockstep_trainer.checkpoint import ancestors
 from lockstep_trainer.checkpoint import commit as swap_protocol
 from lockstep_trainer.checkpoint.manifest import (
     ANCESTORS,
@@ -24,9 +25,7 @@ from lockstep_trainer.checkpoint.manifest import (
     Listing,
     Manifest,
     Pointer,
-    parse_step_folder,
 )
-from lockstep_trainer.checkpoint.retention import Folder, disposable
 from lockstep_trainer.errors import (
     CheckpointError,
     Conflict,
@@ -71,7 +70,7 @@ class Latest:
 
 
 class Chain:
-    """Durable checkpoints of one job: read, fence, commit, clear away."""
+    """Durable checkpoints of one job: read, fence, commit. ``garbage`` clears away."""
 
     def __init__(
         self,
@@ -115,8 +114,9 @@ class Chain:
     def lineage(self, latest: Latest) -> Iterator[tuple[RestorePoint, Manifest | Corrupt]]:
         """The newest state, its parent, its parent's parent … with their manifests, as far as they are kept.
 
-        Behind a manifest that can't be read it goes on with the ancestors that ``latest`` names. Ends at the first
-        checkpoint, before one that retention has removed, or at one of another job.
+        Behind a manifest that can't be read it goes on with the ancestors that ``latest`` names, and where retention
+        has removed a state with the newest marked one (``ancestors``). Ends at the first checkpoint or at one of
+        another job.
         """
         point = latest.point
         seen: set[str] = set()
@@ -127,11 +127,13 @@ class Chain:
             if "://" in point.manifest:
                 return
             if isinstance(manifest, Corrupt):
-                point = next(iter(latest.behind(point)), None)
-            elif (parent := manifest.parent) and ("://" in parent.manifest or self._exists(parent.manifest)):
-                point = parent
-            else:  # the first checkpoint, or retention has removed the older ones
+                point = next(iter(latest.behind(point)), None) or ancestors.behind(self.store, point.state)
+            elif (parent := manifest.parent) is None:
                 return
+            elif "://" in parent.manifest or self._exists(parent.manifest):
+                point = parent
+            else:  # retention has removed it
+                point = ancestors.behind(self.store, point.state)
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -177,36 +179,6 @@ class Chain:
                 return point
             latest = moved
         raise CheckpointError(f"{self.store.uri}/{LATEST} is swapped again and again: is this job led twice?")
-
-    def collect_garbage(self, keep_last: int, *, now: float | None = None, grace: float = 600.0) -> tuple[str, ...]:
-        """Remove step folders that nobody needs any more, and return their names.
-
-        ``retention.disposable`` says which; ``grace`` is in seconds. Reading and removing race no writer: only terms
-        older than the fence are touched off the chain.
-        """
-        latest = self.latest()
-        if latest.pointer is None:
-            return ()
-        chain = [
-            (point.state, isinstance(manifest, Manifest))
-            for point, manifest in self.lineage(latest)
-            if "://" not in point.manifest
-        ]
-        files: dict[str, list[str]] = {}
-        newest: dict[str, float] = {}
-        for entry in self.store.list("step-"):
-            name = entry.key.split("/", 1)[0]
-            files.setdefault(name, []).append(entry.key)
-            newest[name] = max(newest.get(name, 0.0), entry.modified)
-        folders = [Folder(name, state, newest[name]) for name in files if (state := parse_step_folder(name))]
-        names = disposable(
-            folders, chain, latest.pointer.term, keep_last, now=time.time() if now is None else now, grace=grace
-        )
-        for name in names:
-            # The manifest goes first: a folder without one is no checkpoint, whatever else is left of it.
-            for key in sorted(files[name], key=lambda key: not key.endswith(f"/{MANIFEST}")):
-                self.store.delete(key)
-        return names
 
     # ------------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Which step folders are superfluous. A pure function: it decides, ``chain`` deletes."""
+"""Which checkpoints stay and which leftovers go. Pure functions: they decide, ``garbage`` deletes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lockstep_api.messages import StateId, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """``checkpoint.keep``."""
+
+    last: int = 3
+    every: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A state on the chain. ``whole``: its manifest can be read and each file that it names is there, as long as it
+    should be."""
+
+    state: StateId
+    readable: bool
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,38 +35,74 @@ class Folder:
     modified: float  # Unix seconds: its newest file
 
 
-def disposable(
-    folders: Iterable[Folder],
-    chain: Sequence[tuple[StateId, bool]],
-    fence: Term,
-    keep_last: int,
-    *,
-    now: float,
-    grace: float,
-) -> tuple[str, ...]:
-    """Names of the folders to remove, sorted.
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What is known of a job's store when something is to be deleted.
 
-    ``chain`` is the lineage, newest first, each with whether its manifest is whole. On it the newest ``keep_last``
-    whole ones stay (so the last whole one always does) and everything newer than the oldest of them. Off it goes what
-    a term before ``fence`` left behind and nobody has touched for ``grace`` seconds: its writers are over. While a
-    manifest of the chain can't be read, nothing off the chain goes: it may be the part that is out of sight.
+    ``chain`` is what ``latest`` leads to, newest first; ``fence`` is the term that ``latest`` carries.
     """
-    keep: set[StateId] = set()
+
+    chain: Sequence[Member]
+    fence: Term
+    now: float  # Unix seconds
+    grace: float = 600.0  # seconds in which what was touched is left alone
+
+    def dead(self, state: StateId, touched: float) -> bool:
+        """Whether a state off the chain can never come onto it, and nobody is at work on it any more.
+
+        It belongs to a term before the fence; and since a newer term may still commit what an older one has begun to
+        upload, the chain must have reached its step, too: from there on another state stands in its place. While a
+        manifest of the chain can't be read nothing is dead: it may be the part that is out of sight.
+        """
+        return (
+            bool(self.chain)
+            and all(member.readable for member in self.chain)
+            and all(member.state != state for member in self.chain)
+            and Term(state.epoch, state.generation) < self.fence
+            and state.step <= self.chain[0].state.step
+            and touched < self.now - self.grace
+        )
+
+
+def window(chain: Sequence[Member], last: int) -> int:
+    """How many of the chain's newest states stay whatever their step: the newest ``last`` whole ones, and all that is
+    newer than the oldest of them. All of it where there are fewer."""
     whole = 0
-    for state, is_whole in chain:
-        if whole >= keep_last:
+    for number, member in enumerate(chain, 1):
+        whole += member.whole
+        if whole == last:
+            return number
+    return len(chain)
+
+
+def kept(chain: Sequence[Member], keep: Keep) -> frozenset[StateId]:
+    """The states of the chain (newest first) that stay.
+
+    Those in the window, so that the newest whole one always does; for each multiple of ``keep.every`` the first whole
+    one at or behind it; and one that can't be read where nothing readable is older, since what lies behind it is out
+    of sight.
+    """
+    stay = {member.state for member in chain[: window(chain, keep.last)]}
+    if keep.every is not None:
+        reached = 0
+        for member in reversed(chain):
+            multiple = member.state.step // keep.every
+            if member.whole and multiple > reached:
+                reached = multiple
+                stay.add(member.state)
+    for member in reversed(chain):
+        if member.readable:
             break
-        keep.add(state)
-        whole += is_whole
-    on_chain = {state for state, _ in chain}
-    all_whole = all(is_whole for _, is_whole in chain)
-    names = []
-    for folder in folders:
-        if folder.state in on_chain:
-            gone = folder.state not in keep
-        else:
-            over = Term(folder.state.epoch, folder.state.generation) < fence
-            gone = over and all_whole and folder.modified < now - grace
-        if gone:
-            names.append(folder.name)
-    return tuple(sorted(names))
+        stay.add(member.state)
+    return frozenset(stay)
+
+
+def disposable(folders: Iterable[Folder], store: Store, keep: Keep) -> tuple[Folder, ...]:
+    """The folders to remove, the lowest step first: on the chain what retention does not keep, off it what is dead."""
+    stay, on_chain = kept(store.chain, keep), {member.state for member in store.chain}
+    gone = [
+        folder
+        for folder in folders
+        if (folder.state not in stay if folder.state in on_chain else store.dead(folder.state, folder.modified))
+    ]
+    return tuple(sorted(gone, key=lambda folder: (folder.state.step, folder.name)))
