@@ -32,6 +32,7 @@ class Tier:
     title: str
     commands: tuple[tuple[str, ...], ...] = ()
     tests: tuple[str, ...] = ()
+    processes: int = 1  # that share the tests, a file each; where tests have no machine-wide part
     root: bool = False  # needs root on Linux: namespaces, mounts and cgroups of the local cluster
 
 
@@ -52,6 +53,7 @@ TIERS = (
         "units, simulation, chart",
         commands=((PYTHON, "-m", "localcluster", "build", "helm", "versitygw"),),  # a real Helm and a real S3 server
         tests=("tests/unit", "tests/simulation", "tests/checker"),
+        processes=2,
     ),
     Tier(
         "parity",
@@ -145,7 +147,8 @@ def run_tier(tier: Tier, began: float, extra: Sequence[str]) -> Outcome:
     if missing := [folder for folder in tier.tests if not (REPOSITORY / folder).is_dir()]:
         outcome.failures.append(f"no such folder: {', '.join(missing)}")
     elif tier.tests:
-        commands.append(pytest_command(tier.tests, report, marker="not slow", extra=extra))
+        shared = ("-n", str(tier.processes), "--dist", "loadfile") if tier.processes > 1 else ()
+        commands.append(pytest_command(tier.tests, report, marker="not slow", extra=(*shared, *extra)))
     for command in commands:
         shown = " ".join(Path(part).name if part == PYTHON else part for part in command)
         print(f"── {shown}  [{clock(time.monotonic() - began)}]", flush=True)
