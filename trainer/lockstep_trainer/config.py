@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lockstep_api.messages import Rendezvous, RestorePoint, Term
+from lockstep_api.messages import Rendezvous, RestorePoint, StateId, Term
 from lockstep_api.v1alpha1 import CheckpointSpec, TrainerSpec, TrainingJobSpec
 from lockstep_trainer.errors import TrainerError, UserError
 
@@ -37,6 +37,13 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """A snapshot in memory to start from, before ``restore`` is looked at."""
+
+    state: StateId
+
+
+@dataclass(frozen=True, slots=True)
 class Orders:
     """A worker's orders: ``start.json``, written by its agent."""
 
@@ -52,6 +59,7 @@ class Orders:
     rendezvous: Rendezvous
     restore: RestorePoint | None
     data_dir: str
+    memory: Recall | None = None
 
     @property
     def term(self) -> Term:

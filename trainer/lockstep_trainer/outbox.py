@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lockstep_trainer.checkpoint.manifest import Listing
-
 
 class Outbox:
     """Files of one worker. Lines are appended whole; documents appear by rename, so a reader never sees half of one."""
@@ -24,10 +22,6 @@ class Outbox:
     def samples(self, line: str) -> None:
         """A line in ``samples.jsonl``: the ids that one step consumed."""
         self._append_text("samples.jsonl", line)
-
-    def saved(self, listing: Listing) -> None:
-        """A step folder is whole; the leader commits it."""
-        self._replace("saved.json", listing.to_bytes())
 
     def error(self, message: str, *, user_error: bool) -> None:
         """Why this worker ends on purpose."""

@@ -19,7 +19,8 @@ from lockstep_trainer.assembly import assemble, batch_sizes, fill
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.bigram import MAX_TOKENS, bigram_loss
 from lockstep_trainer.callbacks import Callbacks, Checkpoint, Evaluation, Outcome, Run, Step
-from lockstep_trainer.checkpoint.keeper import Keeper
+from lockstep_trainer.checkpoint.keeper import Keeper, Vote
+from lockstep_trainer.checkpoint.snapshots import FOLDER
 from lockstep_trainer.checkpoint.state import training_state
 from lockstep_trainer.config import Job, Orders
 from lockstep_trainer.data.corpus import Corpus, Source
@@ -80,7 +81,9 @@ class Trainer:
             ranks=self.layout.data_width,
         )
         last_change = self.batches.steps + 1
-        self.keeper = Keeper(job, orders, ranks, self.outbox, self.loader.state(last_change=last_change))
+        snapshots = folder.parent.parent / FOLDER
+        sampler = self.loader.state(last_change=last_change)
+        self.keeper = Keeper(job, orders, ranks, self.outbox, sampler, snapshots)
         self.profiler = Profiler(folder, ranks.rank, ranks.device, sections)
         self.garbage = Garbage()
         self.meter = Meter.of(
@@ -95,7 +98,10 @@ class Trainer:
 
     def restore(self) -> None:
         """Load the state that the orders name; without one fresh weights, or those of ``model.initFrom``."""
-        step = self.keeper.restore(self._state())
+        stepped = {f"model.{name}" for name, _ in self.parameters}
+        step = self.keeper.restore(
+            self._state(), changes=lambda name: name.startswith("model.") and name not in stepped
+        )
         if step is None:
             start_fresh(self.optimizer)
             fill(self.engine, self.job, self.ranks.control)
@@ -111,11 +117,11 @@ class Trainer:
         recipe, evaluation = self.job.trainer.recipe, self.job.trainer.evaluate
         self.garbage.take_over()
         while self.step < recipe.steps:
-            self._train_step(self.step + 1)
-            if self.keeper.due(self.step):
-                with self.sections("checkpoint"):
+            if self._train_step(self.step + 1):
+                # Behind the last step it may have to wait until a buffer is free; elsewhere it only begins.
+                with self.sections("checkpoint" if self.step == recipe.steps else "stage"):
                     begun = time.perf_counter()
-                    self.keeper.save(self.step, self._state())
+                    self.keeper.take(self.step, self._state())
                     self.callbacks.checkpoint(Checkpoint(self.step, time.perf_counter() - begun))
             if evaluation and self.step % evaluation.every == 0 and self.step < recipe.steps:
                 with self.sections("evaluate"):
@@ -145,7 +151,8 @@ class Trainer:
         self.loader.close()
         self.callbacks.close(outcome)
 
-    def _train_step(self, step: int) -> None:
+    def _train_step(self, step: int) -> bool:
+        """True where a snapshot is taken behind it."""
         recipe, section = self.job.trainer.recipe, self.sections
         before = section.take()  # what happened between two steps: restore, checkpoint, evaluate
         begun = time.perf_counter()
@@ -158,7 +165,10 @@ class Trainer:
             dist.all_reduce(tokens)
         sums = self.engine.forward_backward(batch, tokens)
         with section("collective"):
-            loss, norm = self._totals(sums, tokens)
+            loss, norm, vote = self._totals(sums, tokens, self.keeper.vote(step))
+            taking = self.keeper.agreed(step, vote)
+        with section("stage"):
+            self.keeper.wait()
         with section("optimizer"):
             lr = learning_rate(step, steps=recipe.steps, peak=recipe.optimizer.lr, schedule=recipe.schedule)
             clip(self.parameters, norm, recipe.clip_grad_norm)
@@ -187,20 +197,21 @@ class Trainer:
         if self.callbacks:
             extra = {"memory_bytes": float(speed.memory)} | ({} if speed.mfu is None else {"mfu": speed.mfu})
             self.callbacks.step(Step(step, at, seconds, loss, trained, norm, lr, sections, extra))
+        return taking
 
-    def _totals(self, sums: Tensor, tokens: Tensor) -> tuple[float, float]:
-        """Mean loss over all tokens, and the norm of the whole gradient, in one all-reduce."""
+    def _totals(self, sums: Tensor, tokens: Tensor, vote: Vote) -> tuple[float, float, Vote]:
+        """Mean loss over all tokens, the norm of the whole gradient and the sum of the votes, in one all-reduce."""
         norm2 = squares(self.parameters, self.layout, self.engine.second_copies)
-        totals = torch.stack([sums[0], norm2])
+        totals = torch.cat([torch.stack([sums[0], norm2]), sums.new_tensor(vote.numbers())])
         dist.all_reduce(totals)
-        loss_sum, square, count = torch.stack([*totals, tokens.double()]).tolist()
+        loss_sum, square, *votes, count = torch.cat([totals, tokens.double().reshape(1)]).tolist()
         loss, norm = loss_sum / count, math.sqrt(square)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainerError(
                 f"step {self.step + 1} has loss {loss} and gradient norm {norm}: going back to the last checkpoint; "
                 "if it comes again, lower trainer.recipe.optimizer.lr"
             )
-        return loss, norm
+        return loss, norm, Vote(*votes)
 
     # --- between steps ------------------------------------------------------------------------------------------
 

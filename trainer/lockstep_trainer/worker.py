@@ -1,6 +1,6 @@
 """One worker process: reads its orders, joins the others, trains, and ends with an exit code that says how.
 
-0   the last step is done and saved
+0   the last step is done, and its state staged
 65  the job's configuration or data is wrong (EX_DATAERR): a restart can't help
 75  another worker went away (EX_TEMPFAIL): this one is not to blame
 1   anything else

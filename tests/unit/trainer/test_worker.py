@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 
 from checker.order import Order
-from forked import rendezvous_store, run_workers, start_workers, wait_all, worker_folders
+from forked import rendezvous_store, start_workers, wait_all, worker_folders
 from lockstep_api.messages import RestorePoint, Term
 from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer.checkpoint.chain import Chain
-from lockstep_trainer.checkpoint.manifest import Listing, Manifest
+from lockstep_trainer.checkpoint.manifest import Manifest
 from lockstep_trainer.steprecord import StepReader
 from lockstep_trainer.storage import open_store
+from staged import commit_staged, keeping, run_kept, staged_states
 
 STEPS, EVERY = 24, 4
 SAMPLES_PER_STEP = 8
@@ -84,21 +85,6 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def commit_when_saved(chain: Chain, folder: Path, step: int, term: Term, deadline: float = 60) -> RestorePoint:
-    """What the leader does: waits until the workers have saved ``step``, and commits it."""
-    until = time.monotonic() + deadline
-    while time.monotonic() < until:
-        try:
-            listing = Listing.from_bytes((folder / "saved.json").read_bytes(), "saved.json")
-        except FileNotFoundError:
-            pass
-        else:
-            if listing.state.step >= step:
-                return chain.commit(listing, term, "test")
-        time.sleep(0.005)
-    raise AssertionError(f"step {step} was not saved: {(folder / 'output.log').read_text()[-2000:]}")
-
-
 def sample_lines(chain: Chain, manifest: Manifest) -> list[dict[str, Any]]:
     names = [file.name for file in manifest.files if file.name.startswith("samples-")]
     return [json.loads(line) for name in names for line in chain.store.get(f"{manifest.folder}/{name}")[0].splitlines()]
@@ -109,7 +95,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, port: int) -> Path:
     """Folder of rank 0 of a run that nothing disturbs."""
     root = tmp_path_factory.mktemp("undisturbed")
     folders = worker_folders(root, write_job(root), ranks=2, port=port, rendezvous=meeting(port, "undisturbed"))
-    assert run_workers(folders) == [0, 0], (folders[0] / "output.log").read_text()
+    assert run_kept(folders) == [0, 0], (folders[0] / "output.log").read_text()
     return folders[0]
 
 
@@ -123,7 +109,7 @@ def test_a_run_leaves_what_its_agent_needs(undisturbed: Path) -> None:
     assert records[-1].loss < records[0].loss - 0.5
     assert all(record.tokens == 16 * SAMPLES_PER_STEP for record in records)
     assert {"load", "forward", "backward", "collective", "optimizer"} <= records[1].sections.keys()
-    assert "checkpoint" in records[EVERY].sections, "the step behind a checkpoint tells how long it took"
+    assert "stage" in records[EVERY].sections, "the step behind a snapshot tells how long it took"
     found = events(undisturbed, "evaluate")
     assert [event["step"] for event in found] == [5, 10, 15, 20, STEPS]
     assert found[-1]["bigram_loss"] > 0
@@ -131,9 +117,7 @@ def test_a_run_leaves_what_its_agent_needs(undisturbed: Path) -> None:
     assert found[-1]["tokens"] == found[0]["tokens"] > 0
     (text,) = events(undisturbed, "text")
     assert text["prompt"] == "def "
-    listing = Listing.from_bytes((undisturbed / "saved.json").read_bytes(), "saved.json")
-    assert listing.state.step == STEPS
-    assert listing.parent is None
+    assert staged_states(undisturbed)[-1].step == STEPS
 
 
 def test_a_killed_and_restored_run_is_bitwise_the_undisturbed_one(tmp_path: Path, port: int, undisturbed: Path) -> None:
@@ -141,10 +125,11 @@ def test_a_killed_and_restored_run_is_bitwise_the_undisturbed_one(tmp_path: Path
     chain = Chain(open_store(f"file://{tmp_path}/store"), "ns/job/uid")
     chain.fence(Term(1, 1), "test")
     folders = worker_folders(tmp_path, job, ranks=2, port=port, rendezvous=meeting(port, "killed/1"))
-    pids = start_workers(folders)
-    point = commit_when_saved(chain, folders[0], EVERY, Term(1, 1))
-    os.kill(pids[1], signal.SIGKILL)
-    codes = wait_all(pids)
+    with keeping(folders[0]):
+        pids = start_workers(folders)
+        point = commit_staged(chain, folders[0], EVERY, Term(1, 1))
+        os.kill(pids[1], signal.SIGKILL)
+        codes = wait_all(pids)
     assert codes[1] in (-signal.SIGKILL, 0)  # 0: it was faster than the kill
     assert codes[0] == (75 if codes[1] else 0)
 
@@ -157,7 +142,7 @@ def test_a_killed_and_restored_run_is_bitwise_the_undisturbed_one(tmp_path: Path
         rendezvous=meeting(port, "killed/2"),
         **restore_orders(point),
     )
-    assert run_workers(again) == [0, 0], (again[0] / "output.log").read_text()
+    assert run_kept(again) == [0, 0], (again[0] / "output.log").read_text()
     expected = losses(undisturbed)
     resumed = losses(again[0])
     assert resumed == {step: value for step, value in expected.items() if step > point.state.step}
@@ -167,7 +152,7 @@ def test_a_killed_and_restored_run_is_bitwise_the_undisturbed_one(tmp_path: Path
     assert events(again[0], "evaluate")[-1]["loss"] == events(undisturbed, "evaluate")[-1]["loss"]
 
     # Along the chain every sample of the contract's order is consumed exactly once.
-    commit_when_saved(chain, again[0], STEPS, Term(1, 2))
+    commit_staged(chain, again[0], STEPS, Term(1, 2))
     manifests = [manifest for _, manifest in chain.lineage(chain.latest())]
     assert [manifest.state.step for manifest in manifests if isinstance(manifest, Manifest)] == [
         STEPS,
@@ -193,7 +178,7 @@ def test_a_damaged_checkpoint_sends_the_workers_to_its_parent(tmp_path: Path, po
     chain.fence(Term(1, 1), "test")
     folders = worker_folders(tmp_path, job, ranks=2, port=port, rendezvous=meeting(port, "damaged/1"))
     pids = start_workers(folders)
-    parent = commit_when_saved(chain, folders[0], EVERY, Term(1, 1))
+    parent = commit_staged(chain, folders[0], EVERY, Term(1, 1))
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     wait_all(pids)
@@ -206,8 +191,8 @@ def test_a_damaged_checkpoint_sends_the_workers_to_its_parent(tmp_path: Path, po
         rendezvous=meeting(port, "damaged/2"),
         **restore_orders(parent),
     )
-    assert run_workers(folders) == [0, 0]
-    newest = commit_when_saved(chain, folders[0], STEPS, Term(1, 2))
+    assert run_kept(folders) == [0, 0]
+    newest = commit_staged(chain, folders[0], STEPS, Term(1, 2))
     assert chain.manifest(newest).parent == parent
     key = f"step-{STEPS}-e1-g2/__1_0.distcp"
     data, _ = chain.store.get(key)
@@ -217,13 +202,13 @@ def test_a_damaged_checkpoint_sends_the_workers_to_its_parent(tmp_path: Path, po
     again = worker_folders(
         tmp_path, job, ranks=2, port=port, epoch=2, rendezvous=meeting(port, "damaged/3"), **restore_orders(newest)
     )
-    assert run_workers(again) == [0, 0], (again[0] / "output.log").read_text()
+    assert run_kept(again) == [0, 0], (again[0] / "output.log").read_text()
     (problem,) = events(again[0], "checkpoint_problem")
     assert key in problem["message"]
     assert events(again[0], "restore")[0]["step"] == parent.state.step
     expected = losses(undisturbed)
     assert losses(again[0]) == {step: value for step, value in expected.items() if step > parent.state.step}
-    assert commit_when_saved(chain, again[0], STEPS, Term(2, 1)).state.epoch == 2
+    assert commit_staged(chain, again[0], STEPS, Term(2, 1)).state.epoch == 2
     assert chain.manifest(chain.newest() or newest).parent == parent
 
 
@@ -233,15 +218,15 @@ def test_a_finished_run_that_is_started_again_only_reports(tmp_path: Path, port:
     chain = Chain(open_store(f"file://{tmp_path}/store"), "ns/job/uid")
     chain.fence(Term(1, 1), "test")
     folders = worker_folders(tmp_path, job, ranks=2, port=port, rendezvous=meeting(port, "finished/1"))
-    assert run_workers(folders) == [0, 0]
-    point = commit_when_saved(chain, folders[0], STEPS, Term(1, 1))
+    assert run_kept(folders) == [0, 0]
+    point = commit_staged(chain, folders[0], STEPS, Term(1, 1))
     # At another layout: one rank instead of two.
     again = worker_folders(
         tmp_path, job, ranks=1, port=port, generation=2, rendezvous=meeting(port, "finished/2"), **restore_orders(point)
     )
-    assert run_workers(again) == [0]
+    assert run_kept(again) == [0]
     assert losses(again[0]) == {}
-    assert not (again[0] / "saved.json").exists()
+    assert staged_states(again[0]) == []
     loss = events(again[0], "evaluate")[-1]["loss"]
     assert loss == pytest.approx(events(undisturbed, "evaluate")[-1]["loss"], rel=1e-5)
 
@@ -270,7 +255,7 @@ def test_the_users_mistakes_end_with_65_and_a_sentence(
     folders = worker_folders(
         tmp_path, write_job(tmp_path, **change), ranks=2, port=port, rendezvous=meeting(port, str(tmp_path))
     )
-    assert run_workers(folders) == [65, 65]
+    assert run_kept(folders) == [65, 65]
     for folder in folders:
         error = json.loads((folder / "error.json").read_text())
         assert error["user_error"]
@@ -284,5 +269,5 @@ def test_pods_with_different_text_are_refused(tmp_path: Path, port: int) -> None
     folders = worker_folders(tmp_path, jobs[0], ranks=2, port=port, rendezvous=meeting(port, "different"))
     start = json.loads((folders[1] / "start.json").read_text())
     (folders[1] / "start.json").write_text(json.dumps({**start, "job": str(jobs[1])}))
-    assert run_workers(folders) == [65, 65]
+    assert run_kept(folders) == [65, 65]
     assert "rank 1 differ from those of rank 0" in json.loads((folders[0] / "error.json").read_text())["message"]

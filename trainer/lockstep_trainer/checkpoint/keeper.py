@@ -1,7 +1,7 @@
-"""The worker's end of checkpoints: restore before the first step, save between steps.
+"""The worker's end of checkpoints: restore before the first step, snapshots between steps.
 
 All ranks call these methods together. What fails on one of them fails on all in the same way, so that they go on
-together: to the parent checkpoint where bytes are corrupt, to a later try where the store is away.
+together: to the store where a copy in memory is damaged, to the parent checkpoint where bytes in the store are.
 """
 
 from __future__ import annotations
@@ -10,39 +10,65 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from lockstep_api.messages import RestorePoint, StateId
 from lockstep_trainer import __version__
-from lockstep_trainer.agreement import by_first
-from lockstep_trainer.checkpoint.chain import Chain, locate, read_manifest
+from lockstep_trainer.agreement import by_first, from_all
+from lockstep_trainer.checkpoint.buffers import check_room
+from lockstep_trainer.checkpoint.chain import locate, read_manifest
 from lockstep_trainer.checkpoint.manifest import Layout, Listing, Manifest, SamplerState
-from lockstep_trainer.checkpoint.state import load_state, save_state
+from lockstep_trainer.checkpoint.pace import Pace, charged
+from lockstep_trainer.checkpoint.planning import Planned, plan_snapshots
+from lockstep_trainer.checkpoint.recall import recall
+from lockstep_trainer.checkpoint.samplelog import SampleLog
+from lockstep_trainer.checkpoint.snapshots import Root, Snapshot, order, rank_folder, read_state
+from lockstep_trainer.checkpoint.stage import Facts, Stage
+from lockstep_trainer.checkpoint.state import load_state
 from lockstep_trainer.config import Job, Orders
 from lockstep_trainer.data.order import Draws
-from lockstep_trainer.errors import Corrupt, StoreError, TrainerError, UserError
+from lockstep_trainer.errors import Corrupt, NotFound, StoreError, TrainerError, UserError
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.parallel.layout import Layout as Degrees
 from lockstep_trainer.ranks import Ranks
 from lockstep_trainer.storage import open_store
-
-_EVERY_AUTO = 1000  # steps between checkpoints where the job leaves it to us
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _PAUSES = (1.0, 2.0, 5.0)
 """Seconds between tries where nothing else is left to do than to wait for the store; the last one repeats."""
+_BUFFER_SECONDS = 0.05
+"""Between two looks for a free buffer behind the last step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What a rank puts into the all-reduce of a step; summed over the ranks it is what all of them act on."""
+
+    asked: float  # 1: somebody asked this node for a snapshot
+    missing: float  # 1: a snapshot is due, and this rank has no free buffer for it
+    cost: float  # seconds that the newest snapshot cost
+    seconds: float  # of the last step
+
+    def numbers(self) -> tuple[float, ...]:
+        """In the order of the fields."""
+        return self.asked, self.missing, self.cost, self.seconds
 
 
 class Keeper:
-    """Saves and restores the training state of one rank."""
+    """Takes and restores the training state of one rank."""
 
-    def __init__(self, job: Job, orders: Orders, ranks: Ranks, outbox: Outbox, sampler: SamplerState) -> None:
-        """``sampler`` is the state of a job that has done no step: later ones differ in the steps done alone."""
+    def __init__(
+        self, job: Job, orders: Orders, ranks: Ranks, outbox: Outbox, sampler: SamplerState, snapshots: Path
+    ) -> None:
+        """``sampler`` is the state of a job that has done no step: later ones differ in the steps done alone.
+        ``snapshots``: the folder of that name in the run folder."""
         self._job, self._orders, self._ranks, self._outbox = job, orders, ranks, outbox
         self._sampler = sampler
         layout = self._layout = Degrees.of(job.spec.parallelism, ranks.size)
@@ -51,44 +77,106 @@ class Keeper:
         # All ranks of one data coordinate read the same samples: the first of them keeps the log.
         self._logs = (at.pipeline, at.context, at.tensor) == (0, 0, 0)
         self._store = open_store(job.checkpoint.uri, job.checkpoint.s3).below(job.prefix)
-        self._restored: RestorePoint | None = None
-        self._consumed: list[tuple[int, str]] = []  # (step, line) since the parent checkpoint
-        self._every = job.checkpoint.interval or _EVERY_AUTO
-        self._next_save = 0
+        self._snapshots = snapshots
+        self._folder = rank_folder(snapshots, ranks.rank)
+        self._root = Root(orders.term, None)
+        self._recalled: StateId | None = None
+        self._log = SampleLog(snapshots / "durable.json", orders.term)
+        self._stage: Stage | None = None
+        self._planned: Planned | None = None
+        self._pace = Pace(job.trainer.recipe.steps, job.checkpoint.interval, job.checkpoint.memory.interval)
+        self._request_seen = time.time_ns()
+        self._left_out = 0
+        self._step_at = time.perf_counter()
+        self._step_seconds = 0.0
 
     # --- restore ------------------------------------------------------------------------------------------------
 
-    def restore(self, state: dict[str, Any]) -> int | None:
+    def restore(self, state: dict[str, Any], *, changes: Callable[[str], bool] = lambda _: False) -> int | None:
         """Load into ``state`` what the orders name, or the nearest whole ancestor of it, and return its step.
 
-        None without a checkpoint: ``state`` is as it was. Raises UserError where the data is not what the checkpoint
-        was trained on, TrainerError where nothing whole is left.
+        None without a checkpoint: ``state`` is as it was. ``changes``: whether forward passes change the tensor of
+        this name in the flattened state. Raises UserError where snapshots do not fit into memory or the data is not
+        what the checkpoint was trained on, TrainerError where nothing whole is left.
         """
         begun = time.monotonic()
+        planned = self._plan(state, changes)
+        snapshot = self._recall(planned, state) if self._orders.memory else None
+        if snapshot is not None:
+            step, source, manifest = snapshot.state.step, "memory", None
+        else:
+            point = self._from_store(state)
+            self._root = Root(self._orders.term, point)
+            step, source, manifest = (point.state.step if point else 0), "store", point and point.manifest
+            self._log.restored(step)
+        self._pace.took(step)
+        assert self._stage is not None
+        self._stage.buffers.remove_unused()
+        if self._ranks.leads:
+            seconds = time.monotonic() - begun
+            self._outbox.event("restore", step=step, manifest=manifest, source=source, seconds=seconds)
+        return step if snapshot is not None or self._root.point is not None else None
+
+    def _plan(self, state: dict[str, Any], changes: Callable[[str], bool]) -> Planned:
+        """Agree with all ranks on what snapshots look like, and see to it that they fit."""
+        planned = self._planned = plan_snapshots(
+            state, self._degrees(), rank=self._ranks.rank, group=self._ranks.control
+        )
+        sizes = from_all((self._orders.node_rank, planned.plan.size), self._ranks.control)
+        memory, nodes = self._job.checkpoint.memory, self._ranks.size // self._orders.local_world_size
+        problem = None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            own = [size for node, size in sizes if node == self._orders.node_rank]
+            check_room(self._snapshots, own, buddy=memory.buddy and nodes > 1, limit=memory.limit_bytes)
+        except UserError as error:
+            problem = str(error)
+        problems = [each for each in from_all(problem, self._ranks.control) if each]
+        if problems:
+            raise UserError(problems[0])
+        self._stage = Stage(self._folder, planned, self._ranks.device, changes=changes)
+        return planned
+
+    def _recall(self, planned: Planned, state: dict[str, Any]) -> Snapshot | None:
+        """The snapshot that the orders name, from this pod's memory; None where a rank does not have it whole."""
+        assert self._orders.memory is not None
+        wanted = self._orders.memory.state
+        found: tuple[Snapshot, str] | None = None
+        problem = None
+        try:
+            found = recall(self._folder, planned, wanted, planned.sources(state))
+        except (Corrupt, NotFound) as error:
+            problem = f"rank {self._ranks.rank}: {error}"
+        problems = [each for each in from_all(problem, self._ranks.control) if each]
+        if problems or found is None:
+            self._problem(f"{'; '.join(problems[:3])}; restoring from the store", wanted.step)
+            return None
+        snapshot, text = found
+        sampler = SamplerState.model_validate(snapshot.header["sampler"])
+        self._check_data(sampler, f"the snapshot of step {wanted.step}", foreign=False)
+        self._root, self._recalled = snapshot.root, wanted
+        self._log.recalled(wanted.step, snapshot.since, text, snapshot.root.term)
+        return snapshot
+
+    def _from_store(self, state: dict[str, Any]) -> RestorePoint | None:
         point = self._orders.restore
-        manifest: Manifest | None = None
-        while point is not None and manifest is None:
+        while point is not None:
             candidate = self._manifest(point)
             try:
                 self._load(point, candidate, state)
-                manifest = candidate
             except Corrupt as error:
                 self._problem(str(error), candidate.state.step)
                 log.warning("%s; trying its parent", error)
                 point = candidate.parent
                 if point is None:
                     raise TrainerError(f"{error}; it has no parent: bring the files back or start anew") from error
-        self._restored = point
-        step = manifest.state.step if manifest else None
-        self._plan(step or 0)
-        if self._ranks.leads:
-            self._outbox.event(
-                "restore", step=step or 0, manifest=point and point.manifest, seconds=time.monotonic() - begun
-            )
-        return step
+            else:
+                return point
+        return None
 
     def _load(self, point: RestorePoint, manifest: Manifest, state: dict[str, Any]) -> None:
-        self._check_data(point, manifest)
+        # Another job's checkpoint may have had other data: it is only said.
+        self._check_data(manifest.sampler, point.manifest, foreign="://" in point.manifest)
         store, _ = locate(self._store, point, self._job.checkpoint.s3)
         self._until_stored(lambda: load_state(state, store, manifest.folder, manifest, group=self._ranks.control))
 
@@ -100,23 +188,22 @@ class Keeper:
 
         return by_first(read, self._ranks.control)
 
-    def _check_data(self, point: RestorePoint, manifest: Manifest) -> None:
+    def _check_data(self, before: SamplerState, where: str, *, foreign: bool) -> None:
         """Raises UserError where the order of samples would not go on as it began, unless the job accepts that."""
-        change = self._sampler.changes(manifest.sampler)
+        change = self._sampler.changes(before)
         if not change:
             return
-        step = manifest.sampler.steps
-        # Another job's checkpoint may have had other data: it is only said.
-        if "://" not in point.manifest and self._job.trainer.data.on_change != "Accept":
+        step = before.steps
+        if not foreign and self._job.trainer.data.on_change != "Accept":
             raise UserError(
-                f"trainer.data: it is not what {point.manifest} was trained on: {change}; bring the same data back, or "
+                f"trainer.data: it is not what {where} was trained on: {change}; bring the same data back, or "
                 "set trainer.data.onChange to Accept to go on with this at the same sample count"
             )
-        log.warning("%s was trained on other data (%s); this job's go on at step %d", point.manifest, change, step)
+        log.warning("%s was trained on other data (%s); this job's go on at step %d", where, change, step)
         if self._ranks.leads:
-            self._outbox.event("data_changed", step=step, manifest=point.manifest, message=change)
+            self._outbox.event("data_changed", step=step, manifest=where, message=change)
 
-    # --- save ---------------------------------------------------------------------------------------------------
+    # --- snapshots ----------------------------------------------------------------------------------------------
 
     def consumed(self, step: int, draws: Draws) -> None:
         """Log which samples ``step`` consumes on this data-parallel rank, before it does."""
@@ -134,78 +221,104 @@ class Keeper:
             }
         )
         self._outbox.samples(line)
-        self._consumed.append((step, line))
+        self._log.add(step, line)
 
-    def due(self, step: int) -> bool:
-        """Whether the state behind ``step`` is to be saved."""
-        return step >= self._next_save or self._is_last(step)
+    def vote(self, step: int) -> Vote:
+        """What this rank brings to the agreement in ``step``, behind which a snapshot may be due."""
+        assert self._stage is not None
+        now = time.perf_counter()
+        self._step_seconds, self._step_at = now - self._step_at, now
+        due = self._pace.due(step) and not self._is_last(step)
+        missing = due and not self._stage.reserve(self._is_protected)
+        cost = self._stage.cost
+        return Vote(
+            float(self._is_requested()),
+            float(missing),
+            charged(cost.blocked, cost.whole) if cost else 0.0,
+            self._step_seconds,
+        )
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the step folder and tell the agent; the leader commits it.
+    def agreed(self, step: int, vote: Vote) -> bool:
+        """Act on the sum of all votes in ``step``: True where all ranks take a snapshot behind it."""
+        assert self._stage is not None
+        due = self._pace.due(step)
+        taking = due and vote.missing == 0
+        if due and not taking:
+            self._stage.release()
+            self._left_out += 1
+        self._pace.measured(vote.cost / self._ranks.size, vote.seconds / self._ranks.size)
+        if vote.asked:
+            self._pace.asked = True
+        return taking
 
-        While the store is away training goes on, and the next try comes a tenth of the interval later. Behind the last
-        step there is nothing to go on with: it waits for the store.
+    def take(self, step: int, state: Mapping[str, Any]) -> None:
+        """Begin the snapshot of ``state``, behind ``step``. ``state`` must not change before ``wait``.
+
+        Behind the last step, where nothing is left to do beside it, it is whole when this returns.
         """
-        try:
-            if self._is_last(step):
-                parent = self._until_stored(self._parent)
-                self._until_stored(lambda: self._write(step, state, parent))
-            else:
-                self._write(step, state, self._parent())
-        except StoreError as error:
-            if not error.temporary:
-                raise
-            self._problem(str(error), step)
-            self._next_save = step + max(1, self._every // 10)
-        else:
-            self._plan(step)
+        assert self._stage is not None
+        assert self._planned is not None
+        last = self._is_last(step)
+        if last:
+            self._stage.finish()
+            while not self._stage.reserve(self._is_protected):  # the agent frees one, when a state is kept
+                time.sleep(_BUFFER_SECONDS)
+        text = self._log.text() if self._logs else ""
+        facts = Facts(
+            state=StateId(step, self._orders.epoch, self._orders.generation),
+            header=self._header(step),
+            root=self._root,
+            since=self._log.since,
+            samples=f"samples-r{self._data_rank}.jsonl" if self._logs else None,
+            log=text,
+            left_out=self._left_out,
+        )
+        self._stage.begin(self._planned.sources(state), facts)
+        self._pace.took(step)
+        if last:
+            self._stage.finish()
 
-    def _write(self, step: int, state: dict[str, Any], parent: RestorePoint | None) -> None:
-        begun, at = time.monotonic(), time.time()
-        since = parent.state.step if parent else 0
-        self._consumed = [(number, line) for number, line in self._consumed if number > since]
-        samples = "".join(f"{line}\n" for _, line in self._consumed)
-        identity = StateId(step, self._orders.epoch, self._orders.generation)
+    def wait(self) -> float:
+        """Call it before the state changes. Returns the seconds that it waited."""
+        assert self._stage is not None
+        return self._stage.wait()
+
+    def _is_protected(self, state: StateId) -> bool:
+        """No writer may touch it: it is what the job would go on from, or may soon be."""
+        kept = read_state(self._snapshots / "kept.json")
+        if kept is None or order(kept) < (self._orders.epoch, self._orders.generation, 0):
+            own = (state.epoch, state.generation) == (self._orders.epoch, self._orders.generation)
+            return own or state in (kept, self._recalled)
+        return order(state) >= order(kept)
+
+    def _is_requested(self) -> bool:
+        try:
+            touched = (self._snapshots / "request").stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if touched <= self._request_seen:
+            return False
+        self._request_seen = touched
+        return True
+
+    def _header(self, step: int) -> dict[str, Any]:
+        """The manifest without files and parent."""
         listing = Listing(
-            state=identity,
-            parent=parent,
+            state=StateId(step, self._orders.epoch, self._orders.generation),
+            parent=None,
             files=(),
-            layout=Layout(
-                world_size=self._layout.world_size,
-                replicate=self._layout.replicate,
-                shard=self._layout.shard,
-                context=self._layout.context,
-                tensor=self._layout.tensor,
-                pipeline=self._layout.pipeline,
-                expert=self._layout.expert,
-                data_width=self._layout.data_width,
-            ),
+            layout=Layout(**self._degrees(), data_width=self._layout.data_width),
             sampler=self._sampler.behind(step),
             versions={"lockstep": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
             verified=("loss and gradient norm are finite",),
-            written_at=at,
+            written_at=time.time(),
             seconds=0.0,
         )
-        files = save_state(
-            state,
-            self._store,
-            listing.folder,
-            extra={f"samples-r{self._data_rank}.jsonl": samples.encode()} if self._logs else {},
-            group=self._ranks.control,
-        )
-        if self._ranks.leads:
-            self._outbox.saved(listing.model_copy(update={"files": files, "seconds": time.monotonic() - begun}))
+        return listing.model_dump(mode="json", exclude={"files", "parent"})
 
-    def _parent(self) -> RestorePoint | None:
-        """What the new state descends from: the newest one of this generation that the leader has committed, else the
-        one that was restored. Rank 0 looks, for all."""
-
-        def look() -> RestorePoint | None:
-            committed = Chain(self._store).latest().point
-            own = committed and (committed.state.epoch, committed.state.generation)
-            return committed if own == (self._orders.epoch, self._orders.generation) else self._restored
-
-        return by_first(look, self._ranks.control)
+    def _degrees(self) -> dict[str, int]:
+        names = ("world_size", "replicate", "shard", "context", "tensor", "pipeline", "expert")
+        return {name: getattr(self._layout, name) for name in names}
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -229,6 +342,3 @@ class Keeper:
 
     def _is_last(self, step: int) -> bool:
         return step == self._job.trainer.recipe.steps
-
-    def _plan(self, step: int) -> None:
-        self._next_save = (step // self._every + 1) * self._every

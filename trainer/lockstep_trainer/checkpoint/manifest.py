@@ -16,6 +16,7 @@ from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_trainer.errors import Corrupt
 
 MANIFEST = "manifest.json"
+METADATA = ".metadata"
 LATEST = "latest"
 ANCESTORS = 8
 """Older states that ``latest`` names besides the newest: a manifest that can't be read can't name its parent."""

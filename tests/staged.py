@@ -1,0 +1,89 @@
+"""The agent's and the leader's part in checkpoints, for tests of whole workers: keeps what is staged, uploads, commits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from forked import run_workers, start_all, wait_all
+from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_trainer.checkpoint.chain import Chain
+from lockstep_trainer.checkpoint.snapshots import FOLDER, held, order, rank_folder, read_state, write_state
+from lockstep_trainer.checkpoint.upload import listing_of, upload_rank
+from lockstep_trainer.errors import NotFound
+
+_POLL_SECONDS = 0.005
+
+
+def snapshots_of(folder: Path) -> Path:
+    """The snapshots of the run that this worker's folder belongs to."""
+    return folder.parent.parent / FOLDER
+
+
+def staged_states(folder: Path) -> list[StateId]:
+    """States of this worker's generation that all its ranks have whole, the oldest first."""
+    orders = json.loads((folder / "start.json").read_text())
+    root = snapshots_of(folder)
+    ranks = [
+        {snapshot.state for snapshot in held(rank_folder(root, rank)).values()} for rank in range(orders["world_size"])
+    ]
+    term = (orders["epoch"], orders["generation"])
+    common = set.intersection(*ranks)
+    return sorted((state for state in common if (state.epoch, state.generation) == term), key=order)
+
+
+@contextmanager
+def keeping(folder: Path) -> Iterator[None]:
+    """Says, as an agent does, which state is the one to keep, as long as the body runs."""
+
+    def keep() -> None:
+        path = snapshots_of(folder) / "kept.json"
+        while True:
+            states = staged_states(folder)
+            if states and states[-1] != read_state(path):
+                write_state(path, states[-1])
+            time.sleep(_POLL_SECONDS)
+
+    (pid,) = start_all([keep])
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        wait_all([pid])
+
+
+def run_kept(folders: list[Path]) -> list[int]:
+    """``run_workers`` with somebody who keeps what they stage."""
+    with keeping(folders[0]):
+        return run_workers(folders)
+
+
+def commit_staged(chain: Chain, folder: Path, step: int, term: Term, deadline: float = 60) -> RestorePoint:
+    """Waits until all ranks have staged a state of ``step`` or later, uploads and commits it."""
+    until = time.monotonic() + deadline
+    while time.monotonic() < until:
+        for state in staged_states(folder):
+            if state.step >= step:
+                try:
+                    return _commit(chain, folder, state, term)
+                except NotFound:  # overwritten meanwhile: a later one is there
+                    continue
+        time.sleep(_POLL_SECONDS)
+    raise AssertionError(f"step {step} was not staged: {(folder / 'output.log').read_text()[-2000:]}")
+
+
+def _commit(chain: Chain, folder: Path, state: StateId, term: Term) -> RestorePoint:
+    root = snapshots_of(folder)
+    world = json.loads((folder / "start.json").read_text())["world_size"]
+    parent = chain.latest().point
+    uploads = [upload_rank(rank_folder(root, rank), state, parent, chain.store) for rank in range(world)]
+    header = uploads[0].header
+    assert header is not None
+    point = chain.commit(listing_of(header, parent, [file for each in uploads for file in each.files]), term, "test")
+    write_state(root / "durable.json", point.state)
+    return point

@@ -1,0 +1,117 @@
+"""Brings a rank's snapshot from the memory-backed volume to the store, byte for byte; and makes the listing of it.
+
+The checksums of the files come from those that the worker made behind its copy, so what the store receives is held
+against what the worker copied. No torch here: agents upload.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lockstep_api.messages import RestorePoint, StateId, StoredFile
+from lockstep_trainer.checkpoint.manifest import METADATA, FileEntry, Listing, Ranges, ranges_file, step_folder
+from lockstep_trainer.checkpoint.snapshots import Reading, Snapshot, reading, real_parent, sample_lines
+from lockstep_trainer.errors import CheckpointError, Corrupt
+from lockstep_trainer.storage import ObjectStore, put_once
+from lockstep_trainer.storage.checksum import EMPTY, combine, crc64nvme
+
+
+class Stopped(CheckpointError):
+    """The upload is not wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankUpload:
+    """What a rank has in the step folder."""
+
+    files: tuple[StoredFile, ...]
+    header: str | None  # rank 0's
+
+
+def upload_rank(
+    folder: Path,
+    state: StateId,
+    parent: RestorePoint | None,
+    store: ObjectStore,
+    *,
+    wanted: Callable[[], bool] = lambda: True,
+    sent: Callable[[int], None] = lambda _: None,
+) -> RankUpload:
+    """Upload the snapshot of ``state`` in the rank's ``folder``; what is there already is not sent again.
+
+    ``store`` is rooted at the job's prefix; ``parent`` is the newest durable state by the leader's count; ``sent`` is
+    told the bytes of each file. Blocks. Raises NotFound where the volume has no such snapshot, Stopped once ``wanted``
+    is false, Corrupt where the volume holds something else, StoreError.
+    """
+    with reading(folder, state) as held:
+        snapshot, plan = held.snapshot, held.plan
+        descends_from = real_parent(parent, snapshot.root)
+        key = step_folder(state)
+        files: list[StoredFile] = []
+
+        def put(name: str, data: memoryview | bytes, checksum: str) -> None:
+            if not wanted():
+                raise Stopped(f"{key}: another upload was ordered")
+            put_once(store, f"{key}/{name}", bytes(data))
+            files.append(StoredFile(name, len(data), checksum))
+            sent(len(data))
+
+        ranges: dict[str, tuple[tuple[int, int, str], ...]] = {}
+        for number, file in enumerate(plan.files):
+            checksum, pieces = _file_checksum(held, number)
+            ranges[file.name] = pieces
+            with held.data[file.offset : file.offset + file.size] as view:
+                put(file.name, view, checksum)
+        _put_small(put, ranges_file(plan.rank), Ranges(files=ranges).to_bytes())
+        if snapshot.samples is not None:
+            since = descends_from.state.step if descends_from else 0
+            _check_log(snapshot, since)
+            _put_small(put, snapshot.samples, sample_lines(held.samples.read_text(), since).encode())
+        if plan.metadata:
+            _put_small(put, METADATA, held.metadata.read_bytes())
+        header = json.dumps({**snapshot.header, "parent": _wire(descends_from)}) if plan.rank == 0 else None
+        return RankUpload(tuple(files), header)
+
+
+def listing_of(header: str, parent: RestorePoint | None, files: Iterable[StoredFile]) -> Listing:
+    """The listing of a step folder that all slots have uploaded. Where ``header`` names a parent that one counts: the
+    uploader knows what the state descends from. Raises Corrupt where the header is no listing's."""
+    raw: dict[str, Any] = {"parent": _wire(parent), **json.loads(header)}
+    entries = sorted((FileEntry(**asdict(file)) for file in files), key=lambda file: file.name)
+    raw["files"] = [entry.model_dump() for entry in entries]
+    return Listing.from_bytes(json.dumps(raw).encode(), "the header of an upload")
+
+
+def _file_checksum(held: Reading, number: int) -> tuple[str, tuple[tuple[int, int, str], ...]]:
+    """The checksum of a whole file, combined from those of its pieces and the zeros between them; and its ranges."""
+    file = held.plan.files[number]
+    whole, end = EMPTY, 0
+    pieces = []
+    for index, item in held.plan.of_file(number):
+        offset, checksum = item.offset - file.offset, held.snapshot.crc64nvme[index]
+        if gap := offset - end:
+            whole = combine(whole, crc64nvme(bytes(gap)), gap)
+        whole = combine(whole, checksum, item.length)
+        end = offset + item.length
+        pieces.append((offset, item.length, checksum))
+    return whole, tuple(pieces)
+
+
+def _check_log(snapshot: Snapshot, since: int) -> None:
+    if snapshot.since > since:
+        raise Corrupt(
+            f"the sample log of step {snapshot.state.step} begins behind step {snapshot.since}, and its parent is "
+            f"step {since}: samples in between would be lost"
+        )
+
+
+def _put_small(put: Callable[[str, bytes, str], None], name: str, data: bytes) -> None:
+    put(name, data, crc64nvme(data))
+
+
+def _wire(point: RestorePoint | None) -> dict[str, Any] | None:
+    return None if point is None else asdict(point)
