@@ -319,4 +319,16 @@ WRONG = (
         by_rule=False,
         models_say=("memory.limit", "should match pattern"),
     ),
+    Wrong(
+        "a key for a store that encrypts with its own",
+        {"spec.checkpoint.s3": {"encryption": {"type": "AES256", "kmsKeyId": "alias/lockstep"}}},
+        ("kmsKeyId needs the type aws:kms",),
+    ),
+    Wrong(
+        "uploads at no rate",
+        {"spec.checkpoint.s3": {"uploadBandwidth": "0"}},
+        ("spec.checkpoint.s3.uploadBandwidth",),
+        by_rule=False,
+        models_say=("uploadBandwidth", "should match pattern"),
+    ),
 )

@@ -6,9 +6,9 @@ import re
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from lockstep_api.v1alpha1.base import Model, Uri
+from lockstep_api.v1alpha1.base import Model, Uri, cel
 
 _STEPS_OR_AUTO = "write a number of steps from 1 on, or auto"
 
@@ -42,6 +42,11 @@ _QUANTITY = r"^(\d+(?:\.\d+)?)([kMGTP]|[KMGTP]i)?$"
 Quantity = Annotated[str, StringConstraints(pattern=_QUANTITY, max_length=32)]
 """Bytes as Kubernetes writes them: ``64Gi``, ``500M``."""
 
+Rate = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*(?:\.\d+)?([kMGTP]|[KMGTP]i)?$", max_length=32)]
+"""Bytes per second, written like a ``Quantity``, not zero."""
+
+_KEY_NEEDS_KMS = "kmsKeyId needs the type aws:kms"
+
 
 def quantity_bytes(quantity: str) -> int:
     """Bytes of a ``Quantity``."""
@@ -58,6 +63,23 @@ class SecretReference(Model):
     """Name of the Secret; keys accessKeyId and secretAccessKey."""
 
 
+class EncryptionSpec(Model):
+    """Encryption by the store itself."""
+
+    type: Literal["AES256", "aws:kms"]
+    """Keys of S3, or of the key management service."""
+    kms_key_id: str | None = Field(default=None, min_length=1, max_length=2048)
+    """Key of the key management service, by identifier or ARN. Without it the account's default."""
+
+    model_config = cel(("!has(self.kmsKeyId) || self.type == 'aws:kms'", _KEY_NEEDS_KMS))
+
+    @model_validator(mode="after")
+    def _key_needs_kms(self) -> EncryptionSpec:
+        if self.kms_key_id is not None and self.type != "aws:kms":
+            raise ValueError(_KEY_NEEDS_KMS)
+        return self
+
+
 class S3Spec(Model):
     """How the object store is reached."""
 
@@ -69,6 +91,15 @@ class S3Spec(Model):
     """Bucket in the path and not in the host name."""
     secret_ref: SecretReference | None = None
     """Credentials; without it the pod's own identity is used."""
+    encryption: EncryptionSpec | None = None
+    """Encryption of all that is written. Without it what the bucket's own settings say."""
+    upload_bandwidth: Rate | None = None
+    """Bytes per second that each pod may upload, for example 500Mi. Without it as fast as it goes."""
+
+    @property
+    def upload_bytes_per_second(self) -> int | None:
+        """The bandwidth in bytes per second."""
+        return None if self.upload_bandwidth is None else quantity_bytes(self.upload_bandwidth)
 
 
 class KeepSpec(Model):

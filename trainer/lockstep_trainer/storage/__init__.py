@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lockstep_trainer.storage.store import Entry, ObjectStore, open_store, put_once
+from lockstep_trainer.storage.store import Entry, Head, ObjectStore, Unfinished, open_store, put_once
 
-__all__ = ["Entry", "ObjectStore", "open_store", "put_once"]
+__all__ = ["Entry", "Head", "ObjectStore", "Unfinished", "open_store", "put_once"]

@@ -14,16 +14,21 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 from uuid import uuid4
 
-from lockstep_trainer.errors import NotFound, PreconditionFailed, StoreError
-from lockstep_trainer.storage.store import Entry
+from lockstep_trainer.errors import Corrupt, NotFound, PreconditionFailed, StoreError
+from lockstep_trainer.storage.checksum import EMPTY
+from lockstep_trainer.storage.checksum import crc64nvme as checksum_of_bytes
+from lockstep_trainer.storage.store import Buffer, Entry, Head, Unfinished, view_of
+from lockstep_trainer.storage.verify import holds
 
 SWAPPED = frozenset({"latest"})
 """Last part of the keys that are replaced under a condition; all others are plain files."""
 
 _TEMPORARY = ".put-"  # prefix of files that are being written; no key may begin a part with it
+_PIECE = 1 << 20  # bytes written at once
 _VERSION = re.compile(r"^(?P<name>.+)\.(?P<number>[1-9][0-9]*)$")
 _TEMPORARY_ERRORS = frozenset({"EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENOSPC", "EDQUOT", "EHOSTDOWN", "ENOTCONN"})
 
@@ -56,6 +61,23 @@ class FolderStore:
             self._write(path.with_name(f"{path.name}.{number + 1}"), data, replace=False)
             return str(number + 1)
 
+    def put_buffer(self, key: str, data: Buffer, *, crc64nvme: str, only_if_absent: bool = True) -> None:
+        path = self._path(key)
+        if path.name in SWAPPED:
+            raise StoreError(
+                f"put {path}: in a folder {sorted(SWAPPED)} are small and replaced on a condition: use put"
+            )
+        view = view_of(data)
+        try:
+            with _store_errors(f"put {path}"):
+                # Asked first, so as not to write it all for nothing.
+                if only_if_absent and path.exists():
+                    raise PreconditionFailed(f"put {path}: it exists")
+                self._write(path, view, replace=not only_if_absent, crc64nvme=crc64nvme)
+        except PreconditionFailed:
+            if not holds(self, key, len(view), crc64nvme, trust=False):
+                raise StoreError(f"{path} exists already, with other content") from None
+
     def get(self, key: str) -> tuple[bytes, str]:
         path = self._path(key)
         with _store_errors(f"get {path}"):
@@ -73,28 +95,55 @@ class FolderStore:
             file.seek(offset)
             return file.read(length)
 
+    def get_into(self, key: str, offset: int, buffer: memoryview) -> int:
+        path = self._path(key)
+        view = view_of(buffer)
+        position = 0
+        with _store_errors(f"get {path}"), path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while count := file.readinto(view[position:]):
+                position += count
+        return position
+
+    def head(self, key: str) -> Head:
+        path = self._path(key)
+        with _store_errors(f"head {path}"):
+            if path.name in SWAPPED:
+                path = path.with_name(f"{path.name}.{max(self._versions(path), default=0)}")
+            stat = path.stat()
+        return Head(stat.st_size, None, stat.st_mtime)
+
+    def verifies_uploads(self) -> bool:
+        """What is written is checksummed on its way into the file; reading it back would ask the page cache."""
+        return True
+
+    def unfinished(self, prefix: str = "") -> tuple[Unfinished, ...]:
+        found = [
+            Unfinished(key, path.name, stat.st_mtime)
+            for path, key, stat in self._files(prefix)
+            if path.name.startswith(_TEMPORARY)
+        ]
+        return tuple(sorted(found, key=lambda upload: upload.key))
+
+    def abort(self, upload: Unfinished) -> None:
+        path = self._path(upload.key)
+        if not path.name.startswith(_TEMPORARY):
+            raise StoreError(f"{path} is no upload: it would be lost")
+        with _store_errors(f"abort the upload {path}"):
+            path.unlink(missing_ok=True)
+            _remove_empty_folders(path.parent, self._root)
+
     def list(self, prefix: str = "") -> tuple[Entry, ...]:
-        base = self._path(prefix)
-        # Walk only the folder that the prefix names, not the whole store.
-        top = base if prefix.endswith("/") or not prefix else base.parent
         entries: dict[str, Entry] = {}
-        with _store_errors(f"list {base}"):
-            for folder, _, names in os.walk(top):
-                for name in names:
-                    if name.startswith(_TEMPORARY):
-                        continue
-                    path = Path(folder, name)
-                    try:
-                        stat = path.stat()
-                    except FileNotFoundError:  # removed since the folder was read
-                        continue
-                    match = _VERSION.match(name)
-                    if match and match["name"] in SWAPPED:
-                        path = path.with_name(match["name"])
-                    key = path.relative_to(self._root).as_posix()
-                    known = entries.get(key)
-                    if key.startswith(prefix) and (known is None or known.modified <= stat.st_mtime):
-                        entries[key] = Entry(key, stat.st_size, stat.st_mtime)
+        for path, own_key, stat in self._files(prefix):
+            if path.name.startswith(_TEMPORARY):
+                continue
+            key, match = own_key, _VERSION.match(path.name)
+            if match and match["name"] in SWAPPED:
+                key = path.with_name(match["name"]).relative_to(self._root).as_posix()
+            known = entries.get(key)
+            if key.startswith(prefix) and (known is None or known.modified <= stat.st_mtime):
+                entries[key] = Entry(key, stat.st_size, stat.st_mtime)
         return tuple(entries[key] for key in sorted(entries))
 
     def delete(self, key: str) -> None:
@@ -114,6 +163,23 @@ class FolderStore:
             raise StoreError(f"{key!r} is no key: it leaves the folder {self._root}")
         return self._root / key
 
+    def _files(self, prefix: str) -> Iterator[tuple[Path, str, os.stat_result]]:
+        """All files below the prefix as path, path within the store, stat; those under way and versions too."""
+        base = self._path(prefix)
+        # Walk only the folder that the prefix names, not the whole store.
+        top = base if prefix.endswith("/") or not prefix else base.parent
+        with _store_errors(f"list {base}"):
+            for folder, _, names in os.walk(top):
+                for name in names:
+                    path = Path(folder, name)
+                    key = path.relative_to(self._root).as_posix()
+                    if not key.startswith(prefix):
+                        continue
+                    try:
+                        yield path, key, path.stat()
+                    except FileNotFoundError:  # removed since the folder was read
+                        continue
+
     def _versions(self, path: Path) -> Iterator[int]:
         try:
             names = os.listdir(path.parent)
@@ -124,7 +190,7 @@ class FolderStore:
             if match and match["name"] == path.name:
                 yield int(match["number"])
 
-    def _write(self, path: Path, data: bytes, *, replace: bool) -> None:
+    def _write(self, path: Path, data: Buffer, *, replace: bool, crc64nvme: str | None = None) -> None:
         temporary = path.with_name(f"{_TEMPORARY}{uuid4().hex}")
         for _ in range(8):  # `delete` may remove the folder between its making and its use
             _make_folders(path.parent)
@@ -137,7 +203,10 @@ class FolderStore:
             raise StoreError(f"put {path}: its folder is removed again and again", temporary=True)
         try:
             with file:
-                file.write(data)
+                if crc64nvme is None:
+                    file.write(data)
+                else:
+                    _write_checked(file, view_of(data), crc64nvme, path)
                 file.flush()
                 os.fsync(file.fileno())
             if replace:
@@ -147,6 +216,17 @@ class FolderStore:
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _write_checked(file: BinaryIO, view: memoryview, crc64nvme: str, path: Path) -> None:
+    """Write it piece by piece, each checksummed while it is in the cache; raises Corrupt."""
+    checksum = EMPTY
+    for start in range(0, len(view), _PIECE):
+        piece = view[start : start + _PIECE]
+        checksum = checksum_of_bytes(piece, checksum)
+        file.write(piece)
+    if checksum != crc64nvme:
+        raise Corrupt(f"put {path}: the bytes in memory are not those of checksum {crc64nvme}")
 
 
 def _link(source: Path, target: Path) -> None:

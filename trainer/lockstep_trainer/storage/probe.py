@@ -12,8 +12,11 @@ from lockstep_trainer.errors import PreconditionFailed, StoreError
 from lockstep_trainer.storage.store import ObjectStore
 
 
-def probe(store: ObjectStore) -> None:
-    """Put, read and remove two small objects; raises StoreError with a sentence where the store can't be used."""
+def probe(store: ObjectStore) -> tuple[str, ...]:
+    """Put, read and remove small objects; raises StoreError with a sentence where the store can't be used.
+
+    Returns sentences on what is worse than it could be.
+    """
     here = store.below(f"probe-{uuid4().hex}")
     try:
         here.put("once", b"first", only_if_absent=True)
@@ -26,6 +29,9 @@ def probe(store: ObjectStore) -> None:
                 raise StoreError(f"{store.uri} returned other bytes than were written: it can't hold checkpoints")
         if here.get_range("once", 1, 3) != b"irs":
             raise StoreError(f"{store.uri} does not serve ranges of bytes: checkpoints can't be read from it")
+        if not store.verifies_uploads():
+            return (f"{store.uri} does not verify CRC64NVME checksums: every upload is read back, which takes longer",)
+        return ()
     finally:
         for key in ("once", "latest"):
             try:

@@ -12,6 +12,14 @@ from urllib.parse import unquote, urlsplit
 from lockstep_api.v1alpha1 import S3Spec
 from lockstep_trainer.errors import PreconditionFailed, StoreError, UserError
 
+Buffer = bytes | bytearray | memoryview
+"""Contiguous memory."""
+
+
+def view_of(data: Buffer) -> memoryview:
+    """``data`` as bytes, not copied; raises TypeError where it is not contiguous."""
+    return memoryview(data).cast("B")
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -20,6 +28,24 @@ class Entry:
     key: str
     size: int  # bytes
     modified: float  # Unix seconds, by the store's clock
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is known of one object without reading it."""
+
+    size: int  # bytes
+    crc64nvme: str | None  # of the whole object, where the store keeps it
+    modified: float  # Unix seconds, by the store's clock
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """An upload that was begun and neither completed nor given up: it takes space and no listing shows it."""
+
+    key: str  # of the object; in a folder, of the temporary file
+    upload: str  # the store's name for it
+    begun: float  # Unix seconds, by the store's clock
 
 
 class ObjectStore(Protocol):
@@ -41,12 +67,44 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def put_buffer(self, key: str, data: Buffer, *, crc64nvme: str, only_if_absent: bool = True) -> None:
+        """Store memory of any size, in place and, where it is large, in parts at the same time.
+
+        The store has verified ``crc64nvme`` when this returns, or the object was read back and verified here. An object
+        that is there already with this content is success, so that the call may be repeated after any failure. Raises
+        Corrupt where ``data`` itself differs from its checksum; StoreError where other content is there.
+        """
+        ...
+
     def get(self, key: str) -> tuple[bytes, str]:
         """The object and its etag; raises NotFound."""
         ...
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``, fewer where the object ends; raises NotFound."""
+        ...
+
+    def get_into(self, key: str, offset: int, buffer: memoryview) -> int:
+        """Read from ``offset`` into ``buffer``, large ranges in parts at the same time; raises NotFound.
+
+        Returns the bytes read: fewer than the buffer holds where the object ends. Nothing is verified.
+        """
+        ...
+
+    def head(self, key: str) -> Head:
+        """Size and, where the store keeps it, checksum; raises NotFound."""
+        ...
+
+    def verifies_uploads(self) -> bool:
+        """Whether the store itself checks CRC64NVME. Where it does not, ``put_buffer`` reads back what it has put."""
+        ...
+
+    def unfinished(self, prefix: str = "") -> tuple[Unfinished, ...]:
+        """Uploads below ``prefix`` that are under way or were left behind."""
+        ...
+
+    def abort(self, upload: Unfinished) -> None:
+        """Remove what an upload has stored so far; its writer, if it still lives, fails. No error where it is gone."""
         ...
 
     def list(self, prefix: str = "") -> tuple[Entry, ...]:
