@@ -2,7 +2,7 @@
 
 The step folder is what torch itself writes, ``.metadata`` and ``__<rank>_<i>.distcp``, so its own FileSystemReader
 opens it unaided. Besides, the writer keeps size and CRC64NVME of every file, for the manifest, and of every byte range
-that a reader may ask for, in a file of ranges beside it; the reader checks what it gets before anyone sees the bytes.
+that a reader may ask for, in a file of ranges beside it; ``load`` checks what it gets before anyone sees the bytes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import StorageReader, StorageWriter
+from torch.distributed.checkpoint import StorageWriter
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import (
-    LoadItemType,
-    LoadPlan,
-    LoadPlanner,
-    ReadItem,
     SavePlan,
     SavePlanner,
     WriteItem,
@@ -33,18 +29,14 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from lockstep_trainer.checkpoint.manifest import FileEntry, Manifest, Ranges, ranges_file, ranges_of
-from lockstep_trainer.checkpoint.metadata import METADATA, load_metadata
-from lockstep_trainer.errors import Corrupt, NotFound
+from lockstep_trainer.checkpoint.manifest import FileEntry, Ranges, ranges_file
+from lockstep_trainer.checkpoint.metadata import METADATA
 from lockstep_trainer.storage import ObjectStore, put_once
 from lockstep_trainer.storage.checksum import crc64nvme
 
 _FILE_BYTES = 256 * 1024**2
 """A file is closed when it is larger: far below the 5 GiB that one S3 put takes, and enough to upload in parallel."""
 _UPLOADS = 4  # at once, per rank
-_GAP_BYTES = 1024**2
-"""Ranges that lie closer than this are read in one request: a request costs some milliseconds, as much as this."""
-_READ_BYTES = 64 * 1024**2  # largest request that joins several ranges
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,90 +128,6 @@ class ObjectStoreWriter(StorageWriter):
         return StorageMeta(checkpoint_id=f"{self._store.uri}/{self._folder}")
 
 
-class ObjectStoreReader(StorageReader):
-    """Reads one step folder whose manifest was verified, as were the bytes of its ``.metadata``. Raises Corrupt before
-    it hands over a wrong byte."""
-
-    def __init__(self, store: ObjectStore, folder: str, manifest: Manifest, metadata: bytes) -> None:
-        self._store = store
-        self._folder = folder
-        self._metadata = metadata
-        self._manifest = manifest
-        self._checksums: dict[str, dict[tuple[int, int], str]] = {}  # file → (offset, length) → CRC64NVME
-        self._storage_data: dict[MetadataIndex, _StorageInfo] = {}
-
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        self._storage_data = {}
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return load_metadata(self._metadata, f"{self._store.uri}/{self._folder}/{METADATA}")
-
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        self._storage_data = metadata.storage_data
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
-
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        by_file: dict[str, list[tuple[_StorageInfo, ReadItem]]] = defaultdict(list)
-        for item in plan.items:
-            info = self._storage_data[item.storage_index]
-            by_file[info.relative_path].append((info, item))
-        for name, wanted in by_file.items():
-            wanted.sort(key=lambda pair: pair[0].offset)
-            for group in _groups(wanted):
-                self._read_group(name, group, planner)
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return True
-
-    def _read_group(self, name: str, group: list[tuple[_StorageInfo, ReadItem]], planner: LoadPlanner) -> None:
-        start = group[0][0].offset
-        end = max(info.offset + info.length for info, _ in group)
-        where = f"{self._store.uri}/{self._folder}/{name}"
-        try:
-            data = memoryview(self._store.get_range(f"{self._folder}/{name}", start, end - start))
-        except NotFound:
-            raise Corrupt(f"{where} is missing") from None
-        for info, item in group:
-            piece = data[info.offset - start : info.offset - start + info.length]
-            expected = self._ranges(name).get((info.offset, info.length))
-            if expected is None:
-                raise Corrupt(f"{where}: bytes {info.offset}+{info.length} are not in {ranges_of(name)}")
-            if len(piece) != info.length or crc64nvme(piece) != expected:
-                raise Corrupt(f"{where}: bytes {info.offset}+{info.length} differ from their checksum")
-            _hand_over(io.BytesIO(piece), item, planner)
-
-    def _ranges(self, name: str) -> dict[tuple[int, int], str]:
-        """Checksums of the file's pieces."""
-        if name not in self._checksums:
-            entry = self._manifest.file(ranges_of(name))
-            data = read_file(self._store, self._folder, entry)
-            ranges = Ranges.from_bytes(data, f"{self._store.uri}/{self._folder}/{entry.name}")
-            for file, pieces in ranges.files.items():
-                self._checksums[file] = {(offset, length): crc for offset, length, crc in pieces}
-        return self._checksums.get(name, {})
-
-
-def read_file(store: ObjectStore, folder: str, file: FileEntry) -> bytes:
-    """A whole file of a step folder, verified; raises Corrupt."""
-    where = f"{store.uri}/{folder}/{file.name}"
-    try:
-        data, _ = store.get(f"{folder}/{file.name}")
-    except NotFound:
-        raise Corrupt(f"{where} is missing") from None
-    if len(data) != file.size or crc64nvme(data) != file.crc64nvme:
-        raise Corrupt(f"{where} differs from its checksum")
-    return data
-
-
 _Packed = list[tuple[WriteItem, int, int]]  # item, offset, length
 
 
@@ -279,30 +187,3 @@ def _ranges(results: Iterable[WriteResult]) -> Ranges:
 
 def _file(name: str, data: bytes) -> FileEntry:
     return FileEntry(name=name, size=len(data), crc64nvme=crc64nvme(data))
-
-
-def _groups(wanted: list[tuple[_StorageInfo, ReadItem]]) -> Iterator[list[tuple[_StorageInfo, ReadItem]]]:
-    """Neighbours in one file that are worth one request; ``wanted`` is sorted by offset."""
-    group: list[tuple[_StorageInfo, ReadItem]] = []
-    end = 0
-    for info, item in wanted:
-        far = group and (info.offset - end > _GAP_BYTES or info.offset + info.length - group[0][0].offset > _READ_BYTES)
-        if far:
-            yield group
-            group, end = [], 0
-        group.append((info, item))
-        end = max(end, info.offset + info.length)
-    if group:
-        yield group
-
-
-def _hand_over(data: io.BytesIO, item: ReadItem, planner: LoadPlanner) -> None:
-    if item.type == LoadItemType.BYTE_IO:
-        planner.load_bytes(item, data)
-        return
-    tensor = torch.load(data, map_location="cpu", weights_only=True)
-    for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-        tensor = tensor.narrow(dim, offset, length)
-    target = planner.resolve_tensor(item).detach()
-    target.copy_(tensor)
-    planner.commit_tensor(item, target)

@@ -15,10 +15,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lockstep_trainer.agreement import by_first
-from lockstep_trainer.checkpoint.dcp import ObjectStoreReader, ObjectStoreWriter, read_file
+from lockstep_trainer.checkpoint.dcp import ObjectStoreWriter
+from lockstep_trainer.checkpoint.load import load
 from lockstep_trainer.checkpoint.manifest import FileEntry, Manifest
-from lockstep_trainer.checkpoint.metadata import METADATA
 from lockstep_trainer.errors import Corrupt, PeerLost, StoreError, TrainerError
 from lockstep_trainer.storage import ObjectStore
 
@@ -64,16 +63,10 @@ def load_state(
 ) -> None:
     """Read the step folder into ``state`` in place; all ranks of ``group`` call it, at any layout.
 
-    Raises Corrupt on all ranks where one of them met a wrong byte; ``state`` is then worthless. Raises StoreError where
-    the store failed one of them.
+    Raises Corrupt on all ranks where one of them met a wrong byte, StoreError where the store failed one of them, and
+    UserError where ``state`` is not what was saved; ``state`` is then worthless. Memory: see ``load``.
     """
-    # torch hides why reading the metadata failed, and lets every rank read it: so it is read before, once.
-    metadata = by_first(lambda: read_file(store, folder, manifest.file(METADATA)), group)
-    reader = ObjectStoreReader(store, folder, manifest, metadata)
-    try:
-        dcp.load(state, storage_reader=reader, process_group=group)
-    except CheckpointException as error:
-        raise _cause(error) from error
+    load(state, store, folder, manifest, group=group)
 
 
 def _cause(error: CheckpointException) -> BaseException:
