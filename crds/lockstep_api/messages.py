@@ -8,7 +8,7 @@ Directions::
 
     operator ── Membership, Stop, FaultAck ──────────► leader
     operator ◄─ Inventory, Progress, FaultReport, Recovered, ReplaceRequest, EpochRequest, Finished ── leader
-    leader   ── Invite, Start, Abandon, Kept, Upload, TakeSnapshot, Committed, Beat, Release ─► member
+    leader   ── Invite, Start, Abandon, Kept, Void, Upload, TakeSnapshot, Committed, Beat, Release ─► member
     leader   ◄─ Join, Quiesced, Steps, WorkerExited, Staged, Uploaded, UploadProblem, Leaving, Beat ── member
 """
 
@@ -197,6 +197,8 @@ class Progress:
     durable_uri: str | None  # the manifest's full URI
     checkpoint_problem: str | None  # why checkpoints can't be made durable at the moment
     ledger: dict[str, float]  # class → GPU-seconds, members only
+    kept: StateId | None = None  # newest state that all slots keep in memory
+    cadence: dict[str, float] = field(default_factory=dict)  # interval of durable states and its inputs, in seconds
     kind: Literal["Progress"] = "Progress"
 
 
@@ -334,11 +336,14 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class Quiesced:
-    """Member → leader: no worker of ``term`` or older is left, all are reaped."""
+    """Member → leader: no worker of ``term`` or older is left, all are reaped; these snapshots are. Said again when
+    they change."""
 
     job_uid: str
     term: Term
     slot: int
+    origin: Origin | None = None
+    snapshots: tuple[Copies, ...] = ()
     kind: Literal["Quiesced"] = "Quiesced"
 
 
@@ -371,22 +376,10 @@ class WorkerExited:
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
-    """Member → leader: every file of a step folder is written; ``listing`` is a local path or inline JSON that the
-    commit turns into a manifest."""
-
-    job_uid: str
-    term: Term
-    slot: int
-    state: StateId
-    listing: str
-    kind: Literal["Saved"] = "Saved"
-
-
-@dataclass(frozen=True, slots=True)
 class Staged:
     """Member → leader: every worker of the slot has this state in the pod's memory-backed volume; ``copied``: so has
-    the slot's buddy, or there is none. Said again when ``copied`` turns true."""
+    the slot's buddy, or there is none. Said again when ``copied`` turns true. A member is at one state at a time, and
+    neither it nor its buddy lets go of that before Kept or Void: the leader may count on what it was told."""
 
     job_uid: str
     term: Term
@@ -406,6 +399,16 @@ class Kept:
     term: Term
     state: StateId
     kind: Literal["Kept"] = "Kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """Leader → member: another slot is past this staged state and will never have it, so that it is never kept."""
+
+    job_uid: str
+    term: Term
+    state: StateId
+    kind: Literal["Void"] = "Void"
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,13 +439,15 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class UploadProblem:
-    """Member → leader: the store does not take the slot's files at the moment; the agent goes on trying."""
+    """Member → leader: the store does not take the slot's files at the moment; the agent goes on trying. ``gone``: the
+    slot does not have this state any more, only another order helps."""
 
     job_uid: str
     term: Term
     slot: int
     state: StateId
     problem: str
+    gone: bool = False
     kind: Literal["UploadProblem"] = "UploadProblem"
 
 
@@ -497,8 +502,8 @@ class Release:
     kind: Literal["Release"] = "Release"
 
 
-ToLeader = Join | Quiesced | Steps | WorkerExited | Saved | Staged | Uploaded | UploadProblem | Leaving | Beat
-ToMember = Start | Abandon | Kept | Upload | TakeSnapshot | Committed | Beat | Release
+ToLeader = Join | Quiesced | Steps | WorkerExited | Staged | Uploaded | UploadProblem | Leaving | Beat
+ToMember = Start | Abandon | Kept | Void | Upload | TakeSnapshot | Committed | Beat | Release
 FromOperator = Membership | Stop | FaultAck
 ToOperator = Inventory | Progress | FaultReport | Recovered | ReplaceRequest | EpochRequest | Finished
 Message = ToLeader | ToMember | FromOperator | ToOperator | Invite

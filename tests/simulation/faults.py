@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lockstep_trainer.protocol.events import PodEnding
 from simulation.operator import Operator
 from simulation.world import Pod, World
 
@@ -18,6 +19,7 @@ class Faults:
         self._kinds: list[Callable[[Pod], None]] = [
             self._worker, self._worker, self._agent, self._agent, self._container, self._partition, self._partition,
             self._reboot, self._power_off, self._delete, self._store, self._rendezvous, self._operator,
+            self._drain, self._corrupt,
         ]  # fmt: skip
         self._next()
 
@@ -77,6 +79,16 @@ class Faults:
 
     def _delete(self, pod: Pod) -> None:
         pod.delete()
+
+    def _drain(self, pod: Pod) -> None:
+        """Preemption, say: the pod hears of it and is gone soon."""
+        pod.tell(PodEnding(4.0))
+        self.world.clockwork.after(4.0, pod.delete)
+
+    def _corrupt(self, pod: Pod) -> None:
+        """Bits flip in a snapshot."""
+        if pod.volume.snapshots:
+            self.world.random.choice(pod.volume.snapshots).intact = False
 
     def _store(self, _: Pod) -> None:
         self.world.store.away = True

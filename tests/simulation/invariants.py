@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockstep_api.messages import Finished, RestorePoint, Start, Term
+from lockstep_api.messages import Finished, Kept, RestorePoint, Start, StateId, Term
 
 if TYPE_CHECKING:
+    from lockstep_trainer.protocol.leader import Leader
     from simulation.workers import Group, Worker
     from simulation.world import Pod, World
 
@@ -24,6 +25,14 @@ class Invariants:
         self.starts: dict[str, Start] = {}
         self.joined_ranks: set[tuple[str, int]] = set()
         self.members_of: dict[Term, frozenset[str]] = {}
+        self.begun: dict[Term, StateId | None] = {}
+        """What each generation really began from."""
+        self.fell_back = False
+        """Some generation had to begin from an older state than it was told to."""
+        self.newest_kept: Kept | None = None
+        self.newest_step = 0
+        self.stop_at: int | None = None
+        """Newest step when the operator ended the job."""
         self.steps = 0
         self.last_step_at = 0.0
         self.finished: Finished | None = None
@@ -43,8 +52,48 @@ class Invariants:
         if older:
             raise Violation(f"{worker.pod.name} runs workers of {older[0].start.term} and {start.term} at once")
         store = self.world.store
-        if store.term.epoch == start.term.epoch and store.term <= start.term and start.restore != store.newest:
+        if store.term.epoch != start.term.epoch or store.term > start.term:
+            return
+        newest = store.newest.state if store.newest else None
+        if start.memory is None and start.restore != store.newest:
             raise Violation(f"{prefix} starts from {start.restore}, but {store.newest} is durable")
+        if start.memory and newest and not self.descends(start.memory.state, newest):
+            raise Violation(f"{prefix} starts from {start.memory.state}, which does not descend from {newest}")
+
+    def began(self, term: Term, state: StateId | None, *, fell_back: bool) -> None:
+        """Workers have restored."""
+        self.begun[term] = state
+        self.fell_back = self.fell_back or fell_back
+        self.newest_step = state.step if state else 0
+
+    def descends(self, state: StateId | None, ancestor: StateId) -> bool:
+        """True where ``ancestor`` is ``state`` itself or a state that it was trained from."""
+        while state is not None:
+            if (state.epoch, state.generation) == (ancestor.epoch, ancestor.generation):
+                return ancestor.step <= state.step
+            state = self.begun[Term(state.epoch, state.generation)]
+        return False
+
+    def kept(self, kept: Kept, leader: Leader) -> None:
+        """The leader says that all have a state, its buddies included."""
+        self.newest_kept = kept if leader.running and not leader.keeping.snapshots.alone else None
+
+    def survives(self, group: Group) -> None:
+        """§5: without any one node there is still a complete set of what was kept, or of a newer state."""
+        kept = self.newest_kept
+        if kept is None or kept.term != group.start.term:
+            return
+        gpus = group.start.gpus_per_node
+        pods = {rank // gpus: worker.pod for rank, worker in group.joined.items()}
+        for lost in pods:
+            found: dict[StateId, set[int]] = {}
+            for holder, pod in pods.items():
+                for copy in pod.volume.snapshots if holder != lost else ():
+                    if copy.whole:
+                        found.setdefault(copy.state, set()).add(copy.slot)
+            whole = [state for state, slots in found.items() if slots == pods.keys()]
+            if not any(self.descends(state, kept.state) for state in whole):
+                raise Violation(f"without slot {lost} nothing is left of {kept.state}, which was kept, only {found}")
 
     def ordered(self, start: Start, pods: list[Pod]) -> None:
         """A Start is sent once no worker of an older generation is left on any member."""
@@ -77,6 +126,8 @@ class Invariants:
         self.newest_step_term = max(self.newest_step_term, start.term)
         self.members_of[start.term] = pods
         self.steps += 1
+        self.newest_step = group.step
+        self.survives(group)
         self.last_step_at = self.world.clockwork.now
 
     def committed(self, point: RestorePoint, parent: RestorePoint | None) -> None:
@@ -86,9 +137,10 @@ class Invariants:
             raise Violation(f"(f) {point.state} descends from the later {parent.state}")
         if point.state.step in [state.step for state in lineage]:
             raise Violation(f"(f) step {point.state.step} is on the chain twice")
+        if parent is not None and not self.descends(point.state, parent.state):
+            raise Violation(f"(f) {point.state} was not trained from {parent.state}")
         newest = self.world.store.newest
-        same = newest and (newest.state.epoch, newest.state.generation) == (point.state.epoch, point.state.generation)
-        if newest is not None and parent != newest and not same:
+        if newest is not None and parent != newest and not self.fell_back:
             raise Violation(f"(f) {point.state} descends from {parent}, and leaves {newest.state} off the chain")
 
     def ended(self, finished: Finished) -> None:
@@ -97,7 +149,10 @@ class Invariants:
         newest = self.world.store.newest
         if finished.outcome == "succeeded" and (newest is None or newest.state.step != self.world.steps):
             raise Violation(f"succeeded, but the newest durable state is {newest}")
-        if finished.outcome != "succeeded":
+        if finished.outcome == "stopped" and self.stop_at is not None:
+            if newest is None or newest.state.step < self.stop_at - 2:  # the leader hears of steps a moment late
+                raise Violation(f"stopped at step {self.stop_at} with time to spare, but {newest} is durable")
+        elif finished.outcome != "succeeded":
             raise Violation(f"ended for no reason: {finished}")
 
     def strangers(self) -> None:

@@ -6,6 +6,7 @@ a fault of agents or of the rules.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from lockstep_api.messages import (
     Membership,
     ReplaceRequest,
     SlotInfo,
+    Stop,
 )
 from lockstep_trainer.protocol import events
 
@@ -42,6 +44,7 @@ class Operator:
         self.inventories: dict[str, tuple[float, Inventory]] = {}  # pod uid → when, what
         self.wanted: set[int] = set()
         self.fresh_epoch = False
+        self.stopping: Stop | None = None
         world.clockwork.after(world.random.uniform(0.1, 1.0), self.loop)
 
     def die(self) -> None:
@@ -74,6 +77,8 @@ class Operator:
         self._probe()
         self._keep_stream()
         self._plan()
+        if self.stopping and self.leader:
+            self.leader.tell(events.OperatorSaid(replace(self.stopping, epoch=self.world.status["epoch"])))
 
     # ---------------------------------------------------------------------------------------------
 

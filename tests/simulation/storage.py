@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_api.messages import RestorePoint, StateId, StoredFile, Term
+from lockstep_trainer.protocol.effects import Commit
 from simulation.clockwork import Clockwork
 
 
@@ -35,6 +36,8 @@ class SimulatedStore:
     """``latest``, with its version, and all manifests."""
 
     clockwork: Clockwork
+    slots: int = 1
+    folders: dict[StateId, dict[int, StoredFile]] = field(default_factory=dict)
     term: Term = Term(0, 0)  # noqa: RUF009  (frozen)
     newest: RestorePoint | None = None
     version: int = 0
@@ -42,6 +45,14 @@ class SimulatedStore:
     away: bool = False
     faulty: bool = True
     on_commit: Callable[[RestorePoint, RestorePoint | None], None] = lambda *_: None
+
+    def put(self, state: StateId, slot: int, file: StoredFile) -> None:
+        """Files of one slot; what is there already stays as it is."""
+        lost_answer = self._call()
+        known = self.folders.setdefault(state, {}).setdefault(slot, file)
+        assert known == file, "put with other content"
+        if lost_answer:
+            raise Unavailable
 
     def lineage(self) -> list[StateId]:
         """States on the chain, newest first."""
@@ -62,14 +73,17 @@ class SimulatedStore:
             raise Unavailable
         return self.newest
 
-    def commit(self, state: StateId, parent: RestorePoint | None, term: Term) -> RestorePoint:
+    def commit(self, effect: Commit) -> RestorePoint:
         """Append a state to the chain."""
+        state, parent, term = effect.state, effect.parent, effect.term
         lost_answer = self._call()
         if self.term > term:
             raise Superseded
         assert self.term.epoch == term.epoch, "committed without a fence"
+        assert (state.epoch, state.generation) <= (term.epoch, term.generation), "committed by an older term"
+        assert effect.files == tuple(self.folders[state].get(slot) for slot in range(self.slots)), "a torn folder"
         point = RestorePoint(state, f"step-{state.step}-e{state.epoch}-g{state.generation}", "sha")
-        if self.newest == point:
+        if point.state in self.lineage():
             return point
         if parent != self.newest and (parent is None or parent.state not in self.lineage()):
             raise Refused

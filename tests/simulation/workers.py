@@ -1,18 +1,18 @@
-"""Simulated workers: they meet under a prefix, and a step needs all of them."""
+"""Simulated workers: they meet under a prefix, restore together, and a step needs all of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lockstep_api.messages import Start, StateId, StepSummary
-from lockstep_trainer.protocol.events import StateSaved, WorkerEnded, WorkersStepped
+from lockstep_api.messages import Start, StateId, StepSummary, Term
+from lockstep_trainer.protocol.events import StateStaged, WorkerEnded, WorkerReported, WorkersStepped
 
 if TYPE_CHECKING:
     from simulation.world import Pod, World
 
 STEP_SECONDS = 0.5
-SAVE_EVERY = 5
+SNAPSHOT_EVERY = 2
 
 
 @dataclass
@@ -24,6 +24,12 @@ class Group:
     joined: dict[int, Worker] = field(default_factory=dict)
     step: int = 0
     broken: bool = False
+    requested: bool = False
+    """A snapshot was asked for."""
+    durable: int = 0
+    """Step of the state whose sample log is in the store."""
+    ending: set[str] = field(default_factory=set)
+    """Pods that have the last state."""
 
 
 @dataclass(eq=False)
@@ -36,7 +42,6 @@ class Worker:
     alive: bool = True
     ended: WorkerEnded | None = None
     done: list[StepSummary] = field(default_factory=list)
-    saved: tuple[StateId, str] | None = None
 
 
 class Workers:
@@ -77,8 +82,37 @@ class Workers:
         group = self.groups.setdefault(start.rendezvous.prefix, Group(start.rendezvous.prefix, start))
         group.joined[worker.rank] = worker
         if len(group.joined) == start.nodes * start.gpus_per_node and not group.broken:
-            group.step = start.restore.state.step if start.restore else 0
-            self.world.clockwork.after(STEP_SECONDS, lambda: self._step(group))
+            self.world.clockwork.after(STEP_SECONDS, lambda: self._restore(group))
+
+    def request(self, term: Term) -> None:
+        """Some rank was asked for a snapshot: all take it behind the step that they are in."""
+        if group := self.groups.get(f"{term.epoch}/{term.generation}"):
+            group.requested = True
+
+    def _restore(self, group: Group) -> None:
+        """All from one state: from memory where every slot has a copy that verifies, else from the store."""
+        start = group.start
+        if group.broken or not all(worker.alive for worker in group.joined.values()):
+            return
+        begun = start.restore.state if start.restore else None
+        if start.memory:
+            slots = {rank // start.gpus_per_node: worker.pod for rank, worker in group.joined.items()}
+            found = [pod.volume.find(start.memory.state, slot) for slot, pod in slots.items()]
+            if all(copy and copy.intact for copy in found):
+                begun = start.memory.state
+            elif self.world.gives_up:
+                self.end(self.world.random.choice(list(group.joined.values())), 1)
+                return
+            else:
+                manifest = start.restore.manifest if start.restore else None
+                group.joined[0].pod.tell(WorkerReported({"kind": "restore", "manifest": manifest, "step": 0}))
+        self.world.invariants.began(start.term, begun, fell_back=bool(start.memory) and begun != start.memory.state)  # type: ignore[union-attr]
+        group.step = begun.step if begun else 0
+        group.durable = start.restore.state.step if start.restore else 0
+        if group.step >= self.world.steps:
+            self._end_well(group)
+        else:
+            self._step(group)
 
     def _step(self, group: Group) -> None:
         """All ranks finish one step, or nobody does."""
@@ -97,23 +131,55 @@ class Workers:
             for worker in workers:
                 worker.done.append(summary)
                 worker.pod.tell(WorkersStepped(group.start.term, (summary,), "forward"))
-            if group.step % SAVE_EVERY == 0 or group.step == self.world.steps:
-                self._save(group)
+            due = group.step % SNAPSHOT_EVERY == 0 or group.step == self.world.steps or group.requested
+            if self.world.plan.checkpoint_every:
+                due = due or group.step % self.world.plan.checkpoint_every == 0
+            if due:
+                group.requested = False
+                for pod in {worker.pod.name: worker.pod for worker in workers}.values():
+                    self._stage(group, pod)
         if group.step >= self.world.steps:
-            for worker in workers:
-                self.world.clockwork.after(0.1, lambda worker=worker: self.end(worker, 0))  # type: ignore[misc]
+            self._end_well(group)
             return
         self.world.clockwork.after(STEP_SECONDS, lambda: self._step(group))
 
-    def _save(self, group: Group) -> None:
-        term = group.start.term
-        state = StateId(group.step, term.epoch, term.generation)
-        leader = group.joined[0]
-        if self.world.store.away or not self.world.network.reachable(leader.pod.name, "store"):
-            return  # the next save is another chance
-        # The parent is what was committed of this generation when the save began, else what was restored.
-        newest = self.world.store.newest
-        own = newest is not None and (newest.state.epoch, newest.state.generation) == (term.epoch, term.generation)
-        parent = newest if own else group.start.restore
-        leader.saved = (state, parent.manifest if parent else "")
-        leader.pod.tell(StateSaved(term, *leader.saved))
+    def _end_well(self, group: Group) -> None:
+        """Once the last state is in memory on all pods, or was restored."""
+        state = self._state(group)
+        names = {worker.pod.name for worker in group.joined.values()}
+        begun = self.world.invariants.begun[group.start.term]
+        if group.ending >= names or (begun and begun.step == state.step):
+            for worker in group.joined.values():
+                self.world.clockwork.after(0.1, lambda worker=worker: self.end(worker, 0))  # type: ignore[misc]
+            return
+        for pod in {worker.pod.name: worker.pod for worker in group.joined.values()}.values():
+            if pod.name not in group.ending and not any(s.state == state for s in pod.volume.snapshots):
+                self._stage(group, pod)
+        if not group.broken and all(worker.alive for worker in group.joined.values()):
+            self.world.clockwork.after(0.2, lambda: self._end_well(group))
+
+    def _state(self, group: Group) -> StateId:
+        return StateId(group.step, group.start.term.epoch, group.start.term.generation)
+
+    def _stage(self, group: Group, pod: Pod) -> None:
+        """Copy the pod's ranks into a free buffer, beside the next step."""
+        state, volume = self._state(group), pod.volume
+        mine = [rank for rank, worker in group.joined.items() if worker.pod is pod]
+        slot = mine[0] // group.start.gpus_per_node
+        fresh = volume.begin(state, slot, group.durable, own=True)
+        if fresh is None:
+            return  # training never waits
+
+        def staged() -> None:
+            if fresh not in volume.snapshots or volume is not pod.volume:
+                return
+            if not all(group.joined[rank].alive for rank in mine):
+                volume.snapshots.remove(fresh)
+                return
+            fresh.whole = True
+            if state.step >= self.world.steps:
+                group.ending.add(pod.name)
+            pod.tell_held()
+            pod.tell(StateStaged(group.start.term, state, 1, 0.01))
+
+        self.world.clockwork.after(self.world.random.uniform(0.05, 0.4), staged)

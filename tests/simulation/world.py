@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from lockstep_api.messages import Finished, Inventory, RestorePoint, SlotInfo, Start, Term
+from lockstep_api.messages import Finished, Kept, Start, Term
 from lockstep_trainer.protocol import effects, events
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.member import Identity
@@ -17,8 +17,10 @@ from lockstep_trainer.protocol.progress import HangBounds
 from simulation.clockwork import Clockwork, Network
 from simulation.invariants import Invariants
 from simulation.operator import Operator
+from simulation.pods import Pod
 from simulation.storage import Refused, SimulatedStore, Superseded, Unavailable
-from simulation.workers import Worker, Workers
+from simulation.transfers import Transfers
+from simulation.workers import Workers
 
 JOB = "job-uid"
 TICK = 0.25
@@ -51,11 +53,14 @@ class Agent:
         self.stream: Connection | None = None
         self.wanted: tuple[str, int] | None = None
         self.members: dict[int, Connection] = {}
+        self.transfers = Transfers(self)
         self._queue: list[events.Event] = []
         self._draining = False
 
     def boot(self) -> None:
-        """Adopt what runs, then go on."""
+        """Look at the volume, adopt what runs, then go on."""
+        self.pod.tell_held()
+        self._tell_staged()
         running = self.node.member.running
         if running:
             ours = {w.rank: w for w in self.pod.workers if w.start.term == running.term}
@@ -66,12 +71,24 @@ class Agent:
                     continue
                 if worker.done:
                     self.tell(events.WorkersStepped(running.term, tuple(worker.done[-64:]), "forward"))
-                if worker.saved:
-                    self.tell(events.StateSaved(running.term, *worker.saved))
                 if worker.ended:
                     self.tell(worker.ended)
         self.carry_out(self.node.resume(self.world.clockwork.now))
         self.tick()
+
+    def _tell_staged(self) -> None:
+        """What workers have staged while there was no agent."""
+        member = self.node.member
+        origin = member.holdings.memory.origin
+        own = [s.state for s in self.pod.volume.snapshots if s.whole and s.slot == member.slot]
+        own = [state for state in own if origin and Term(state.epoch, state.generation) == origin.term]
+        if origin and own:
+            self.tell(events.StateStaged(origin.term, max(own, key=lambda state: state.step)))
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Within a moment, if the agent still lives."""
+        delay = self.world.random.uniform(0.005, 0.05)
+        self.world.clockwork.after(delay, lambda: self.alive and action())
 
     def tick(self) -> None:
         """Four times a second."""
@@ -185,6 +202,8 @@ class Agent:
         if isinstance(effect.message, Start) and self.node.leader:
             slots = self.node.leader.membership.slots
             self.world.invariants.ordered(effect.message, [self.world.pods[info.pod] for info in slots])
+        if isinstance(effect.message, Kept) and self.node.leader:
+            self.world.invariants.kept(effect.message, self.node.leader)
         connection = self.members.get(effect.connection)
         if connection is None or not connection.open:
             return
@@ -233,6 +252,7 @@ class Agent:
 
     def _launch(self, effect: effects.Launch) -> None:
         self.world.invariants.launched(self.pod, effect.start)
+        self.transfers.fetch(effect.start)
         for rank in self.node.member.ranks(effect.start):
             self.world.workers.launch(self.pod, effect.start, rank)
 
@@ -262,17 +282,26 @@ class Agent:
 
         self.world.clockwork.after(self.world.random.uniform(0.01, 0.3), attempt)
 
+    def _keep(self, effect: effects.KeepSnapshot) -> None:
+        self.pod.volume.kept = effect.state
+
+    def _pin(self, effect: effects.PinSnapshot) -> None:
+        self.pod.volume.pinned = effect.state
+
+    def _drop(self, effect: effects.DropSnapshots) -> None:
+        self.pod.volume.drop(effect.term, effect.step)
+        self.pod.tell_held()
+
     def _ensure_store(self, _: effects.EnsureStore) -> None:
         answer = events.StoreReady(self.pod.name, 29500)
         self.world.clockwork.after(self.world.random.uniform(0.01, 0.1), lambda: self.tell(answer))
 
     def _commit(self, effect: effects.Commit) -> None:
         store = self.world.store
-        parent = store.manifests[effect.listing].point if effect.listing in store.manifests else None
 
         def attempt() -> None:
             try:
-                answer: Any = events.CommitDone(store.commit(effect.state, parent, effect.term))
+                answer: Any = events.CommitDone(store.commit(effect))
             except Superseded:
                 answer = events.CommitFailed(effect.state, "superseded", superseded=True)
             except Refused:
@@ -300,123 +329,33 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     effects.EnsureStore: Agent._ensure_store,
     effects.Commit: Agent._commit,
     effects.Journal: lambda *_: None,
+    effects.CopySnapshot: lambda agent, effect: agent.transfers.copy(effect),
+    effects.UploadState: lambda agent, effect: agent.transfers.upload(effect),
+    effects.KeepSnapshot: Agent._keep,
+    effects.PinSnapshot: Agent._pin,
+    effects.DropSnapshots: Agent._drop,
+    effects.RequestSnapshot: lambda agent, effect: agent.world.workers.request(effect.term),
 }
-
-
-class Pod:
-    """A pod on a node of its own."""
-
-    def __init__(self, world: World, ordinal: int, incarnation: int) -> None:
-        self.world = world
-        self.name = f"job-{ordinal}-{incarnation}"
-        self.uid = f"uid-{self.name}"
-        self.ordinal = ordinal
-        self.boots = 0
-        self.exists = True  # for the API server
-        self.powered = True
-        self.node_ready = True
-        self.agent: Agent | None = None
-        self.workers: list[Worker] = []
-        self.memory: bytes | None = None
-        self.quiesced = Term(0, 0)
-        self.container_starts = self.agent_starts = 0
-        self.power_on()
-
-    @property
-    def boot_id(self) -> str:
-        return f"boot-{self.boots}"
-
-    @property
-    def address(self) -> str:
-        return f"{self.name}:29400"
-
-    def tell(self, event: events.Event) -> None:
-        """To the agent, if there is one."""
-        if self.agent and self.agent.alive:
-            self.agent.tell(event)
-
-    def worker_ended(self, worker: Worker) -> None:
-        """The agent sees it within milliseconds."""
-        self.world.clockwork.after(0.005, lambda: worker.ended and self.tell(worker.ended))
-
-    def kill_agent(self) -> None:
-        """The supervisor starts another one."""
-        if self.agent and self.agent.alive:
-            self.agent.die()
-            boot = self.boots, self.container_starts
-            self.world.clockwork.after(
-                self.world.random.uniform(0.2, 1.0),
-                lambda: (self.boots, self.container_starts) == boot and self.start_agent(),
-            )
-
-    def start_agent(self) -> None:
-        """A new agent process."""
-        if self.powered and self.exists and not (self.agent and self.agent.alive):
-            self.agent = Agent(self)
-            self.agent.boot()
-
-    def stop_processes(self) -> None:
-        """All at once, nobody is told."""
-        if self.agent and self.agent.alive:
-            self.agent.die()
-        for worker in self.workers:
-            if worker.alive:
-                self.world.workers.end(worker, -9)
-
-    def restart_container(self) -> None:
-        """Killed, for memory say; the volume stays."""
-        if self.powered:
-            self.stop_processes()
-            self.workers = [worker for worker in self.workers if worker.alive]
-            self.container_starts += 1
-            self.world.clockwork.after(self.world.random.uniform(0.5, 2.0), self.start_agent)
-
-    def power_off(self) -> None:
-        """The node is gone; other ends of its connections hear nothing."""
-        self.powered = False
-        self.world.network.cut_off.add(self.name)
-        self.stop_processes()
-        self.world.clockwork.after(5.0, self._node_not_ready)
-
-    def power_on(self) -> None:
-        """The node is back: same pod, empty volume."""
-        if not self.exists:
-            return
-        self.world.network.cut_off.discard(self.name)
-        self.powered = self.node_ready = True
-        self.boots += 1
-        self.memory = None
-        self.workers = []
-        self.quiesced = Term(0, 0)
-        self.agent_starts = 0
-        self.container_starts = 1
-        self.world.clockwork.after(self.world.random.uniform(0.2, 1.0), self.start_agent)
-
-    def delete(self) -> None:
-        """The operator's wish, or somebody's."""
-        self.exists = False
-        self.stop_processes()
-
-    def _node_not_ready(self) -> None:
-        self.node_ready = self.powered
 
 
 class World:
     """Everything."""
 
-    def __init__(self, seed: int, *, nodes: int = 3, gpus: int = 1, steps: int = 10_000) -> None:
+    def __init__(self, seed: int, *, nodes: int = 3, gpus: int = 1, steps: int = 10_000, every: int | None = 6) -> None:
         self.clockwork = Clockwork(seed)
         self.random = self.clockwork.random
         self.network = Network(self.clockwork)
         self.steps = steps
         self.crash_chance = 0.0003
+        self.gives_up = seed % 4 < 2
+        """Whether workers end, or begin from the store at once, where a copy does not verify."""
         self.plan = JobPlan(
-            JOB, nodes, gpus, steps,
+            JOB, nodes, gpus, steps, checkpoint_every=every,
             ladder=Ladder(process_budget=1000, crash_loops=False),
             hang=HangBounds(factor=5.0, minimum_seconds=8.0, first_step_seconds=20.0),
         )  # fmt: skip
         self.invariants = Invariants(self)
-        self.store = SimulatedStore(self.clockwork, on_commit=self.invariants.committed)
+        self.store = SimulatedStore(self.clockwork, slots=nodes, on_commit=self.invariants.committed)
         self.workers = Workers(self)
         self.pods: dict[str, Pod] = {}
         self.by_address: dict[str, Pod] = {}
@@ -425,6 +364,10 @@ class World:
         for ordinal in range(nodes):
             self.new_pod(ordinal)
         self.operator = Operator(self)
+
+    def new_agent(self, pod: Pod) -> Agent:
+        """A new agent process of a pod."""
+        return Agent(pod)
 
     def new_pod(self, ordinal: int) -> Pod:
         """The next incarnation."""
@@ -441,6 +384,3 @@ class World:
     def members(self) -> set[str]:
         """Uids of the pods that hold a slot."""
         return {info.pod_uid for info in self.status["slots"].values()}
-
-
-__all__ = ["Inventory", "RestorePoint", "SlotInfo", "Start", "Term", "World"]

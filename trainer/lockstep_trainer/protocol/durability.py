@@ -1,18 +1,32 @@
 """What the leader knows of the chain: the newest durable state, the commit under way, and whether it can be trusted.
 
 One commit at a time. While a commit has no answer nobody knows what ``latest`` names, so no restore point is chosen
-either; where it ends without one (the store was away), the chain is asked again.
+either; where it ends without one (the store was away), the chain is asked again. A state may be committed by a later
+generation than the one that made it, as long as that one descends from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lockstep_api.messages import RestorePoint, Saved, StateId, Term
+from lockstep_api.messages import RestorePoint, StateId, StoredFile, Term
 from lockstep_trainer.protocol.effects import ChooseRestore, Commit, Effect
+from lockstep_trainer.protocol.lineage import Lineage
 
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds before a failed commit is tried again."""
+PATIENCE_SECONDS = 5.0
+"""How long the chain may leave a question open before a generation starts from memory without the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A step folder that is whole in the store: what becomes its manifest."""
+
+    state: StateId
+    parent: RestorePoint | None
+    header: str
+    files: tuple[StoredFile, ...]
 
 
 @dataclass(slots=True)
@@ -26,10 +40,15 @@ class Durability:
     problem: str | None = None
     known: bool = False
     """``durable`` is what the chain names: a generation may start from it."""
+    fenced: bool = False
+    """The chain was fenced in this epoch: nobody but this leader has moved it since."""
     superseded: bool = False
-    _waiting: Saved | None = None
-    _committing: Saved | None = None
+    doubtful: set[StateId] = field(default_factory=set)
+    """Commits without an answer: the chain may name one of them."""
+    _waiting: Pending | None = None
+    _committing: Pending | None = None
     _asked: Term | None = None
+    _asked_at: float = 0.0
     _failures: int = 0
     _retry_at: float = 0.0
 
@@ -50,39 +69,48 @@ class Durability:
         """That state, or one that descends from it, is durable."""
         return self.durable is not None and self.durable.state.step >= state.step and self.known
 
-    def choose(self, term: Term) -> list[Effect]:
+    def choose(self, term: Term, now: float) -> list[Effect]:
         """Ask the chain, once per term."""
         if self.known or self.busy or self.superseded or self._asked == term:
             return []
-        self._asked = term
+        self._asked, self._asked_at = term, now
         return [ChooseRestore(term)]
 
-    def chosen(self, term: Term, restore: RestorePoint | None, now: float) -> None:
-        """The chain is fenced and has answered."""
+    def chosen(self, term: Term, restore: RestorePoint | None, now: float) -> bool:
+        """The chain is fenced and has answered; false: to a question of another term."""
         if term != self._asked:
-            return
+            return False
         self._asked = None
-        self.known = True
+        self.known = self.fenced = True
         self.problem = None
+        self.doubtful.clear()
         if restore != self.durable:
             self.durable, self.durable_at, self.uri = restore, now, None
+        if self._waiting and (self.committed(self._waiting.state) or self._waiting.parent != restore):
+            self._waiting = None
+        return True
 
-    def saved(self, saved: Saved, now: float) -> list[Effect]:
-        """A step folder is whole. A newer one takes the place of one that still waits."""
-        if not self.enabled or self.superseded or self.committed(saved.state):
-            return []
-        newest = self._waiting or self._committing
-        if newest and newest.state.step >= saved.state.step and newest.term == saved.term:
-            return []
-        self._waiting = saved
-        return self.push(now)
+    def silent(self, now: float) -> bool:
+        """The chain was fenced in this epoch and leaves a question open for long."""
+        return self.fenced and self._asked is not None and not self.busy and now - self._asked_at >= PATIENCE_SECONDS
 
-    def push(self, now: float) -> list[Effect]:
+    def ready(self, pending: Pending, term: Term, now: float) -> list[Effect]:
+        """A step folder is whole."""
+        if not self.enabled or self.superseded or self.committed(pending.state):
+            return []
+        if self._committing and self._committing.state == pending.state:
+            return []
+        self._waiting = pending
+        return self.push(term, now)
+
+    def push(self, term: Term, now: float) -> list[Effect]:
         """Commit what waits, if nothing is under way and it is not too soon after a failure."""
         if self._waiting is None or self._committing or now < self._retry_at or self.superseded or not self.known:
             return []
-        self._committing, self._waiting = self._waiting, None
-        return [Commit(self._committing.term, self._committing.state, self._committing.listing)]
+        this, self._waiting = self._waiting, None
+        self._committing = this
+        self.doubtful.add(this.state)
+        return [Commit(term, this.state, this.parent, this.header, this.files)]
 
     def awaits(self, state: StateId) -> bool:
         """True where the commit under way is of this state. An answer to a commit of this agent's earlier epoch is
@@ -92,6 +120,7 @@ class Durability:
     def done(self, restore: RestorePoint, uri: str, now: float) -> None:
         """It is durable."""
         self.durable, self.durable_at, self.uri, self.problem = restore, now, uri, None
+        self.doubtful.clear()
         self._committing = None
         self._failures = 0
         self._retry_at = 0.0
@@ -110,10 +139,11 @@ class Durability:
         """The generation is over. A commit that has failed may have taken effect all the same: ask the chain."""
         if self.enabled and self._failures and self._committing is None:
             self.known = False
-            self._waiting = None
 
-    def begin(self) -> None:
-        """A new generation starts: what older ones have not committed is not committed any more."""
-        self._waiting = None
-        self._failures = 0
-        self._retry_at = 0.0
+    def begin(self, lineage: Lineage) -> None:
+        """A new generation starts: what it does not descend from is not committed any more."""
+        if self._waiting and not lineage.holds(self._waiting.state):
+            self._waiting = None
+        if self._waiting is None:
+            self._failures = 0
+            self._retry_at = 0.0

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lockstep_api.messages import Invite, RestorePoint, Start, StateId, Term, ToLeader, ToMember, ToOperator
+from lockstep_api.messages import (
+    Invite,
+    RestorePoint,
+    Start,
+    StateId,
+    StoredFile,
+    Term,
+    ToLeader,
+    ToMember,
+    ToOperator,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +104,15 @@ class EnsureStore:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Leader: turn a listing into a manifest and swap ``latest``; answered by CommitDone or CommitFailed."""
+    """Leader: make a manifest of ``header`` (JSON, a manifest without files and parent) and the files, and swap
+    ``latest`` from ``parent`` to it; answered by CommitDone or CommitFailed. ``state`` may be of an older term than
+    ``term``, which is the one that has the fence."""
 
     term: Term
     state: StateId
-    listing: str
+    parent: RestorePoint | None
+    header: str
+    files: tuple[StoredFile, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +124,27 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class CopySnapshot:
-    """Bring this state of this node's ranks to the buddy; answered by StateCopied, once, when the buddy has verified it.
-    The shell goes on trying; a newer copy replaces one that is not finished."""
+    """Bring this state of this node's ranks to the buddy; answered by StateCopied, once, when the buddy has verified
+    it. The shell goes on trying; a newer copy replaces one that is not finished. Where this node's own bytes fail their
+    checksum it removes the snapshot instead: SnapshotsHeld, then, says that it is gone."""
 
     state: StateId
     buddy: str  # host:port of its agent
+    keep: StateId | None = None  # the buddy must not take the buffer with its copy of this state for it
 
 
 @dataclass(frozen=True, slots=True)
 class KeepSnapshot:
     """This state is complete on all nodes: no worker may overwrite it (nor this node's copies of it for a buddy) until
     the next one is kept."""
+
+    state: StateId
+
+
+@dataclass(frozen=True, slots=True)
+class PinSnapshot:
+    """This state is on its way to be kept: no worker of this node may overwrite it either, until another one is pinned
+    or it is kept. It stays pinned when the agent dies."""
 
     state: StateId
 
@@ -153,5 +177,5 @@ class RequestSnapshot:
 Effect = (
     OpenStream | CloseStream | SendLeader | Launch | Kill | Persist
     | PostInvite | SendMember | DropMember | SendOperator | ChooseRestore | EnsureStore | Commit | Journal
-    | CopySnapshot | KeepSnapshot | DropSnapshots | UploadState | RequestSnapshot
+    | CopySnapshot | PinSnapshot | KeepSnapshot | DropSnapshots | UploadState | RequestSnapshot
 )  # fmt: skip

@@ -117,15 +117,17 @@ class StateUploaded:
 
 @dataclass(frozen=True, slots=True)
 class UploadFailed:
-    """A try has failed; another will come."""
+    """A try has failed; another will come, unless ``gone``: the volume does not hold the state any more."""
 
     state: StateId
     problem: str
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotsHeld:
-    """Which snapshots this node's volume holds: told at the agent's start and whenever that changes."""
+    """Which snapshots this node's volume holds: told at the agent's start, whenever that changes, and as it is once no
+    worker of a generation is left, before the last WorkerEnded: a restore is chosen by it."""
 
     copies: tuple[Copies, ...]
 

@@ -18,6 +18,8 @@ class JobPlan:
     steps: int | None = None  # in all; None for a user's script
     reports_steps: bool = True  # false for a user's script
     checkpoints: bool = True
+    checkpoint_every: int | None = None  # steps between durable states; None: by measured cost and rate of faults
+    memory_buddy: bool = True  # snapshots are copied to another agent
     own_store: bool = False  # workers bring their own store and need a fresh port each generation
     rejoin_grace: float = 5.0
     ladder: Ladder = Ladder()  # noqa: RUF009  (frozen)

@@ -18,27 +18,45 @@ from lockstep_api.messages import (
     Inventory,
     Invite,
     Join,
+    Kept,
     Quiesced,
     Release,
-    Saved,
     Start,
     Steps,
     StepSummary,
+    TakeSnapshot,
     Term,
+    Upload,
+    Void,
     WorkerExited,
 )
-from lockstep_trainer.protocol.effects import CloseStream, Effect, Kill, Launch, OpenStream, Persist, SendLeader
+from lockstep_trainer.protocol.effects import (
+    CloseStream,
+    Effect,
+    Kill,
+    Launch,
+    OpenStream,
+    Persist,
+    RequestSnapshot,
+    SendLeader,
+)
 from lockstep_trainer.protocol.events import (
     Invited,
     LeaderSaid,
     MemberEvent,
-    StateSaved,
+    PodEnding,
+    SnapshotsHeld,
+    StateCopied,
+    StateStaged,
+    StateUploaded,
     StreamClosed,
     StreamOpened,
     Tick,
+    UploadFailed,
     WorkerEnded,
     WorkersStepped,
 )
+from lockstep_trainer.protocol.holdings import Holdings, HoldingsMemory
 
 BEAT_SECONDS = 1.0
 """Something is said at least so often on an open stream."""
@@ -80,6 +98,7 @@ class MemberMemory:
     running: Start | None = None
     step: int = 0
     container_starts: int = 1
+    holdings: HoldingsMemory = HoldingsMemory()  # noqa: RUF009  (frozen)
 
 
 class Member:
@@ -104,10 +123,10 @@ class Member:
         self._abandoned_at = 0.0
         self._exits: dict[int, WorkerExited] = {}
         self._recent: deque[StepSummary] = deque(maxlen=RETAINED_STEPS)
-        self._saved: Saved | None = None
+        self.holdings = Holdings(memory.holdings)
         self._section = "starting"
         self._said_at = now
-        self._saved_said_at = now
+        self._holdings_said_at = now
         self._progress_at = now
         self._persisted_step = self.step
         self._opened_at = now
@@ -119,7 +138,12 @@ class Member:
             LeaderSaid: self._leader_said,
             WorkerEnded: self._worker_ended,
             WorkersStepped: self._workers_stepped,
-            StateSaved: self._state_saved,
+            StateStaged: lambda event, now: self._say(self.holdings.staged(event), now),
+            StateCopied: lambda event, now: self._say(self.holdings.copied(event), now),
+            StateUploaded: lambda event, now: self._say(self.holdings.uploaded(event), now),
+            UploadFailed: lambda event, now: [*self.holdings.failed(event), *self._say_holdings(now)],
+            SnapshotsHeld: self._snapshots_held,
+            PodEnding: lambda event, now: [*self.holdings.ending(event, now), *self._say_holdings(now)],
         }
 
     def handle(self, event: MemberEvent, now: float) -> list[Effect]:
@@ -129,12 +153,21 @@ class Member:
     def memory(self) -> MemberMemory:
         """What Persist writes."""
         return MemberMemory(
-            self.epoch, self.slot, self.spare, self.leader, self.term, self.running, self.step, self.me.container_starts
+            epoch=self.epoch,
+            slot=self.slot,
+            spare=self.spare,
+            leader=self.leader,
+            term=self.term,
+            running=self.running,
+            step=self.step,
+            container_starts=self.me.container_starts,
+            holdings=self.holdings.memory,
         )
 
     def resume(self) -> list[Effect]:
         """After the agent's own restart: find the leader again."""
-        return [OpenStream(self.leader, self.epoch)] if self.leader else []
+        effects = self.holdings.resume(self.running)
+        return [*effects, OpenStream(self.leader, self.epoch)] if self.leader else effects
 
     def inventory(self, now: float, leading: int | None) -> Inventory:
         """Who this agent is and what it last heard."""
@@ -151,6 +184,8 @@ class Member:
             leader_silent=None if self.last_heard is None else max(0.0, now - self.last_heard),
             container_starts=self.me.container_starts,
             agent_starts=self.me.agent_starts,
+            origin=self.holdings.memory.origin,
+            snapshots=self.holdings.copies,
         )
 
     def accepts(self, invite: Invite) -> bool:
@@ -173,8 +208,6 @@ class Member:
         if invite.epoch == self.epoch and self.leader and (now - self._opened_at < 1.0 or self._hears(now)):
             return []  # already on its way there, or there
         changed = invite.epoch != self.epoch or self.leader is None
-        if invite.epoch != self.epoch:
-            self._saved = None
         self.epoch, self.slot, self.spare, self.leader = invite.epoch, invite.slot, invite.spare, invite.leader
         self.connected = False
         self._opened_at = now
@@ -196,9 +229,8 @@ class Member:
             term = self.running.term
             steps = Steps(self.me.job_uid, term, self.slot, tuple(self._recent), self._section)
             effects.append(SendLeader(steps))
-            effects += [SendLeader(saved) for saved in (self._saved,) if saved]
             effects += [SendLeader(ended) for ended in self._exits.values()]
-        return effects
+        return [*effects, *self._say_holdings(now)]
 
     def _stream_closed(self, epoch: int) -> list[Effect]:
         if epoch == self.epoch:
@@ -216,9 +248,16 @@ class Member:
             case Abandon():
                 return self._abandon(message.term, now)
             case Committed():
-                if self._saved and self._saved.state.step <= message.restore.state.step:
-                    self._saved = None
+                self.holdings.committed(message.restore.state)
                 return []
+            case Kept() if message.term == self.term:
+                return self._say(self.holdings.kept_by_all(message), now)
+            case Void() if message.term == self.term:
+                return self._say(self.holdings.void(message.state), now)
+            case Upload() if message.term == self.term:
+                return self.holdings.ordered(message)
+            case TakeSnapshot() if self.running and message.term == self.term:
+                return [RequestSnapshot(message.term)]
             case Release():
                 self.leader = None
                 return [*self._abandon(message.term, now), CloseStream(), Persist()]
@@ -238,10 +277,11 @@ class Member:
         self.live = set(self.ranks(start))
         self._exits.clear()
         self._recent.clear()
-        self._saved = None
         self._section = "starting"
         self._progress_at = now
-        return [Persist(), Launch(start, self.slot), self._beat(now)]
+        snapshots = self.holdings.started(start, self.slot)
+        first = [Persist(), *snapshots, Launch(start, self.slot), self._beat(now)]
+        return [*first, *self._say(self.holdings.held(self.holdings.copies, self.slot), now)]
 
     def _abandon(self, term: Term, now: float) -> list[Effect]:
         """End all workers up to ``term``. Remembered first: a Start that was overtaken must not be obeyed later."""
@@ -260,12 +300,14 @@ class Member:
     def _quiesced(self, now: float) -> list[Effect]:
         term, self._abandoning, self.running = self._abandoning, None, None
         self._exits.clear()
-        self._saved = None
-        effects: list[Effect] = [Persist()]
-        if term and self.slot is not None:
-            self._said_at = now
-            effects.append(SendLeader(Quiesced(self.me.job_uid, term, self.slot)))
-        return effects
+        return [Persist(), *(self._say_quiesced(term, now) if term else [])]
+
+    def _say_quiesced(self, term: Term, now: float) -> list[Effect]:
+        if self.slot is None:
+            return []
+        self._said_at = now
+        origin, copies = self.holdings.memory.origin, self.holdings.copies
+        return [SendLeader(Quiesced(self.me.job_uid, term, self.slot, origin, copies))]
 
     def _worker_ended(self, event: WorkerEnded, now: float) -> list[Effect]:
         if not self.running or event.term != self.running.term or event.rank not in self.live or self.slot is None:
@@ -295,19 +337,36 @@ class Member:
         if not self.running or event.term != self.running.term or self.slot is None:
             return []
         self._section = event.section
+        effects: list[Effect] = []
         if event.done:
+            effects += self.holdings.fell_back(event.done[0].step)
             self._recent.extend(event.done)
             self.step = max(self.step, event.done[-1].step)
             self._progress_at = now
         self._said_at = now
-        return [SendLeader(Steps(self.me.job_uid, event.term, self.slot, event.done, event.section))]
+        return [*effects, SendLeader(Steps(self.me.job_uid, event.term, self.slot, event.done, event.section))]
 
-    def _state_saved(self, event: StateSaved, now: float) -> list[Effect]:
-        if not self.running or event.term != self.running.term or self.slot is None:
+    # ----------------------------------------------------------------------------------- snapshots
+
+    def _snapshots_held(self, event: SnapshotsHeld, now: float) -> list[Effect]:
+        changed = event.copies != self.holdings.copies
+        effects = self._say(self.holdings.held(event.copies, self.slot), now)
+        if changed and self.running is None and self.connected:  # the next restore is chosen by it
+            effects += self._say_quiesced(self.term, now)
+        return effects
+
+    def _say(self, effects: list[Effect], now: float) -> list[Effect]:
+        """Where something has changed, the leader hears of it at once."""
+        return [*effects, *self._say_holdings(now)] if effects else []
+
+    def _say_holdings(self, now: float) -> list[Effect]:
+        if self.slot is None or self.spare:
             return []
-        self._saved = Saved(self.me.job_uid, event.term, self.slot, event.state, event.listing)
-        self._said_at = self._saved_said_at = now
-        return [SendLeader(self._saved)]
+        said = self.holdings.says(self.me.job_uid, self.term, self.slot, now)
+        self._holdings_said_at = now
+        if said:
+            self._said_at = now
+        return [SendLeader(message) for message in said]
 
     # ---------------------------------------------------------------------------------------- time
 
@@ -320,9 +379,8 @@ class Member:
             effects.append(OpenStream(self.leader, self.epoch))
         if self.connected and now - self._said_at >= BEAT_SECONDS:
             effects.append(self._beat(now))
-        if self.connected and self._saved and now - self._saved_said_at >= RESEND_SECONDS:
-            self._saved_said_at = now
-            effects.append(SendLeader(self._saved))
+        if self.connected and now - self._holdings_said_at >= RESEND_SECONDS:
+            effects += self._say_holdings(now)
         if self.step != self._persisted_step:
             self._persisted_step = self.step
             effects.append(Persist())

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from lockstep_api.messages import FaultReport, Progress, Recovered, RestorePoint, StateId, StepSummary, Term
+from lockstep_api.messages import FaultReport, Leaving, Progress, Recovered, RestorePoint, StateId, StepSummary, Term
 from lockstep_trainer.protocol.effects import Effect, Journal, Persist, SendOperator
 from lockstep_trainer.protocol.events import CommitDone
+from lockstep_trainer.protocol.lineage import begun_from
 from lockstep_trainer.protocol.policy import Fault
 
 if TYPE_CHECKING:
@@ -126,8 +127,10 @@ class Reports:
             durable=durability.durable,
             durable_at=durability.durable_at,
             durable_uri=durability.uri,
-            checkpoint_problem=durability.problem,
+            checkpoint_problem=leader.keeping.problem(leader),
             ledger=leader.ledger.totals(),
+            kept=leader.keeping.snapshots.kept,
+            cadence=leader.keeping.cadence(leader, now).figures() if leader.plan.checkpoints else {},
         )
         return [SendOperator(progress)]
 
@@ -153,9 +156,11 @@ class Reports:
         """A generation is started."""
         self.pace.clear()
         self.dirty = True
-        restore = leader.durability.durable
+        restore = begun_from(leader.running) if leader.running else None
+        memory = leader.running is not None and leader.running.memory is not None
         phases = leader.recovery.seconds(now) if leader.recovery else {"starting": round(now - leader.formed_at, 3)}
-        return [self._line(leader, now, "start", restore=asdict(restore.state) if restore else None, phases=phases)]
+        begun = asdict(restore) if restore else None
+        return [self._line(leader, now, "start", restore=begun, memory=memory, phases=phases)]
 
     def steps(self, leader: Leader, finished: Iterable[StepSummary], now: float) -> list[Effect]:
         """Steps were finished by all members."""
@@ -212,6 +217,15 @@ class Reports:
             )
         ]  # fmt: skip
 
+    def kept(self, leader: Leader, state: StateId, alone: str, now: float) -> list[Effect]:
+        """All slots keep a state in memory. Only what is out of the ordinary goes into the journal."""
+        self.dirty = True
+        return [self._line(leader, now, "kept_alone", step=state.step, message=alone)] if alone else []
+
+    def leaving(self, leader: Leader, message: Leaving, now: float) -> list[Effect]:
+        """A pod was told to end."""
+        return [self._line(leader, now, "leaving", slot=message.slot, seconds=message.seconds)]
+
     def worker_reported(self, leader: Leader, line: dict[str, Any], now: float) -> list[Effect]:
         """Rank 0 says what is no step: an evaluation, a text."""
         if line.get("kind") == "evaluate" and isinstance(line.get("loss"), float):
@@ -250,7 +264,8 @@ class Reports:
         assert leader.recovery is not None
         assert leader.running is not None
         recovery, leader.recovery = leader.recovery, None
-        restored = leader.running.restore.state.step if leader.running.restore else 0
+        begun = begun_from(leader.running)
+        restored = begun.step if begun else 0
         lost = max(0, recovery.highest - restored)
         seconds = recovery.seconds(at)
         told = {name: value for name, value in seconds.items() if name != "detect"}  # detect is in the fault report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lockstep_api.messages import Inventory, Invite, Join, Membership, SlotInfo, Term, ToMember
+from lockstep_api.messages import Copies, Inventory, Invite, Join, Membership, Origin, SlotInfo, Term, ToMember
 from lockstep_trainer.protocol.effects import DropMember, Effect, PostInvite, SendMember
 from lockstep_trainer.protocol.member import SILENCE_SECONDS
 
@@ -30,6 +30,9 @@ class Peer:
     """Newest that it said it has seen."""
     exits: dict[int, int] = field(default_factory=dict)
     """Rank → exit code, in the current generation."""
+    origin: Origin | None = None
+    """Of its newest Join or Quiesced."""
+    snapshots: tuple[Copies, ...] = ()
     section: str = "starting"
     invited_at: float = 0.0
 
@@ -82,6 +85,7 @@ class Roster:
         self._streams[connection] = peer
         peer.connection, peer.heard_at = connection, now
         peer.inventory, peer.term = join.inventory, join.inventory.term
+        peer.origin, peer.snapshots = join.inventory.origin, join.inventory.snapshots
         return peer, effects
 
     def member(self, connection: int) -> Peer | None:

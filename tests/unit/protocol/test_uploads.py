@@ -1,0 +1,110 @@
+"""Which kept state is brought to the store, and when."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lockstep_api.messages import RestorePoint, StateId, StoredFile, Term, Upload, Uploaded, UploadProblem
+from lockstep_trainer.protocol.cadence import LONGEST_SECONDS, PRIOR_GPU_SECONDS, SHORTEST_SECONDS, cadence
+from lockstep_trainer.protocol.uploads import Uploads
+
+TERM = Term(1, 1)
+
+
+def state(step: int) -> StateId:
+    return StateId(step, 1, 1)
+
+
+def durable(step: int) -> RestorePoint:
+    return RestorePoint(state(step), f"step-{step}", "sha")
+
+
+def order(uploads: Uploads, step: int, now: float = 0.0) -> None:
+    uploads.give(Upload("job", TERM, state(step), None), now)
+
+
+def done(slot: int, step: int) -> Uploaded:
+    header = '{"version": 2}' if slot == 0 else None
+    return Uploaded("job", TERM, slot, state(step), (StoredFile(f"__{slot}_0.distcp", 8, "0" * 16),), header)
+
+
+@pytest.mark.parametrize(
+    ("step", "since", "due"),
+    [(8, 0, False), (10, 0, True), (12, 10, False), (19, 10, False), (21, 10, True), (97, 95, False), (100, 95, True)],
+)
+def test_due_at_the_first_kept_state_beyond_a_multiple(step: int, since: int, due: bool) -> None:
+    """Every 10 steps, and the last step (100) in any case."""
+    uploads = Uploads(every=10, last=100)
+    assert uploads.wants(state(step), durable(since) if since else None, 0.0, 0.0) is due
+
+
+def test_what_is_under_way_is_finished_first() -> None:
+    """Uploads that take longer than the interval still end; then the newest kept state is next."""
+    uploads = Uploads(every=1, last=None)
+    order(uploads, 10)
+    assert not uploads.wants(state(20), durable(5), 0.0, 100.0)
+    assert uploads.uploaded(done(1, 10), 2, 100.0) is None
+    pending = uploads.uploaded(done(0, 10), 2, 100.0)
+    assert pending is not None
+    assert [file.name for file in pending.files] == ["__0_0.distcp", "__1_0.distcp"]
+    assert pending.header == '{"version": 2}'
+    assert uploads.uploaded(done(0, 10), 2, 101.0) is None, "said again"
+    uploads.drop()
+    assert uploads.wants(state(30), durable(10), 0.0, 101.0)
+
+
+def test_a_state_that_is_gone_gives_way_to_a_newer_one() -> None:
+    """A slot whose copy was lost can't finish; a store that does not answer is no reason to change the order."""
+    uploads = Uploads(every=1, last=None)
+    order(uploads, 10)
+    uploads.failed(UploadProblem("job", TERM, 1, state(10), "503"))
+    assert uploads.problem == "slot 1: 503"
+    assert not uploads.wants(state(20), durable(5), 0.0, 1.0)
+    uploads.failed(UploadProblem("job", TERM, 1, state(10), "not in memory", gone=True))
+    assert not uploads.wants(state(10), durable(5), 0.0, 1.0)
+    assert uploads.wants(state(20), durable(5), 0.0, 1.0)
+
+
+def test_a_last_checkpoint_takes_the_place_of_one_that_no_slot_has_finished() -> None:
+    """It is wanted once: states after it wait for their turn."""
+    uploads = Uploads(every=1000, last=None)
+    order(uploads, 10)
+    uploads.asked = 15
+    assert not uploads.wants(state(15), durable(5), 0.0, 1.0)
+    assert uploads.wants(state(17), durable(5), 0.0, 1.0)
+    uploads.uploaded(done(0, 10), 2, 1.0)
+    assert not uploads.wants(state(17), durable(5), 0.0, 1.0)
+    uploads.drop()
+    order(uploads, 17)
+    assert not uploads.wants(state(19), durable(5), 0.0, 1.0)
+    uploads.drop()
+    assert not uploads.wants(state(21), durable(17), 0.0, 1.0)
+
+
+def test_automatic_interval_is_young_and_dalys() -> None:
+    """sqrt(2 x cost x MTBF), with the prior alone, and with faults that were seen."""
+    found = cadence(blocked=0.5, upload=100.0, faults=0, observed=0.0, gpus=50_000)
+    assert found.cost == pytest.approx(0.5 + 0.02 * 100)
+    assert found.mtbf == pytest.approx(PRIOR_GPU_SECONDS / 50_000) == pytest.approx(3600)
+    assert found.interval == pytest.approx(math.sqrt(2 * 2.5 * 3600))
+    seen = cadence(blocked=0.5, upload=100.0, faults=9, observed=6400.0, gpus=50_000)
+    assert seen.mtbf == pytest.approx(1000)
+    assert seen.interval == pytest.approx(100.0), "never shorter than an upload takes"
+
+
+def test_automatic_interval_stays_within_bounds() -> None:
+    """Cheap checkpoints are not taken all the time, and one is due within the hour on the steadiest machine."""
+    assert cadence(blocked=0.0, upload=0.0, faults=0, observed=0.0, gpus=8).interval == SHORTEST_SECONDS
+    assert cadence(blocked=5.0, upload=60.0, faults=0, observed=0.0, gpus=1).interval == LONGEST_SECONDS
+
+
+def test_automatic_interval_counts_from_the_last_order() -> None:
+    """The first state is due at once: it shows what a checkpoint costs."""
+    uploads = Uploads(every=None, last=None)
+    assert uploads.wants(state(2), None, 60.0, 5.0)
+    order(uploads, 2, now=5.0)
+    uploads.drop()
+    assert not uploads.wants(state(50), durable(2), 60.0, 64.0)
+    assert uploads.wants(state(52), durable(2), 60.0, 65.0)

@@ -1,0 +1,318 @@
+"""The leader's care for states: which one is kept in memory, brought to the store, committed, started from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lockstep_api.messages import (
+    Committed,
+    Kept,
+    Leaving,
+    MemoryPoint,
+    RestorePoint,
+    Staged,
+    Start,
+    StateId,
+    TakeSnapshot,
+    Upload,
+    Uploaded,
+    UploadProblem,
+    Void,
+)
+from lockstep_trainer.protocol.cadence import Cadence, cadence
+from lockstep_trainer.protocol.effects import Effect, Persist
+from lockstep_trainer.protocol.jobplan import JobPlan
+from lockstep_trainer.protocol.lineage import Holding, Lineage, begun_from, buddies, newest_complete, order_of
+from lockstep_trainer.protocol.policy import PEER_LOST_EXIT, Fault
+from lockstep_trainer.protocol.roster import Peer
+from lockstep_trainer.protocol.snapshots import Snapshots
+from lockstep_trainer.protocol.uploads import Uploads
+
+if TYPE_CHECKING:
+    from lockstep_trainer.protocol.leader import Leader
+
+RESEND_SECONDS = 2.0
+BUDDY_SECONDS = 5.0
+"""A buddy without a stream for so long is not waited for."""
+TRIES = 3
+"""A snapshot that so many generations in a row could not start from is not tried again; one is enough where the workers
+themselves gave up."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepingMemory:
+    """What must be remembered over the death of the leader's agent."""
+
+    since: float
+    """Since when faults were counted, Unix seconds."""
+    blocked: float = 0.0
+    seconds: float = 0.0
+    tries: tuple[tuple[StateId, int], ...] = ()
+    lineage: Lineage = Lineage()  # noqa: RUF009  (frozen)
+    kept: StateId | None = None
+    order: Upload | None = None
+    ordered_at: float = 0.0
+    asked: int | None = None
+
+
+class Keeping:
+    """Mutable state of the leader; ``same``: ``memory`` is of this epoch."""
+
+    def __init__(self, plan: JobPlan, memory: KeepingMemory | None, same: bool, now: float) -> None:
+        self.plan = plan
+        self.snapshots = Snapshots(plan.nodes)
+        self.uploads = Uploads(plan.checkpoint_every, plan.steps)
+        self.lineage = Lineage()
+        self.since = memory.since if memory else now
+        self.tries: dict[StateId, int] = dict(memory.tries) if memory else {}
+        self._said_at = now
+        self._fell_back = False
+        if memory:
+            self.snapshots.blocked, self.uploads.seconds = memory.blocked, memory.seconds
+        if memory and same:
+            self.lineage, self.snapshots.kept = memory.lineage, memory.kept
+            self.uploads.order, self.uploads.ordered_at = memory.order, memory.ordered_at
+            self.uploads.asked = memory.asked
+
+    def memory(self) -> KeepingMemory:
+        """What Persist writes."""
+        return KeepingMemory(
+            since=self.since,
+            blocked=self.snapshots.blocked,
+            seconds=self.uploads.seconds,
+            tries=tuple(self.tries.items()),
+            lineage=self.lineage,
+            kept=self.snapshots.kept,
+            order=self.uploads.order,
+            ordered_at=self.uploads.ordered_at,
+            asked=self.uploads.asked,
+        )
+
+    # -------------------------------------------------------------------------------- what members say
+
+    def staged(self, leader: Leader, peer: Peer, message: Staged, now: float) -> list[Effect]:
+        """A slot has a state in memory."""
+        if not self.plan.checkpoints or not self.lineage.holds(message.state):
+            return []
+        kept = self.snapshots.kept
+        if kept is not None and order_of(message.state) <= order_of(kept):
+            return leader.roster.say(peer, Kept(self.plan.job_uid, leader.term, kept), now)
+        self.snapshots.add(message)
+        effects = self.go_on(leader, now)
+        for slot, said in self.snapshots.at.items():  # who waits for what will never come
+            if self.snapshots.void(said.state):
+                void = Void(self.plan.job_uid, leader.term, said.state)
+                effects += leader.roster.say(leader.roster.members[slot], void, now)
+        return effects
+
+    def uploaded(self, leader: Leader, peer: Peer, message: Uploaded, now: float) -> list[Effect]:
+        """A slot's files are in the store."""
+        durable = leader.durability.durable
+        if durable and leader.durability.committed(message.state):
+            return leader.roster.say(peer, Committed(self.plan.job_uid, leader.term, durable), now)
+        pending = self.uploads.uploaded(message, self.plan.nodes, now)
+        return leader.durability.ready(pending, leader.term, now) if pending else []
+
+    def failed(self, leader: Leader, message: UploadProblem, now: float) -> list[Effect]:
+        """A slot's files do not get there."""
+        self.uploads.failed(message)
+        leader.reports.dirty = True
+        return self.go_on(leader, now)
+
+    def leaving(self, leader: Leader, message: Leaving, now: float) -> list[Effect]:
+        """A pod is about to end: a last state before it does."""
+        if leader.running is None or not self.answered(leader):
+            return []
+        return [*leader.reports.leaving(leader, message, now), *self.take(leader, now)]
+
+    # -------------------------------------------------------------------------------------- decisions
+
+    def go_on(self, leader: Leader, now: float) -> list[Effect]:
+        """Keep what can be kept, order what is due."""
+        effects: list[Effect] = []
+        state = self.snapshots.next(self._excused(leader, now))
+        if state is not None:
+            leader.reports.dirty = True
+            told = leader.roster.say_all(Kept(self.plan.job_uid, leader.term, state), now)
+            effects += [Persist(), *leader.reports.kept(leader, state, self.snapshots.alone, now), *told]
+        durability = leader.durability
+        if not durability.known or durability.pending or durability.superseded:
+            return effects
+        interval = self.cadence(leader, now).interval if self.plan.checkpoint_every is None else 0.0
+        kept, durable = self.snapshots.kept, durability.durable
+        if kept is None or not self.uploads.wants(kept, durable, interval, now):
+            return effects
+        order = Upload(self.plan.job_uid, leader.term, kept, durable)
+        self.uploads.give(order, now)
+        return [*effects, Persist(), *leader.roster.say_all(order, now)]
+
+    def take(self, leader: Leader, now: float) -> list[Effect]:
+        """Ask all workers for a snapshot that goes to the store at once."""
+        last = leader.newest_step
+        self.uploads.asked = last if self.plan.steps is None else min(last, self.plan.steps - 1)
+        self._said_at = now
+        asked = leader.roster.say_all(TakeSnapshot(self.plan.job_uid, leader.term), now)
+        return [Persist(), *asked, *self.go_on(leader, now)]
+
+    def answered(self, leader: Leader) -> bool:
+        """The state that was asked for is durable."""
+        durable, asked = leader.durability.durable, self.uploads.asked
+        return asked is None or (durable is not None and durable.state.step > asked)
+
+    def in_flight(self, leader: Leader) -> bool:
+        """A state is on its way to the chain."""
+        return self.uploads.order is not None or leader.durability.pending
+
+    def last_is_lost(self) -> bool:
+        """All workers have ended well, and the last state is nowhere: no slot can say that it has it, or one that is to
+        upload it has it no more."""
+        if any(said.gone for said in self.uploads.problems.values()):
+            return True
+        last, kept, order = self.plan.steps or 0, self.snapshots.kept, self.uploads.order
+        return not (kept and kept.step >= last) and not (order and order.state.step >= last)
+
+    def cadence(self, leader: Leader, now: float) -> Cadence:
+        """How often a state is to be durable, by what was measured."""
+        return cadence(
+            blocked=self.snapshots.blocked,
+            upload=self.uploads.seconds,
+            faults=sum(leader.reports.fault_counts().values()),
+            observed=now - self.since,
+            gpus=self.plan.nodes * self.plan.gpus_per_node,
+        )
+
+    def problem(self, leader: Leader) -> str | None:
+        """Why states do not get where they should, for people."""
+        return leader.durability.problem or self.uploads.problem or self.snapshots.alone or None
+
+    def repeat(self, leader: Leader, now: float) -> list[Effect]:
+        """On each tick: what time alone makes due, and orders that may not have arrived."""
+        effects = self.go_on(leader, now)
+        if now - self._said_at < RESEND_SECONDS:
+            return effects
+        self._said_at = now
+        uploads = self.uploads
+        if uploads.order:
+            uploads.order = replace(uploads.order, term=leader.term)
+            for slot, peer in leader.roster.members.items():
+                if slot not in uploads.done:
+                    effects += leader.roster.say(peer, uploads.order, now)
+        kept = self.snapshots.kept
+        if leader.running and uploads.asked is not None and (kept is None or kept.step <= uploads.asked):
+            effects += leader.roster.say_all(TakeSnapshot(self.plan.job_uid, leader.term), now)
+        return effects
+
+    # ------------------------------------------------------------------------------------ generations
+
+    def choose(self, leader: Leader, now: float) -> tuple[bool, MemoryPoint | None]:
+        """Whether it is known what to start from, and the snapshot, where one is newer than the chain.
+
+        Without an answer of the chain a generation may start from memory alone: in an epoch that has fenced it, so that
+        nobody else has moved it, and where all that it may name by now is an ancestor of the snapshot.
+        """
+        durability = leader.durability
+        if not self.plan.checkpoints:
+            return True, None
+        held = {slot: Holding(peer.origin, peer.snapshots) for slot, peer in leader.roster.members.items()}
+        refused = [state for state, count in self.tries.items() if count >= TRIES]
+        point = newest_complete(leader.membership.slots, held, durability.durable, refused)
+        if durability.known:
+            return not durability.busy, point
+        if point is None or not durability.silent(now):
+            return False, None
+        ancestors = self.lineage.cut(point.state)
+        return all(ancestors.holds(state) for state in durability.doubtful), point
+
+    def buddies(self, leader: Leader) -> tuple[str, ...]:
+        """Who keeps whose copies in the next generation."""
+        wanted = self.plan.checkpoints and self.plan.memory_buddy
+        return buddies(leader.membership.slots) if wanted else ()
+
+    def started(self, leader: Leader, start: Start) -> None:
+        """A generation starts: what it does not descend from is forgotten."""
+        self._fell_back = False
+        self.uploads.asked = None
+        self._descend(leader, begun_from(start))
+
+    def ended(self, leader: Leader, fault: Fault) -> None:
+        """A generation has failed. One that began from a snapshot and made no step may have failed by it."""
+        last = self._unproven(leader)
+        if last is None:
+            return
+        own = fault.cause == "Hang" or (fault.exit_code or 0) > 0
+        gave_up = own and fault.exit_code != PEER_LOST_EXIT
+        self.tries[last] = TRIES if gave_up else self.tries.get(last, 0) + 1
+
+    def chosen(self, leader: Leader, now: float) -> list[Effect]:
+        """The chain has answered. What it names needs no upload any more."""
+        durability, order = leader.durability, self.uploads.order
+        if order is None or durability.pending:
+            return []
+        durable = durability.durable
+        if durable and durability.committed(order.state):
+            self.uploads.drop()
+            return leader.roster.say_all(Committed(self.plan.job_uid, leader.term, durable), now)
+        if order.parent != durable:
+            self.uploads.drop()
+        return []
+
+    def fell_back(self, leader: Leader, point: RestorePoint | None, now: float) -> list[Effect]:
+        """The workers began from an older state than they were told to, since copies or files of that one are corrupt:
+        what lies between is on no lineage."""
+        if leader.running is None or self._fell_back:
+            return []
+        self._fell_back = True
+        if leader.running.memory:
+            self.tries[leader.running.memory.state] = TRIES
+        durability = leader.durability
+        durability.durable, durability.durable_at, durability.uri = point, now, None
+        self._descend(leader, point.state if point else None)
+        return [Persist()]
+
+    def restored(self, leader: Leader, line: dict[str, Any], now: float) -> list[Effect]:
+        """Rank 0's line about its restore: ``state`` [step, epoch, generation], ``manifest`` and ``sha256`` of the
+        checkpoint, ``manifest`` null where it began from memory or fresh weights."""
+        start = leader.running
+        if start is None or not (begun := begun_from(start)) or not line.get("manifest"):
+            return []
+        if start.restore and line["manifest"] == start.restore.manifest:
+            return self.fell_back(leader, start.restore, now) if start.memory else []
+        if line.get("sha256") and line.get("state") and line["step"] < begun.step:
+            point = RestorePoint(StateId(*line["state"]), line["manifest"], line["sha256"])
+            return self.fell_back(leader, point, now)
+        return []
+
+    def stepped(self, leader: Leader, first: int, now: float) -> list[Effect]:
+        """A member's first reported step shows where its workers began."""
+        start = leader.running
+        if start is None or start.memory is None or first > start.memory.state.step:
+            return []
+        return self.fell_back(leader, start.restore, now)
+
+    def _descend(self, leader: Leader, begun: StateId | None) -> None:
+        self.lineage = self.lineage.grown(leader.term, begun)
+        self.snapshots.begin(None)
+        if self.uploads.order and not self.lineage.holds(self.uploads.order.state):
+            self.uploads.drop()
+        leader.durability.begin(self.lineage)
+
+    def _unproven(self, leader: Leader) -> StateId | None:
+        """The snapshot that the last generation was to begin from, if it made no step."""
+        start = leader.last_start
+        if start is None or start.memory is None or leader.reports.step_of(start.term) > 0:
+            return None
+        return start.memory.state
+
+    def _excused(self, leader: Leader, now: float) -> dict[int, str]:
+        start = leader.last_start
+        if start is None or not start.buddies:
+            return {}
+        excused: dict[int, str] = {}
+        for peer in leader.roster.missing:
+            if now - peer.missing_since < BUDDY_SECONDS:
+                continue
+            for slot, address in enumerate(start.buddies):
+                if address == peer.info.address:
+                    excused[slot] = f"slot {peer.info.slot}, which keeps copies of slot {slot}, is away"
+        return excused

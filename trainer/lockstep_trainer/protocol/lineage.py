@@ -1,0 +1,126 @@
+"""Which states the running generation descends from, and which copies in memory may be started from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lockstep_api.messages import Copies, MemoryPoint, Origin, RestorePoint, SlotInfo, Start, StateId, Term
+
+_NO_END = 1 << 62
+
+
+def term_of(state: StateId) -> Term:
+    """The generation whose workers made it."""
+    return Term(state.epoch, state.generation)
+
+
+def order_of(state: StateId) -> tuple[int, int, int]:
+    """Sorts the states of one lineage, and those of a member's time: a later generation's come later."""
+    return (state.epoch, state.generation, state.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """For each generation the step up to which its states are ancestors; the newest one's own have no bound yet."""
+
+    bounds: tuple[tuple[Term, int], ...] = ()
+
+    def holds(self, state: StateId) -> bool:
+        """True where ``state`` is of the newest generation, or an ancestor of what that began from."""
+        term = term_of(state)
+        return any(term == other and state.step <= bound for other, bound in self.bounds)
+
+    def cut(self, begun: StateId | None) -> Lineage:
+        """The ancestors of ``begun``, itself included; None: fresh weights, they have none."""
+        if begun is None:
+            return Lineage()
+        origin = term_of(begun)
+        return Lineage((*((term, bound) for term, bound in self.bounds if term < origin), (origin, begun.step)))
+
+    def grown(self, term: Term, begun: StateId | None) -> Lineage:
+        """With a new generation, which begins from ``begun``."""
+        return Lineage((*self.cut(begun).bounds, (term, _NO_END)))
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one agent's volume holds."""
+
+    origin: Origin | None
+    copies: tuple[Copies, ...]
+
+
+def newest_complete(
+    slots: Iterable[SlotInfo],
+    holdings: Mapping[int, Holding],
+    durable: RestorePoint | None,
+    refused: Iterable[StateId] = (),
+) -> MemoryPoint | None:
+    """The newest state that every slot has a copy of, at home or at any member, and that is newer than ``durable``.
+
+    ``holdings`` are by the slot that the agent holds now. Only copies that the newest origin among them admits count:
+    a pod that was away for a generation may hold what all others have dropped, and what it holds descends from nothing
+    that they have done since. For the same reason a copy must not be older, by its term, than the durable state that it
+    is to descend from; and the log of samples in it must reach back to that state.
+    """
+    members = sorted(slots, key=lambda info: info.slot)
+    origin = max((held.origin for held in holdings.values() if held.origin), key=lambda o: o.term, default=None)
+    since = durable.state.step if durable else 0
+    places: dict[StateId, dict[int, set[int]]] = {}
+    for holder, held in holdings.items():
+        for copy in held.copies:
+            if _admits(origin, copy.state) and _descends(copy.state, durable) and copy.durable <= since:
+                places.setdefault(copy.state, {}).setdefault(copy.slot, set()).add(holder)
+    whole = [state for state, found in places.items() if len(found) == len(members)]
+    whole = [state for state in whole if state not in set(refused)]
+    if not whole:
+        return None
+    state = max(whole, key=lambda state: (state.step, order_of(state)))
+    address = {info.slot: info.address for info in members}
+    found = places[state]
+    sources = ("" if info.slot in found[info.slot] else address[min(found[info.slot])] for info in members)
+    return MemoryPoint(state, tuple(sources))
+
+
+def _admits(origin: Origin | None, state: StateId) -> bool:
+    return origin is None or term_of(state) >= origin.term or state.step <= origin.step
+
+
+def _descends(state: StateId, durable: RestorePoint | None) -> bool:
+    if durable is None:
+        return True
+    return state.step > durable.state.step and term_of(state) >= term_of(durable.state)
+
+
+def buddies(slots: Iterable[SlotInfo]) -> tuple[str, ...]:
+    """By slot, the address of the agent that keeps copies of its snapshots.
+
+    Always in another failure domain where there is one, else in another pod; "" where there is no other pod. Each agent
+    keeps the copies of one slot as long as no domain has more than half of the slots: with the slots in order of their
+    domains, the largest first, each takes the one that stands as far behind it as the largest domain is long.
+    """
+    members = sorted(slots, key=lambda info: info.slot)
+    domains: dict[str, list[SlotInfo]] = {}
+    for info in members:
+        domains.setdefault(info.domain or f"pod {info.pod_uid}", []).append(info)
+    groups = sorted(domains.values(), key=lambda group: (-len(group), group[0].slot))
+    ring = [info for group in groups for info in group]
+    place = {info.slot: (number, spot) for number, group in enumerate(groups) for spot, info in enumerate(group)}
+    shift = len(groups[0]) if len(groups) > 1 else 1
+    chosen: dict[int, str] = {}
+    for position, info in enumerate(ring):
+        buddy = ring[(position + shift) % len(ring)]
+        number, spot = place[info.slot]
+        if len(groups) > 1 and place[buddy.slot][0] == number:  # more than half of the slots are in its domain
+            others = [other for other in ring if place[other.slot][0] != number]
+            buddy = others[spot % len(others)]
+        chosen[info.slot] = "" if buddy is info else buddy.address
+    return tuple(chosen[info.slot] for info in members)
+
+
+def begun_from(start: Start) -> StateId | None:
+    """The state that a generation begins from, if its workers can do as they were told; None: fresh weights."""
+    if start.memory is not None:
+        return start.memory.state
+    return start.restore.state if start.restore else None

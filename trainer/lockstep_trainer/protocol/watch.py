@@ -1,0 +1,73 @@
+"""What the leader does as time passes: is the generation alive, who is to be replaced, what is to be said again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lockstep_api.messages import Abandon, Beat, ReplaceRequest
+from lockstep_trainer.protocol.effects import Effect, SendOperator
+from lockstep_trainer.protocol.member import BEAT_SECONDS
+from lockstep_trainer.protocol.progress import UNBOUNDED_SECTIONS
+
+if TYPE_CHECKING:
+    from lockstep_trainer.protocol.leader import Leader
+
+STALL_SECONDS = 2.0
+"""A member without a stream, and no step for so long and two steps' time: enough for an agent to be started again."""
+FINAL_SAVE_SECONDS = 60.0
+"""How long the last state may stay away from all memories once all workers have ended well."""
+
+
+def watch(leader: Leader, now: float) -> list[Effect]:
+    """A generation runs: is it alive? A step needs all members, so steps prove that all are."""
+    median = leader.median
+    if missing := leader.roster.missing:
+        # Two witnesses, a closed stream and no step when one is due: the generation is over, whoever comes back.
+        # Between steps (an evaluation, say), and for a script, whose steps are not seen, the stream alone says it.
+        sections = {peer.section for peer in leader.roster.members.values() if peer.connected}
+        due = leader.plan.reports_steps and median is not None and not sections & UNBOUNDED_SECTIONS
+        grace = STALL_SECONDS + 2 * (median or 0.0) if due else leader.plan.rejoin_grace
+        since = max(min(peer.missing_since for peer in missing), leader.stepped_at)
+        if now - since > grace:
+            slot = min(peer.info.slot for peer in missing)
+            return leader.fault(leader.suspect("MemberLost", "stream", now, slot=slot), now)
+    if leader.done_at is not None:
+        # Where the store is away the last state waits for it in memory, for as long as it takes.
+        lost = now - leader.done_at > FINAL_SAVE_SECONDS and leader.keeping.last_is_lost()
+        if leader.plan.checkpoints and lost and not leader.durability.pending:
+            return leader.fault(leader.suspect("FinalCheckpointMissing", "progress", now), now)
+        return []
+    if leader.plan.reports_steps:
+        sections = {peer.section for peer in leader.roster.members.values()}
+        if now - max(leader.started_at, leader.stepped_at) > leader.plan.hang.allowed(median, sections):
+            return leader.fault(leader.suspect("Hang", "progress", now), now)
+    return []
+
+
+def wait(leader: Leader, now: float) -> list[Effect]:
+    """Members that do not come back, or can't end their workers, are given up."""
+    lost = leader.verdicts.missing(leader.roster, leader.formed_at, leader.plan.rejoin_grace, now)
+    if not lost:
+        return []
+    cause, witness = lost[min(lost)]
+    request = ReplaceRequest(leader.plan.job_uid, leader.epoch, tuple(sorted(lost)), cause, witness)
+    return [SendOperator(request)]
+
+
+def repeat(leader: Leader, now: float) -> list[Effect]:
+    """Orders that seem not to have arrived, and a beat where there was nothing to say."""
+    effects: list[Effect] = []
+    roster, job_uid = leader.roster, leader.plan.job_uid
+    for peer in roster.members.values():
+        if not peer.connected or now - peer.said_at < BEAT_SECONDS:
+            continue
+        if leader.running and (peer.term is None or peer.term < leader.running.term):
+            effects += roster.say(peer, leader.running, now)
+        elif not leader.running and not leader.finished and not peer.quiet:
+            effects += roster.say(peer, Abandon(job_uid, leader.abandoned, "again"), now)
+        else:
+            effects += roster.say(peer, Beat(job_uid, leader.term, peer.info.slot), now)
+    for spare in roster.spares.values():
+        if now - spare.said_at >= BEAT_SECONDS:
+            effects += roster.say(spare, Beat(job_uid, leader.term, spare.info.slot), now)
+    return effects
