@@ -14,7 +14,10 @@ from lockstep_operator.plan.pool import bump
 from lockstep_operator.plan.status import find_condition, set_condition
 from lockstep_operator.plan.times import rfc3339, unix
 
-STOP_SECONDS = 60.0
+FINAL_CHECKPOINT_SECONDS = 120.0
+"""What a suspended job, or one past its deadline, may take to bring its newest state to the store; where that is away,
+it has the one before."""
+STOP_SECONDS = FINAL_CHECKPOINT_SECONDS + 30.0
 """How long a suspended job's leader may take to end its workers before its pods are deleted anyway."""
 
 
@@ -65,8 +68,22 @@ def deadline(job: TrainingJob, status: TrainingJobStatus, now: float) -> float |
     return None if limit is None or job.spec.suspend else now + limit - active_seconds(status, now)
 
 
+def last_checkpoint(
+    job: TrainingJob, status: TrainingJobStatus, observed: Observed, leads: bool, now: float
+) -> Plan | None:
+    """Past activeDeadlineSeconds: ask the leader to stop with a last checkpoint, as long as it may take; then None."""
+    limit = deadline(job, status, now)
+    if limit is None or now < limit or job.spec.checkpoint is None or not status.slots or not leads:
+        return None
+    latest = limit + FINAL_CHECKPOINT_SECONDS
+    if now >= latest or _stopped(status, observed):
+        return None
+    stop = Stop(job.uid, status.epoch, "activeDeadlineSeconds have passed", seconds=FINAL_CHECKPOINT_SECONDS)
+    return Plan(status=status, send=(stop,), again_at=latest)
+
+
 def ending(job: TrainingJob, status: TrainingJobStatus, observed: Observed, now: float) -> Ending | None:
-    """Whether the job ends now."""
+    """Whether the job ends now; behind its deadline it does, unless ``last_checkpoint`` has something to wait for."""
     said = observed.leader.finished if observed.leader else None
     if said and said.term.epoch == status.epoch and said.outcome != "stopped":
         return Ending(said.outcome == "succeeded", said.reason, said.message)
@@ -149,11 +166,9 @@ def suspend(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lea
     if not observed.pods:
         status = _suspended(job, status, now)
         return Plan(status=status, events=_suspended_event(job, status))
-    leader = observed.leader
-    stopped = leader is not None and leader.finished is not None and leader.finished.term.epoch == status.epoch
     status = status.model_copy(update={"phase": Phase.SUSPENDING})
-    if status.slots and leads and not stopped and now < since + STOP_SECONDS:
-        stop = Stop(job.uid, status.epoch, "spec.suspend is true")
+    if status.slots and leads and not _stopped(status, observed) and now < since + STOP_SECONDS:
+        stop = Stop(job.uid, status.epoch, "spec.suspend is true", seconds=FINAL_CHECKPOINT_SECONDS)
         return Plan(status=status, send=(stop,), again_at=since + STOP_SECONDS)
     status = ledger.close_epoch(status)
     status = status.model_copy(
@@ -166,6 +181,12 @@ def suspend(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lea
         }
     )
     return Plan(status=status, delete=delete_all(observed, "The job is suspended"), again_at=now + 2)
+
+
+def _stopped(status: TrainingJobStatus, observed: Observed) -> bool:
+    """The leader has said that this epoch's workers have ended."""
+    said = observed.leader.finished if observed.leader else None
+    return said is not None and said.term.epoch == status.epoch
 
 
 def delete_all(observed: Observed, reason: str) -> tuple[DeletePod, ...]:

@@ -34,13 +34,15 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     observed = _without_old_progress(status, observed)
     leads = _leads(status, leader, observed)
     if leads:
-        status = status_rules.follow(status, job, observed)
+        status = status_rules.follow(status, job, observed, now)
         status = faults.refill(status)
     status = faults.fold_reports(status, observed)
     heard = observed.leader.progress if leads and status.slot_map_hash and observed.leader else None
     status = ledger.fold(status, observed.pods, job.spec.gpus_per_node, heard.ledger if heard else None, now)
 
     # Whether the job goes on.
+    if saving := lifecycle.last_checkpoint(job, status, observed, leads, now):
+        return replace(saving, leader=leader)
     if ending := lifecycle.ending(job, status, observed, now):
         return lifecycle.finish(job, status, observed, ending, now)
     if job.spec.suspend:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lockstep_api import constants
+from lockstep_api import constants, messages
 from lockstep_api.v1alpha1 import (
+    CheckpointInterval,
     CheckpointStatus,
     Condition,
     DurableCheckpoint,
     Members,
+    MemorySnapshot,
     Phase,
     Progress,
     TrainingJob,
@@ -64,7 +66,7 @@ def find_condition(status: TrainingJobStatus, kind: str) -> Condition | None:
     return next((condition for condition in status.conditions if condition.type == kind), None)
 
 
-def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed) -> TrainingJobStatus:
+def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed, now: float) -> TrainingJobStatus:
     """Status with the leader's newest progress in it. The caller has made sure that it leads the current epoch."""
     heard = observed.leader.progress if observed.leader else None
     if heard is None:
@@ -84,10 +86,35 @@ def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed) -> T
     if newest:
         total = f"/{progress.steps}" if progress.steps is not None else ""
         update |= {"step": f"{progress.step}{total}", "loss": f"{newest.loss:.3f}"}
+    update["checkpoint"] = _checkpoints(status.checkpoint, job, heard, now)
+    return status.model_copy(update=update)
+
+
+def _checkpoints(old: CheckpointStatus, job: TrainingJob, heard: messages.Progress, now: float) -> CheckpointStatus:
+    """What the leader says of its checkpoints; what it does not know yet stays as it was."""
+    durable, memory = old.durable, old.memory
     if heard.durable and heard.durable_uri and heard.durable_at is not None:
         durable = DurableCheckpoint(step=heard.durable.state.step, uri=heard.durable_uri, at=rfc3339(heard.durable_at))
-        update["checkpoint"] = CheckpointStatus(durable=durable)
-    return status.model_copy(update=update)
+    if heard.kept is None:
+        memory = None  # a new leader has not heard of one: nothing is promised
+    elif memory is None or memory.step != heard.kept.step:
+        memory = MemorySnapshot(step=heard.kept.step, at=rfc3339(now))
+    return CheckpointStatus(durable=durable, memory=memory, interval=_interval(old.interval, job, heard))
+
+
+def _interval(old: CheckpointInterval | None, job: TrainingJob, heard: messages.Progress) -> CheckpointInterval | None:
+    """Steps between durable checkpoints, with what they were chosen from."""
+    if job.spec.checkpoint is None or not heard.cadence or heard.newest is None or heard.newest.seconds <= 0:
+        return old
+    pace, fixed = heard.newest.seconds, job.spec.checkpoint.interval
+    seconds = heard.cadence["interval"] if fixed is None else fixed * pace
+    return CheckpointInterval(
+        steps=fixed or max(1, round(seconds / pace)),
+        seconds=round(seconds, 1),
+        cost_seconds=heard.cadence["cost"],
+        mtbf_seconds=round(heard.cadence["mtbf"]),
+        formula="fixed" if fixed else "Young/Daly",
+    )
 
 
 def phase(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], leads: bool, observed: Observed) -> Phase:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from lockstep_api.messages import Membership, Stop
+from lockstep_api.messages import Membership, StateId, Stop
 from lockstep_api.v1alpha1 import Phase, TrainingJobStatus
+from lockstep_operator.plan import lifecycle
 from lockstep_operator.plan.observed import Refusal
 from lockstep_operator.plan.times import rfc3339
 from unit.operator.builders import START, World, finished, make_job, summary
@@ -74,7 +75,8 @@ def test_suspending_asks_first_and_deletes_then() -> None:
     world.train(step=7)
     world.job = world.job.model_copy(update={"spec": world.job.spec.model_copy(update={"suspend": True})})
     decided = world.step()
-    assert Stop("6f0c-uid", 1, "spec.suspend is true") in decided.send
+    stop = Stop("6f0c-uid", 1, "spec.suspend is true", seconds=lifecycle.FINAL_CHECKPOINT_SECONDS)
+    assert stop in decided.send
     assert world.status.phase == Phase.SUSPENDING
     assert len(world.pods) == 2
 
@@ -94,7 +96,7 @@ def test_a_leader_that_does_not_stop_is_not_waited_for_forever() -> None:
     world.train()
     world.job = world.job.model_copy(update={"spec": world.job.spec.model_copy(update={"suspend": True})})
     world.step()
-    world.now += 61
+    world.now += lifecycle.STOP_SECONDS + 1
     world.settle()
     assert world.status.phase == Phase.SUSPENDED
 
@@ -107,7 +109,7 @@ def test_resuming_goes_on_with_new_pods_in_a_new_epoch() -> None:
     world.job = world.job.model_copy(update={"spec": suspended})
     world.now += 100
     world.step()
-    world.now += 61
+    world.now += lifecycle.STOP_SECONDS + 1
     world.settle()
     world.now += 1000
     world.job = world.job.model_copy(update={"spec": running})
@@ -116,7 +118,7 @@ def test_resuming_goes_on_with_new_pods_in_a_new_epoch() -> None:
     assert world.status.epoch == 2
     assert [message.epoch for message in world.sent if isinstance(message, Membership)] == [1, 2]
     assert condition(world, "Suspended") == "False"
-    assert world.status.active_seconds == pytest.approx(161, abs=1)
+    assert world.status.active_seconds == pytest.approx(101 + lifecycle.STOP_SECONDS, abs=1)
 
 
 def test_a_job_that_is_created_suspended_makes_no_pod() -> None:
@@ -143,6 +145,45 @@ def test_the_deadline_counts_active_time_only() -> None:
     world.settle()
     assert world.status.phase == Phase.FAILED
     assert any(event.reason == "DeadlineExceeded" for event in world.events)
+
+
+def test_behind_the_deadline_there_is_time_for_a_last_checkpoint() -> None:
+    def world() -> World:
+        made = World(make_job(nodes=1, activeDeadlineSeconds=100, checkpoint={"uri": "s3://bucket"}))
+        made.train(step=7)
+        made.now += 101
+        made.settle()
+        assert any(isinstance(message, Stop) and message.seconds > 0 for message in made.sent)
+        assert made.status.phase == Phase.RUNNING
+        return made
+
+    stopped, silent = world(), world()
+    assert stopped.leader is not None
+    stopped.leader = replace(stopped.leader, finished=finished(1, "stopped"))
+    stopped.settle()
+    assert stopped.status.phase == Phase.FAILED
+    silent.now += lifecycle.FINAL_CHECKPOINT_SECONDS
+    silent.settle()
+    assert silent.status.phase == Phase.FAILED
+    assert any(event.reason == "DeadlineExceeded" for event in silent.events)
+
+
+def test_the_status_says_what_is_kept_in_memory_and_how_often_checkpoints_are_made() -> None:
+    world = World(make_job(nodes=1, checkpoint={"uri": "s3://bucket", "every": "auto"}))
+    world.train(step=7)
+    figures = {"interval": 30.0, "cost": 0.5, "mtbf": 900.0}
+    world.say(newest=summary(7, world.now), kept=StateId(6, 1, 1), cadence=figures)
+    world.settle()
+    memory, interval = world.status.checkpoint.memory, world.status.checkpoint.interval
+    assert memory is not None
+    assert interval is not None
+    assert (memory.step, memory.at) == (6, rfc3339(world.now))
+    pace = summary(7, world.now).seconds
+    assert (interval.steps, interval.seconds, interval.formula) == (round(30 / pace), 30.0, "Young/Daly")
+    world.say(newest=summary(8, world.now))
+    world.settle()
+    assert world.status.checkpoint.memory is None
+    assert world.status.checkpoint.interval == interval
 
 
 @pytest.mark.parametrize(
