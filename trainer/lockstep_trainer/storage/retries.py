@@ -15,7 +15,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds
 T = TypeVar("T")
 
 
-def persistently(call: Callable[[], T], sleep: Callable[[float], None] = time.sleep, tries: int = _TRIES) -> T:
+def persistently(call: Callable[[], T], sleep: Callable[[float], None] | None = None, tries: int = _TRIES) -> T:
     """What ``call`` returns, tried again where it raises a temporary StoreError.
 
     Pauses grow and are drawn at random: hundreds of agents that a busy store turned away must not come back at once. A
@@ -29,5 +29,5 @@ def persistently(call: Callable[[], T], sleep: Callable[[float], None] = time.sl
         except StoreError as error:
             if not error.temporary or number == tries - 1:
                 raise
-        sleep(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number)))
+        (sleep or time.sleep)(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**number)))
     raise AssertionError("not reached")

@@ -30,6 +30,7 @@ _CONNECTIONS = 16
 _NOT_FOUND = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
 _THROTTLED = frozenset({"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException"})
 _DAMAGED_ON_THE_WAY = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "IncompleteBody"})
+_BAD_TOKEN = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
 _DENIED = "check the credentials of checkpoint.s3.secretRef and the bucket's policy"
 
 
@@ -71,7 +72,7 @@ def _translated(doing: str, error: ClientError) -> StoreError:
         return RangeNotSatisfiable(text)
     if code in _NOT_FOUND or status == 404:
         return NotFound(text)
-    if status in (401, 403) and code not in _THROTTLED:
+    if (status in (401, 403) and code not in _THROTTLED) or code in _BAD_TOKEN:
         return StoreError(f"{text}; {_DENIED}")
     temporary = code in _THROTTLED or code in _DAMAGED_ON_THE_WAY
     if status in (400, 501) and not temporary:
@@ -88,7 +89,8 @@ def client_of(s3: S3Spec) -> S3Client:
     name = s3.model_dump_json()
     with _clients_lock:
         if name not in _clients:
-            _clients[name] = boto3.client(
+            # A session of its own: it finds the credentials of now, and shares nothing with other users of boto3.
+            _clients[name] = boto3.session.Session().client(
                 "s3",
                 endpoint_url=s3.endpoint,
                 region_name=s3.region,
