@@ -67,7 +67,12 @@ TIERS = (
         tests=("tests/integration/api",),
         root=True,
     ),
-    Tier("run", "local runs through faults", tests=("tests/integration/agent", "tests/integration/run")),
+    Tier(
+        "run",
+        "local runs through faults",
+        commands=((PYTHON, "-m", "localcluster", "build", "versitygw"),),
+        tests=("tests/integration/agent", "tests/integration/run", "tests/crash"),
+    ),
     Tier(
         "cluster",
         "on a real cluster, with images, chart and faults",

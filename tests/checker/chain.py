@@ -44,14 +44,19 @@ def read_chain(objects: Objects) -> list[Link]:
     return links[::-1]
 
 
-def _latest(objects: Objects) -> Json:
-    """What ``latest`` points at; in a folder it is the one with the highest number."""
+def latest_pointer(objects: Objects) -> Json:
+    """``latest``; in a folder it is the one with the highest number. Raises BrokenChainError where there is none."""
     versions = {
         int(found[1] or 0): key for key in objects.names() if (found := re.fullmatch(r"latest(?:\.(\d+))?", key))
     }
     if not versions:
         raise BrokenChainError("there is no latest: nothing was committed")
-    point = json.loads(objects.read(versions[max(versions)]))["point"]
+    return dict(json.loads(objects.read(versions[max(versions)])))
+
+
+def _latest(objects: Objects) -> Json:
+    """What ``latest`` points at."""
+    point = latest_pointer(objects)["point"]
     if point is None:
         raise BrokenChainError("latest points at no state: nothing was committed")
     return dict(point)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,26 @@ class Result:
 class LocalRun:
     """A run that goes on in the background; use as a context manager, so that nothing is left behind.
 
-    With overrides, checkpoints go into the given folder too; without, the manifest is run as it is.
+    With overrides, checkpoints go into the given folder too; without, the manifest is run as it is. Overrides that name
+    another store come with ``store``: the folder where the server of that store keeps what is below checkpoint.uri.
     """
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = (), *, manifest: Path = QUICKSTART) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        overrides: Sequence[str] = (),
+        *,
+        manifest: Path = QUICKSTART,
+        store: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.state = folder / "run"
-        self.store = folder / "checkpoints"
+        self.store = store or folder / "checkpoints"
         self.errors_file = folder / "errors.txt"
         self.output_file = folder / "answer.json"
         folder.mkdir(parents=True, exist_ok=True)
-        settings = [f"checkpoint.uri={self.store.as_uri()}", *overrides] if overrides else []
+        own = [f"checkpoint.uri={self.store.as_uri()}"] if overrides and store is None else []
+        settings = [*own, *overrides]
         command = [
             *(sys.executable, "-m", "lockstep_cli", "run", str(manifest)),
             *("--workdir", str(self.state), "--output", "json"),
@@ -61,7 +71,7 @@ class LocalRun:
         with self.output_file.open("wb") as output, self.errors_file.open("wb") as errors:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             )  # fmt: skip
 
     def __enter__(self) -> LocalRun:
@@ -139,6 +149,17 @@ class LocalRun:
         found = victims.children_running(self.supervisors()[pod], module)
         assert found, f"no {module} below supervisor {pod}"
         return found[0]
+
+    def supervisor(self, slot: int) -> int | None:
+        """Pid of the supervisor of the pod that holds a slot: the one that has its name in its environment."""
+        wanted = f"LOCKSTEP_POD_NAME={self.status.slots.get(str(slot))}".encode()
+        for pid in self.supervisors():
+            try:
+                if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    return pid
+            except OSError:
+                continue
+        return None
 
     def store_server(self) -> int:
         """Pid of the rendezvous store."""

@@ -1,0 +1,90 @@
+"""An S3 server that can be killed and started again on the same port, over a folder whose objects can be damaged."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from localcluster import build
+
+BUCKET = "crash"
+_PORTS = range(20_000, 30_000)
+"""Below those that the kernel gives to clients: the port must be free again after a kill."""
+
+
+class ServerProgramMissingError(Exception):
+    """versitygw is not built."""
+
+
+class S3Server:
+    """versitygw over a folder; use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        program = build.programs().get("versitygw")
+        if program is None:
+            raise ServerProgramMissingError("no S3 server; `python -m localcluster build versitygw` builds one")
+        self.bucket = folder / BUCKET
+        """A key of the bucket is a path below it."""
+        self.bucket.mkdir(parents=True)
+        self._secret = secrets.token_hex(16)
+        self._port = _free_port()
+        self._command = [str(program), f"--port=127.0.0.1:{self._port}", "--quiet", "posix", str(folder)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> S3Server:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
+
+    @property
+    def endpoint(self) -> str:
+        """Its URL."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """Environment of its clients."""
+        return {"AWS_ACCESS_KEY_ID": "crash", "AWS_SECRET_ACCESS_KEY": self._secret}
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        own = {"ROOT_ACCESS_KEY": "crash", "ROOT_SECRET_KEY": self._secret}
+        self._process = subprocess.Popen(
+            self._command, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+                return
+            except OSError:
+                code = self._process.poll()
+                assert code is None, f"the S3 server ended with {code}"
+                assert time.monotonic() < deadline, "the S3 server does not listen"
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _free_port() -> int:
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
