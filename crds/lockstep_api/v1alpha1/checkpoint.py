@@ -88,7 +88,7 @@ class S3Spec(Model):
     region: str = Field(default="us-east-1", max_length=63)
     """Region."""
     path_style: bool = False
-    """Bucket in the path and not in the host name."""
+    """Bucket in the path and not in the host name. At an endpoint of your own it always is."""
     secret_ref: SecretReference | None = None
     """Credentials; without it the pod's own identity is used."""
     encryption: EncryptionSpec | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,6 +31,13 @@ _SOURCES = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
 )
+
+
+class Empty:
+    """The body of an answer without one."""
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        yield b""
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def test_without_credentials_a_sentence_names_both_ways(bare: pytest.MonkeyPatch
     ("spec", "url"),
     [
         ({"endpoint": "https://s3.example:9000", "path_style": True}, "https://s3.example:9000/bucket/key"),
-        ({"endpoint": "https://s3.example:9000"}, "https://bucket.s3.example:9000/key"),
+        ({"endpoint": "https://s3.example:9000"}, "https://s3.example:9000/bucket/key"),
         ({"region": "eu-central-1"}, "https://bucket.s3.eu-central-1.amazonaws.com/key"),
         ({"region": "eu-central-1", "path_style": True}, "https://s3.eu-central-1.amazonaws.com/bucket/key"),
     ],
@@ -101,9 +108,8 @@ def test_a_server_is_addressed_as_the_resource_says(
 
     def answer(request: Any, **_: Any) -> AWSResponse:
         asked.append(request.url)
-        return AWSResponse(
-            request.url, 200, {"Content-Length": "0", "Last-Modified": "Wed, 25 Nov 2026 10:00:00 GMT"}, None
-        )
+        headers: Any = {"Content-Length": "0", "Last-Modified": "Wed, 25 Nov 2026 10:00:00 GMT"}
+        return AWSResponse(request.url, 200, headers, Empty())
 
     client.meta.events.register("before-send.s3", answer)
     S3Store("bucket", "", S3Spec.model_validate(spec)).head("key")
