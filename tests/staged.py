@@ -1,4 +1,4 @@
-"""The agent's and the leader's part in checkpoints, for tests of whole workers: keeps what is staged, uploads, commits."""
+"""The agent's and the leader's part in checkpoints, for tests of whole workers: keeps what is staged, commits it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from pathlib import Path
 from forked import run_workers, start_all, wait_all
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_trainer.checkpoint.chain import Chain
-from lockstep_trainer.checkpoint.snapshots import FOLDER, held, order, rank_folder, read_state, write_state
+from lockstep_trainer.checkpoint.snapshots import (
+    FOLDER,
+    NoSnapshotError,
+    held,
+    order,
+    rank_folder,
+    read_state,
+    write_state,
+)
 from lockstep_trainer.checkpoint.upload import listing_of, upload_rank
-from lockstep_trainer.errors import NotFound
 
 _POLL_SECONDS = 0.005
 
@@ -71,7 +78,7 @@ def commit_staged(chain: Chain, folder: Path, step: int, term: Term, deadline: f
             if state.step >= step:
                 try:
                     return _commit(chain, folder, state, term)
-                except NotFound:  # overwritten meanwhile: a later one is there
+                except NoSnapshotError:  # overwritten meanwhile: a later one is there
                     continue
         time.sleep(_POLL_SECONDS)
     raise AssertionError(f"step {step} was not staged: {(folder / 'output.log').read_text()[-2000:]}")

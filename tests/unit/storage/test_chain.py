@@ -100,8 +100,20 @@ def test_a_state_that_does_not_descend_from_the_chain_is_refused(store: ObjectSt
     for parent in (None, stranger):
         with pytest.raises(CheckpointError, match="not committed"):
             chain.commit(listing(20, Term(1, 2), parent), Term(1, 2), "leader")
-    with pytest.raises(CheckpointError, match="was not written by term"):
-        chain.commit(listing(20, Term(1, 3), points[0]), Term(1, 4), "leader")
+    with pytest.raises(CheckpointError, match="was written by a newer term"):
+        chain.commit(listing(20, Term(1, 3), points[0]), Term(1, 2), "leader")
+
+
+def test_an_upload_that_outlives_its_generation_is_committed_by_the_next_one(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 1)
+    chain.fence(Term(2, 1), "b")
+    late = chain.commit(listing(20, ONE, points[0]), Term(2, 1), "b")
+    assert chain.newest() == late
+    newest = chain.commit(listing(30, Term(2, 1), late), Term(2, 1), "b")
+    for older in (listing(25, Term(2, 1), late), listing(40, ONE, late), listing(15, ONE, points[0])):
+        with pytest.raises(CheckpointError, match="which is durable"):
+            chain.commit(older, Term(2, 1), "b")
+    assert chain.newest() == newest
 
 
 def test_a_state_saved_before_its_predecessor_was_committed_takes_its_place(store: ObjectStore) -> None:

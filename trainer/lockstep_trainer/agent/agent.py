@@ -16,13 +16,16 @@ from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout, web
 
-from lockstep_api.messages import Finished, Inventory, Start, Term, ToOperator
+from lockstep_api.messages import Committed, Finished, Inventory, Start, Term, ToOperator
+from lockstep_trainer.agent.copies import Copies
 from lockstep_trainer.agent.durable import DurableStore
 from lockstep_trainer.agent.memory import Volume
 from lockstep_trainer.agent.rendezvous import RendezvousStore
 from lockstep_trainer.agent.server import Server
 from lockstep_trainer.agent.settings import Job, Settings, SettingsError
+from lockstep_trainer.agent.snapshots import Snapshots
 from lockstep_trainer.agent.streams import Inviter, LeaderStream
+from lockstep_trainer.agent.uploads import Uploads
 from lockstep_trainer.agent.workers import Workers
 from lockstep_trainer.agent.zygote_client import ZygoteClient
 from lockstep_trainer.protocol import effects, events
@@ -65,10 +68,13 @@ class Agent:
         )
         memory = self.volume.load()
         self.node = Node(me, job.plan(), memory, leaderless_seconds=job.leaderless_seconds, now=self.clock())
+        self.snapshots = Snapshots(settings.run_dir, job.spec["gpusPerNode"], self.tell)
         self.server = Server(self)
         self.durable = DurableStore(job, settings.run_dir, self.tell)
         self._zygote = ZygoteClient(settings.run_dir, self.volume.agent_starts, lambda _: None)
-        self.workers = Workers(settings, job, self._zygote, self.tell)
+        self.uploads = Uploads(job, self.snapshots.root, self.tell)
+        self.copies = Copies(self.snapshots, job.spec["gpusPerNode"], self.tell)
+        self.workers = Workers(settings, job, self._zygote, self.tell, look=self.snapshots.look)
         self._rendezvous = RendezvousStore(settings, job, self._zygote, self.tell)
         self._queue: deque[events.Event] = deque()
         self._draining = False
@@ -80,20 +86,28 @@ class Agent:
             effects.OpenStream: lambda effect: self._stream.open(effect.leader, effect.epoch),
             effects.CloseStream: lambda _: self._stream.close(),
             effects.SendLeader: lambda effect: self._stream.send(effect.message),
-            effects.Launch: lambda effect: self.workers.launch(effect.start, effect.slot),
-            effects.Kill: lambda effect: self.workers.kill(effect.term),
+            effects.Launch: self._launch,
+            effects.Kill: self._kill,
             effects.PostInvite: lambda effect: self._inviter.post(effect.address, effect.invite),
             effects.SendMember: lambda effect: self.server.send_member(effect.connection, effect.message),
             effects.DropMember: lambda effect: self.server.drop_member(effect.connection),
             effects.SendOperator: lambda effect: self._send_operator(effect.message),
             effects.ChooseRestore: lambda effect: self.durable.choose(effect.term),
             effects.EnsureStore: lambda _: self._rendezvous.ensure(),
-            effects.Commit: lambda effect: self.durable.commit(effect.term, effect.state, effect.listing),
+            effects.Commit: self.durable.commit,
+            effects.CopySnapshot: self._copy,
+            effects.PinSnapshot: lambda effect: self.snapshots.pin(effect.state),
+            effects.KeepSnapshot: lambda effect: self.snapshots.keep(effect.state),
+            effects.DropSnapshots: self._drop,
+            effects.UploadState: lambda effect: self.uploads.order(effect, self.node.member.slot or 0),
+            effects.RequestSnapshot: lambda _: self.snapshots.request(),
             effects.Journal: lambda effect: self._journal(effect.line),
         }
 
     def tell(self, event: events.Event) -> None:
         """Hand an event to the core and carry out what it asks for. An effect may tell a further event: it waits."""
+        if isinstance(event, events.LeaderSaid) and isinstance(event.message, Committed):
+            self.snapshots.durable(event.message.restore.state)
         self._queue.append(event)
         if self._draining:
             return
@@ -129,17 +143,27 @@ class Agent:
         async with ClientSession(headers=headers, timeout=ClientTimeout(total=None)) as session:
             self._stream = LeaderStream(session, self.tell)
             self._inviter = Inviter(session, self.tell)
+            self.copies.session = session
             await runner.setup()
             await web.SockSite(runner, listening).start()
-            background = [self._zygote.run(), self.workers.poll(), self.durable.write_journal(), self._tick()]
+            background = [
+                self._zygote.run(),
+                self.workers.poll(),
+                self.snapshots.watch(),
+                self.durable.write_journal(),
+                self._tick(),
+            ]
             for coroutine in background:
                 self._spawn(coroutine, ending)
             member = self.node.member
             if member.running and member.slot is not None:
                 self.workers.adopt(member.running, member.slot)
+            self.snapshots.look()  # what an earlier agent's workers have staged, before anybody asks for it
             self._carry_out(self.node.resume(self.clock()))
             await ending.wait()
             await self._end()
+            self.copies.close()
+            self.uploads.close()
             self._stream.close()
             await self.server.close()
         await runner.cleanup()
@@ -152,6 +176,23 @@ class Agent:
     def _carry_out(self, wanted: list[effects.Effect]) -> None:
         for effect in wanted:
             self._perform[type(effect)](effect)
+
+    def _launch(self, effect: effects.Launch) -> None:
+        start = effect.start
+        if start.restore:
+            self.snapshots.durable(start.restore.state)
+        self.workers.launch(start, effect.slot, before=self.copies.fetch(start, effect.slot))
+
+    def _kill(self, effect: effects.Kill) -> None:
+        self.copies.stop_fetching()
+        self.workers.kill(effect.term)
+
+    def _copy(self, effect: effects.CopySnapshot) -> None:
+        self.copies.copy(effect.state, effect.buddy, effect.keep, self.node.member.slot or 0)
+
+    def _drop(self, effect: effects.DropSnapshots) -> None:
+        self.uploads.forget(effect.step, lambda state: Term(state.epoch, state.generation) < effect.term)
+        self.snapshots.drop(effect.term, effect.step)
 
     def _spawn(self, coroutine: Any, fatal: asyncio.Event | None = None) -> None:
         task = asyncio.create_task(coroutine)
@@ -190,13 +231,30 @@ class Agent:
         self.server.send_operator(message)
 
     async def _end(self) -> None:
-        """SIGTERM: the pod goes. Workers end, the leader hears of it, the journal gets its last lines."""
+        """SIGTERM: the pod goes. What it has done is saved, workers end, the journal gets its last lines."""
+        await self._save_last()
         self.workers.kill(Term(1 << 62, 0))
         with suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 await self.workers.all_ended()
                 if self.node.leader:
                     await self.durable.flush()
+
+    async def _save_last(self) -> None:
+        """Let the job take a last checkpoint of what this pod is about to lose, as far as the grace period goes."""
+        member, seconds = self.node.member, self.settings.grace - _END_SECONDS
+        durable, origin = self.snapshots.last_durable, member.holdings.memory.origin
+        saved = max(durable.step if durable else 0, origin.step if origin else 0)
+        if not (member.live and member.connected and member.step > saved and seconds > 0):
+            return  # there is nothing to save, or nobody to say so to
+        if not self.job.spec.get("checkpoint"):
+            return
+        step = member.step
+        self.tell(events.PodEnding(seconds))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while member.live and not ((now := self.snapshots.last_durable) and now.step >= step):
+                    await asyncio.sleep(TICK_SECONDS)
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_api.messages import RestorePoint, Term
 from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError, UserError
 from lockstep_trainer.protocol import events
+from lockstep_trainer.protocol.effects import Commit
 from lockstep_trainer.supervisor import write_json
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ class DurableStore:
             self._choosing.cancel()
         self._choosing = self._spawn(self._choose(term))
 
-    def commit(self, term: Term, state: StateId, listing: str) -> None:
+    def commit(self, order: Commit) -> None:
         """Make this state the newest, and tell."""
-        self._spawn(self._commit(term, state, listing))
+        self._spawn(self._commit(order))
 
     def journal(self, line: dict[str, Any]) -> None:
         """Write this line soon. Steps that an earlier agent has written are told again by members, and passed over."""
@@ -144,17 +145,17 @@ class DurableStore:
             await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
             attempt += 1
 
-    async def _commit(self, term: Term, state: StateId, listing: str) -> None:
-        begun = time.monotonic()
+    async def _commit(self, order: Commit) -> None:
+        begun, state = time.monotonic(), order.state
         try:
-            restore, uri, size = await self._call(lambda: self._commit_now(term, listing))
+            restore, uri, size = await self._call(lambda: self._commit_now(order))
         except TrainerError as error:
             log.warning("commit of step %d: %s", state.step, error)
             self._tell(events.CommitFailed(state, str(error), superseded=isinstance(error, Superseded)))
             return
         self._tell(events.CommitDone(restore, uri, time.monotonic() - begun, size))
         try:
-            await self._call(lambda: self._collect_garbage(term))
+            await self._call(lambda: self._collect_garbage(order.term))
         except TrainerError as error:
             log.warning("retention: %s", error)
 
@@ -171,13 +172,13 @@ class DurableStore:
             self._chain = Chain(store, self._job.checkpoint_prefix, s3=spec.s3, resume_from=resume)
         return self._chain
 
-    def _commit_now(self, term: Term, text: str) -> tuple[RestorePoint, str, int]:
-        from lockstep_trainer.checkpoint.manifest import Listing
+    def _commit_now(self, order: Commit) -> tuple[RestorePoint, str, int]:
+        from lockstep_trainer.checkpoint.upload import listing_of
 
         chain = self._open()
-        listing = Listing.model_validate_json(text)
-        restore = chain.commit(listing, term, self._nonce)
-        return restore, f"{chain.store.uri}/{restore.manifest}", sum(file.size for file in listing.files)
+        listing = listing_of(order.header, order.parent, order.files)
+        restore = chain.commit(listing, order.term, self._nonce)
+        return restore, f"{chain.store.uri}/{restore.manifest}", listing.size
 
     def _collect_garbage(self, term: Term) -> None:
         from lockstep_trainer.checkpoint.garbage import collect_garbage

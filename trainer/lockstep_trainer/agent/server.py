@@ -15,6 +15,7 @@ from lockstep_api import constants
 from lockstep_api.messages import Invite, Join, ToMember, ToOperator
 from lockstep_api.wire import WireError, decode, encode
 from lockstep_trainer.agent.channel import MAX_MESSAGE_BYTES, Channel
+from lockstep_trainer.agent.copies import CopyRoutes
 from lockstep_trainer.agent.output import tail
 from lockstep_trainer.agent.profiles import Profiles
 from lockstep_trainer.protocol import events
@@ -48,6 +49,7 @@ class Server:
                 web.get("/v1/operator", self._operator),
                 web.get("/v1/workers/{rank:\\d+}/log", self._log),
                 *Profiles(agent).routes(),
+                *CopyRoutes(agent.snapshots).routes(),
             ]
         )
 

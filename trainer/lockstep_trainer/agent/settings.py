@@ -36,6 +36,7 @@ class Settings:
     data_dir: Path
     config_dir: Path
     token: str
+    grace: float = 25.0  # seconds from SIGTERM to the end
 
     @property
     def address(self) -> str:
@@ -75,6 +76,7 @@ class Settings:
             run_dir=Path(need("LOCKSTEP_RUN_DIR")),
             data_dir=Path(env.get("LOCKSTEP_DATA_DIR") or Path(need("LOCKSTEP_RUN_DIR"), "data")),
             config_dir=Path(need("LOCKSTEP_CONFIG_DIR")),
+            grace=float(env.get("LOCKSTEP_GRACE_SECONDS") or 25),
             token=token,
         )
 
@@ -123,6 +125,8 @@ class Job:
             steps=trainer["recipe"]["steps"] if trainer else None,
             reports_steps=trainer is not None,
             checkpoints=trainer is not None,
+            checkpoint_every=_number(spec.get("checkpoint") or {}, "every"),
+            memory_buddy=(spec.get("checkpoint") or {}).get("memory", {}).get("buddy", True),
             own_store=trainer is None,
             rejoin_grace=resilience.get("rejoinGraceSeconds", 5.0),
             ladder=Ladder(
@@ -144,3 +148,9 @@ class Job:
     def leaderless_seconds(self) -> float:
         """How long workers of a node without a leader go on without a step."""
         return float(self.spec.get("resilience", {}).get("leaderDeadlineSeconds", 60.0))
+
+
+def _number(spec: Mapping[str, Any], name: str) -> int | None:
+    """A field that is a number of steps, or ``auto``."""
+    value = spec.get(name)
+    return value if isinstance(value, int) else None

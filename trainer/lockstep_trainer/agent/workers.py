@@ -14,15 +14,16 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lockstep_api.messages import Start, StateId, StepSummary, Term
+from lockstep_api.messages import Start, StepSummary, Term
 from lockstep_trainer.agent.output import Output
 from lockstep_trainer.agent.process import UNKNOWN_EXIT, Exit, Watched, read_exit
 from lockstep_trainer.agent.settings import Job, Settings
 from lockstep_trainer.agent.zygote_client import ZygoteClient, ZygoteError, ZygoteGoneError
-from lockstep_trainer.protocol.events import Event, StateSaved, WorkerEnded, WorkerReported, WorkersStepped
+from lockstep_trainer.protocol.events import Event, WorkerEnded, WorkerReported, WorkersStepped
 from lockstep_trainer.protocol.progress import StepFold
 from lockstep_trainer.steprecord import STARTING, StepReader, StepRecordError
 from lockstep_trainer.supervisor import write_json
@@ -50,7 +51,6 @@ class Worker:
         self.step = 0
         self.output = Output(folder, rank)
         self._reader: StepReader | None = None
-        self._saved_at = 0
         self._events_position = folder / "events.position"  # what was passed on: a new agent goes on there
         self._events = int(self._events_position.read_text()) if self._events_position.exists() else 0
 
@@ -81,20 +81,6 @@ class Worker:
     def section(self) -> str:
         """Where it is."""
         return self._reader.section if self._reader else STARTING
-
-    def saved(self) -> tuple[StateId, str] | None:
-        """A step folder that became whole since the last call: its state and listing."""
-        path = self.folder / "saved.json"
-        try:
-            changed = path.stat().st_mtime_ns
-            if changed == self._saved_at:
-                return None
-            listing = path.read_text()
-            state = json.loads(listing)["state"]
-        except (FileNotFoundError, ValueError, KeyError):
-            return None  # not there yet, or just being written
-        self._saved_at = changed
-        return StateId(state["step"], state["epoch"], state["generation"]), listing
 
     def reports(self) -> list[dict[str, Any]]:
         """New lines of events.jsonl."""
@@ -129,8 +115,18 @@ class Worker:
 class Workers:
     """All of this node's workers of the running generation."""
 
-    def __init__(self, settings: Settings, job: Job, zygote: ZygoteClient, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        job: Job,
+        zygote: ZygoteClient,
+        tell: Callable[[Event], None],
+        *,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``look`` is called before a worker's end is told: what it has staged comes first."""
         self._settings = settings
+        self._look = look
         self._job = job
         self._zygote = zygote
         self._tell = tell
@@ -150,12 +146,12 @@ class Workers:
         """This node's worker of that rank, of the newest generation; it may have ended."""
         return self._workers.get(rank)
 
-    def launch(self, start: Start, slot: int) -> None:
-        """Start the generation's workers; returns at once."""
+    def launch(self, start: Start, slot: int, *, before: asyncio.Task[None] | None = None) -> None:
+        """Start the generation's workers, behind ``before``; returns at once."""
         self._remove_old(start.term)
         self._begin(start, slot)
         for local_rank, worker in enumerate(self._workers.values()):
-            self._spawn(self._run(worker, start, slot, local_rank))
+            self._spawn(self._run(worker, start, slot, local_rank, before))
 
     def adopt(self, start: Start, slot: int) -> None:
         """Take over what an earlier agent started."""
@@ -206,7 +202,11 @@ class Workers:
         if not task.cancelled() and (error := task.exception()):
             log.error("a worker's task failed", exc_info=error)
 
-    async def _run(self, worker: Worker, start: Start, slot: int, local_rank: int) -> None:
+    async def _run(
+        self, worker: Worker, start: Start, slot: int, local_rank: int, before: asyncio.Task[None] | None
+    ) -> None:
+        if before:
+            await asyncio.wait({before})
         worker.folder.mkdir(parents=True, exist_ok=True)
         orders = self._orders(worker, start, slot, local_rank)
         write_json(worker.folder / "start.json", orders)
@@ -251,6 +251,7 @@ class Workers:
             self._listen()
         worker.output.forward(worker.step, final=True)
         message, user_error = worker.error()
+        self._look()
         self._tell(
             WorkerEnded(
                 term=worker.term,
@@ -280,8 +281,6 @@ class Workers:
         if 0 in self._workers:
             for line in self._workers[0].reports():
                 self._tell(WorkerReported(line))
-            if saved := self._workers[0].saved():
-                self._tell(StateSaved(term, *saved))
 
     def _orders(self, worker: Worker, start: Start, slot: int, local_rank: int) -> dict[str, Any]:
         restore = start.restore
@@ -300,16 +299,8 @@ class Workers:
                 "port": start.rendezvous.port,
                 "prefix": start.rendezvous.prefix,
             },
-            "restore": restore
-            and {
-                "state": {
-                    "step": restore.state.step,
-                    "epoch": restore.state.epoch,
-                    "generation": restore.state.generation,
-                },
-                "manifest": restore.manifest,
-                "sha256": restore.sha256,
-            },
+            "restore": restore and asdict(restore),
+            "memory": start.memory and {"state": asdict(start.memory.state)},
             "data_dir": str(self._settings.data_dir),
         }
 

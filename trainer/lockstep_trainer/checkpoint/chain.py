@@ -202,16 +202,23 @@ class Chain:
             return error
 
     def _check_descent(self, listing: Listing, term: Term, latest: Latest) -> None:
-        if Term(listing.state.epoch, listing.state.generation) != term:
-            raise CheckpointError(f"{listing.folder} was not written by term {_text(term)}: not committed")
+        """Uploads outlive the generation whose workers staged the state, and its epoch: a newer term may commit it, as
+        long as nothing newer than it is on the chain."""
+        made = Term(listing.state.epoch, listing.state.generation)
+        if made > term:
+            raise CheckpointError(f"{listing.folder} was written by a newer term than {_text(term)}: not committed")
+        own = [point.state for point in latest.named[:1] if "://" not in point.manifest]
+        if any((made, listing.state.step) < (Term(state.epoch, state.generation), state.step) for state in own):
+            raise CheckpointError(f"{listing.folder} is older than {own[0]}, which is durable: not committed")
         if listing.parent == latest.point or listing.parent in latest.named:
             return
         lineage = [point for point, _ in self.lineage(latest)]
-        # Not the newest: the worker looked before that was committed, or found its files corrupt and restored another.
+        # Not the newest: the upload was ordered before that was committed, or the ranks found its files corrupt and
+        # restored another.
         if listing.parent in lineage:
             return
         # Fresh weights: right as long as the chain holds nothing but the same generation's states.
-        fresh = all(Term(point.state.epoch, point.state.generation) == term for point in lineage)
+        fresh = all(Term(point.state.epoch, point.state.generation) == made for point in lineage)
         if listing.parent is None and fresh:
             return
         raise CheckpointError(

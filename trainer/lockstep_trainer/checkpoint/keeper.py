@@ -27,12 +27,12 @@ from lockstep_trainer.checkpoint.pace import Pace, charged
 from lockstep_trainer.checkpoint.planning import Planned, plan_snapshots
 from lockstep_trainer.checkpoint.recall import recall
 from lockstep_trainer.checkpoint.samplelog import SampleLog
-from lockstep_trainer.checkpoint.snapshots import Root, Snapshot, order, rank_folder, read_state
+from lockstep_trainer.checkpoint.snapshots import NoSnapshotError, Root, Snapshot, order, rank_folder, read_state
 from lockstep_trainer.checkpoint.stage import Facts, Stage
 from lockstep_trainer.checkpoint.state import load_state
 from lockstep_trainer.config import Job, Orders
 from lockstep_trainer.data.order import Draws
-from lockstep_trainer.errors import Corrupt, NotFound, StoreError, TrainerError, UserError
+from lockstep_trainer.errors import Corrupt, StoreError, TrainerError, UserError
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.parallel.layout import Layout as Degrees
 from lockstep_trainer.ranks import Ranks
@@ -65,7 +65,7 @@ class Keeper:
     """Takes and restores the training state of one rank."""
 
     def __init__(
-        self, job: Job, orders: Orders, ranks: Ranks, outbox: Outbox, sampler: SamplerState, snapshots: Path
+        self, job: Job, orders: Orders, ranks: Ranks, outbox: Outbox, *, sampler: SamplerState, snapshots: Path
     ) -> None:
         """``sampler`` is the state of a job that has done no step: later ones differ in the steps done alone.
         ``snapshots``: the folder of that name in the run folder."""
@@ -114,7 +114,17 @@ class Keeper:
         self._stage.buffers.remove_unused()
         if self._ranks.leads:
             seconds = time.monotonic() - begun
-            self._outbox.event("restore", step=step, manifest=manifest, source=source, seconds=seconds)
+            point = self._root.point if source == "store" else None
+            self._outbox.event(
+                "restore",
+                step=step,
+                manifest=manifest,
+                source=source,
+                seconds=seconds,
+                # Where this is not what was ordered, the leader goes by what is said here.
+                sha256=point and point.sha256,
+                state=point and [point.state.step, point.state.epoch, point.state.generation],
+            )
         return step if snapshot is not None or self._root.point is not None else None
 
     def _plan(self, state: dict[str, Any], changes: Callable[[str], bool]) -> Planned:
@@ -145,7 +155,7 @@ class Keeper:
         problem = None
         try:
             found = recall(self._folder, planned, wanted, planned.sources(state))
-        except (Corrupt, NotFound) as error:
+        except (Corrupt, NoSnapshotError) as error:
             problem = f"rank {self._ranks.rank}: {error}"
         problems = [each for each in from_all(problem, self._ranks.control) if each]
         if problems or found is None:
@@ -285,11 +295,13 @@ class Keeper:
 
     def _is_protected(self, state: StateId) -> bool:
         """No writer may touch it: it is what the job would go on from, or may soon be."""
-        kept = read_state(self._snapshots / "kept.json")
-        if kept is None or order(kept) < (self._orders.epoch, self._orders.generation, 0):
-            own = (state.epoch, state.generation) == (self._orders.epoch, self._orders.generation)
-            return own or state in (kept, self._recalled)
-        return order(state) >= order(kept)
+        kept, pinned = (read_state(self._snapshots / name) for name in ("kept.json", "pinned.json"))
+        begun = (self._orders.epoch, self._orders.generation, 0)
+        # Whatever may be kept next stays: all that came since, or since the one that is on its way.
+        oldest = max([begun, *(order(each) for each in (kept, pinned) if each is not None)])
+        if order(state) >= oldest or state in (kept, pinned):
+            return True
+        return state == self._recalled and (kept is None or order(kept) < begun)
 
     def _is_requested(self) -> bool:
         try:

@@ -76,15 +76,20 @@ def plan_snapshots(
                 f"{name} is a {type(value).__name__}; what an optimizer keeps must be tensors, so that it can be "
                 "copied while training goes on: torch.tensor(value) is one"
             )
-    writes = [write for write in create_default_local_save_plan(flat, True).items if not _is_empty(write)]
-    shapes = [_chunk(write) for write in writes]
     frames: dict[tuple[torch.dtype, tuple[int, ...]], Frame] = {}
-    own_frames = [frames.get(shape) or frames.setdefault(shape, make_frame(*shape)) for shape in shapes]
-    archives = [frame.archive(_bytes(*shape)) for frame, shape in zip(own_frames, shapes, strict=True)]
+    pieces = []
+    for write in create_default_local_save_plan(flat, True).items:
+        if _is_empty(write):
+            continue
+        chunk = _chunk(write)
+        if chunk not in frames:
+            frames[chunk] = make_frame(*chunk)
+        pieces.append(_Piece(write, chunk, frames[chunk].archive(_bytes(*chunk))))
 
     size = dist.get_world_size(group)
     offers: list[Any] = [None] * size
-    dist.gather_object((writes, archives, names), offers if rank == 0 else None, group=group, group_dst=0)
+    offer = ([piece.write for piece in pieces], [piece.archive for piece in pieces], names)
+    dist.gather_object(offer, offers if rank == 0 else None, group=group, group_dst=0)
     decided: list[Any] = [None] * size
     metadata: bytes | None = None
 
@@ -96,14 +101,32 @@ def plan_snapshots(
     mine: list[Any] = [None]
     dist.scatter_object_list(mine, decided if rank == 0 else None, group=group, group_src=0)
     files, places = mine[0]
-    plan, order = _assemble(rank, size, layout, writes, archives, files, places, shapes)
-    written = len(places)
+    found = _assemble(pieces, files, places)
     return Planned(
-        plan,
-        tuple(own_frames[piece] if number < written else None for number, piece in enumerate(order)),
-        tuple(writes[piece].index for piece in order),
+        Plan(rank, size, dict(layout), files, found.items, found.size, metadata=rank == 0),
+        tuple(
+            frames[pieces[piece].chunk] if item.file is not None else None
+            for item, piece in zip(found.items, found.order, strict=True)
+        ),
+        tuple(pieces[piece].write.index for piece in found.order),
         metadata,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One of the rank's pieces."""
+
+    write: WriteItem
+    chunk: tuple[torch.dtype, tuple[int, ...]]
+    archive: Archive
+
+
+@dataclass(frozen=True, slots=True)
+class _Assembled:
+    items: tuple[Item, ...]
+    order: list[int]  # the piece of each item
+    size: int  # bytes of the buffer
 
 
 def _decide(offers: list[Any]) -> tuple[list[Any], bytes]:
@@ -137,37 +160,26 @@ def _decide(offers: list[Any]) -> tuple[list[Any], bytes]:
     return packed, pickle.dumps(whole)
 
 
-def _assemble(
-    rank: int,
-    size: int,
-    layout: Mapping[str, int],
-    writes: list[WriteItem],
-    archives: list[Archive],
-    files: tuple[PlannedFile, ...],
-    places: tuple[Packed, ...],
-    shapes: list[tuple[torch.dtype, tuple[int, ...]]],
-) -> tuple[Plan, list[int]]:
-    """The rank's plan, and the numbers of its pieces in the order of the items."""
+def _assemble(pieces: list[_Piece], files: tuple[PlannedFile, ...], places: tuple[Packed, ...]) -> _Assembled:
+    """The rank's items, those in files first, and the numbers of their pieces."""
     items: list[Item] = []
 
-    def add(piece: int, file: int | None, offset: int, length: int, data: int) -> None:
-        dtype, shape = shapes[piece]
-        write = writes[piece]
-        start = tuple(write.index.offset) if write.index.offset is not None else (0,) * len(shape)
+    def add(piece: _Piece, file: int | None, offset: int, length: int, data: int) -> None:
+        index, (dtype, shape) = piece.write.index, piece.chunk
+        start = tuple(index.offset) if index.offset is not None else (0,) * len(shape)
         name = str(dtype).removeprefix("torch.")
-        items.append(Item(write.index.fqn, file, offset, length, data, archives[piece].bytes, name, shape, start))
+        items.append(Item(index.fqn, file, offset, length, data, piece.archive.bytes, name, shape, start))
 
     for place in places:
-        archive = archives[place.piece]
-        add(place.piece, place.file, place.offset, archive.length, place.offset + archive.data)
+        piece = pieces[place.piece]
+        add(piece, place.file, place.offset, piece.archive.length, place.offset + piece.archive.data)
     end = max((file.offset + file.size for file in files), default=0)
-    elsewhere = sorted(set(range(len(writes))) - {place.piece for place in places})
-    for piece in elsewhere:
+    elsewhere = sorted(set(range(len(pieces))) - {place.piece for place in places})
+    for number in elsewhere:
         offset = aligned(end)
-        add(piece, None, offset, archives[piece].bytes, offset)
-        end = offset + archives[piece].bytes
-    plan = Plan(rank, size, dict(layout), files, tuple(items), max(end, 1), rank == 0)
-    return plan, [place.piece for place in places] + elsewhere
+        add(pieces[number], None, offset, pieces[number].archive.bytes, offset)
+        end = offset + pieces[number].archive.bytes
+    return _Assembled(tuple(items), [place.piece for place in places] + elsewhere, max(end, 1))
 
 
 def make_frame(dtype: torch.dtype, shape: tuple[int, ...]) -> Frame:
@@ -183,7 +195,7 @@ def make_frame(dtype: torch.dtype, shape: tuple[int, ...]) -> Frame:
                 torch.save(torch.empty(shape, dtype=dtype), file.name)
         finally:
             set_crc32_options(checked)
-        begin = torch._C.PyTorchFileReader(file.name).get_record_offset("data/0")
+        begin = torch._C.PyTorchFileReader(file.name).get_record_offset("data/0")  # type: ignore[attr-defined]
         head = file.read(begin)
         file.seek(begin + _bytes(dtype, shape))
         return Frame(head, file.read())

@@ -19,8 +19,8 @@ def recall(folder: Path, planned: Planned, state: StateId, targets: Sequence[Ten
     """Copy the snapshot of ``state`` in ``folder`` into ``targets`` (``Planned.sources``); returns what it says and its
     sample log.
 
-    No byte is copied before its checksum was looked at. Raises NotFound where there is none, Corrupt where a byte is
-    wrong or another layout made it; ``targets`` are then worthless.
+    No byte is copied before its checksum was looked at. Raises NoSnapshotError where there is none, Corrupt where a
+    byte is wrong or another layout made it; ``targets`` are then worthless.
     """
     with reading(folder, state) as held:
         if held.plan.key != planned.plan.key:

@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_trainer.checkpoint.plan import Plan
-from lockstep_trainer.errors import Corrupt, NotFound
+from lockstep_trainer.errors import CheckpointError, Corrupt
 from lockstep_trainer.supervisor import read_json, write_json
 
 FOLDER = "snapshots"
@@ -30,6 +30,10 @@ BUFFERS = 3
 """Of a rank: one that is kept, one that is on its way to be, and one to write."""
 COPIES = 2
 """Of a rank of another pod: one that is kept, and one that comes."""
+
+
+class NoSnapshotError(CheckpointError):
+    """The volume does not hold this snapshot, or somebody writes to its buffer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +145,10 @@ def json_of(folder: Path, number: int) -> Path:
 
 @contextmanager
 def reading(folder: Path, state: StateId) -> Iterator[Reading]:
-    """Hold the rank's snapshot of ``state`` against being overwritten; raises NotFound where there is none, Corrupt
-    where its plan is gone or the buffer too short."""
+    """Hold the rank's snapshot of ``state`` against being overwritten.
+
+    Raises NoSnapshotError where there is none, Corrupt where its plan is gone or the buffer too short.
+    """
     for number, snapshot in held(folder).items():
         if snapshot.state != state:
             continue
@@ -166,7 +172,7 @@ def reading(folder: Path, state: StateId) -> Iterator[Reading]:
             return
         finally:
             os.close(descriptor)
-    raise NotFound(f"{folder} has no snapshot of step {state.step} ({state.epoch}/{state.generation})")
+    raise NoSnapshotError(f"{folder} has no snapshot of step {state.step} ({state.epoch}/{state.generation})")
 
 
 def read_plan(folder: Path, key: str) -> Plan:
@@ -188,6 +194,19 @@ def lock(descriptor: int, *, shared: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether somebody reads or writes a buffer of the rank at the moment."""
+    for number in numbers_in(folder):
+        with suppress(FileNotFoundError):
+            descriptor = os.open(folder / f"buffer-{number}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if not lock(descriptor, shared=False):
+                    return True
+            finally:
+                os.close(descriptor)
+    return False
 
 
 def unlock(descriptor: int) -> None:

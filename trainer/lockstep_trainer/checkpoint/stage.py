@@ -72,7 +72,7 @@ class Stage:
         self._waiting_since: float | None = None
         self.cost: Cost | None = None
         """Of the newest whole snapshot."""
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def busy(self) -> bool:
@@ -114,7 +114,7 @@ class Stage:
         self._thread.start()
 
     def wait(self) -> float:
-        """Until the state may change: everything is copied. Returns the seconds that it took; raises what went wrong."""
+        """Until the state may change: all is copied. Returns the seconds that it took; raises what went wrong."""
         begun = time.perf_counter()
         if not self._copied.is_set():
             self._waiting_since = begun
@@ -203,7 +203,7 @@ def _page_lock(buffer: Buffer) -> None:
     driver, and holds the CPU up."""
     assert buffer.memory is not None
     address = torch.frombuffer(buffer.memory, dtype=torch.uint8).data_ptr()
-    code = torch.cuda.cudart().cudaHostRegister(address, buffer.size, 0)
+    code = torch.cuda.cudart().cudaHostRegister(address, buffer.size, 0)  # type: ignore[no-untyped-call]
     if int(code) != 0:
         raise TrainerError(
             f"{buffer.size} bytes of the run volume can't be page-locked (CUDA error {int(code)}); give the pod the "

@@ -16,7 +16,7 @@ from lockstep_api.messages import RestorePoint, StateId, StoredFile
 from lockstep_trainer.checkpoint.manifest import METADATA, FileEntry, Listing, Ranges, ranges_file, step_folder
 from lockstep_trainer.checkpoint.snapshots import Reading, Snapshot, reading, real_parent, sample_lines
 from lockstep_trainer.errors import CheckpointError, Corrupt
-from lockstep_trainer.storage import ObjectStore, put_once
+from lockstep_trainer.storage import ObjectStore
 from lockstep_trainer.storage.checksum import EMPTY, combine, crc64nvme
 
 
@@ -44,8 +44,8 @@ def upload_rank(
     """Upload the snapshot of ``state`` in the rank's ``folder``; what is there already is not sent again.
 
     ``store`` is rooted at the job's prefix; ``parent`` is the newest durable state by the leader's count; ``sent`` is
-    told the bytes of each file. Blocks. Raises NotFound where the volume has no such snapshot, Stopped once ``wanted``
-    is false, Corrupt where the volume holds something else, StoreError.
+    told the bytes of each file. Blocks. Raises NoSnapshotError where the volume has no such snapshot, Stopped once
+    ``wanted`` is false, Corrupt where the volume holds something else, StoreError.
     """
     with reading(folder, state) as held:
         snapshot, plan = held.snapshot, held.plan
@@ -56,7 +56,7 @@ def upload_rank(
         def put(name: str, data: memoryview | bytes, checksum: str) -> None:
             if not wanted():
                 raise Stopped(f"{key}: another upload was ordered")
-            put_once(store, f"{key}/{name}", bytes(data))
+            store.put_buffer(f"{key}/{name}", data, crc64nvme=checksum)
             files.append(StoredFile(name, len(data), checksum))
             sent(len(data))
 
