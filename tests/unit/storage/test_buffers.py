@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,17 @@ def test_memory_that_is_not_what_its_checksum_says_is_not_stored(store: ObjectSt
         store.put_buffer("step/data", DATA[:size], crc64nvme="0123456789abcdef")
     assert store.list() == ()
     assert store.unfinished() == ()
+
+
+def test_the_memory_is_let_go_of(store: ObjectStore) -> None:
+    """A mapped file can't be closed, and its buffer not taken for the next snapshot, while someone holds a view."""
+    with mmap.mmap(-1, LARGE) as source, mmap.mmap(-1, LARGE) as target:
+        source[:] = DATA
+        with memoryview(source) as view:
+            store.put_buffer("data", view, crc64nvme=CHECKSUM)
+        with memoryview(target) as view:
+            assert store.get_into("data", 0, view) == LARGE
+        assert target[:] == DATA  # leaving raises BufferError where a view is left
 
 
 def test_the_probe_has_nothing_to_say_of_a_store_that_verifies(store: ObjectStore) -> None:
