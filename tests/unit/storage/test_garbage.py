@@ -98,7 +98,8 @@ def test_what_may_still_come_onto_the_chain_stays(
     on_chain = {member.state for member in chain}
     for state in gone_of(chain, off, keep, fence) - on_chain:
         assert Term(state.epoch, state.generation) < fence
-        assert state.step <= chain[0].state.step
+        newest = chain[0].state
+        assert (state.epoch, state.generation, state.step) < (newest.epoch, newest.generation, newest.step)
         assert all(member.readable for member in chain)
 
 
@@ -122,14 +123,35 @@ def test_each_multiple_keeps_one_for_good(chain: list[Member], last: int, every:
 
 def test_the_newest_stay_and_what_is_over_goes(store: ObjectStore) -> None:
     chain = chain_of(store, 10, 20, 30, 40)
-    chain.store.put("step-35-e1-g1/.metadata", b"an uncommitted folder of the fence's own term")
-    chain.store.put("step-50-e0-g9/.metadata", b"of an older term, and the chain has not reached its step")
-    chain.store.put("step-7-e0-g9/.metadata", b"left behind by a term that is over")
+    chain.fence(Term(1, 2), "leader")
+    for name in ("step-7-e0-g9", "step-90-e0-g9", "step-35-e1-g1"):
+        chain.store.put(f"{name}/.metadata", b"no commit takes it any more")
+    chain.store.put("step-50-e1-g1/.metadata", b"an upload that has outlived its term: this one may commit it")
+    chain.store.put("step-35-e1-g2/.metadata", b"of the fence's own term")
     later = max(entry.modified for entry in chain.store.list()) + 1000
     removed = collect_garbage(chain, Keep(last=2), now=later)
-    assert removed.folders == ("step-7-e0-g9", "step-10-e1-g1", "step-20-e1-g1")
+    assert removed.folders == ("step-7-e0-g9", "step-10-e1-g1", "step-20-e1-g1", "step-35-e1-g1", "step-90-e0-g9")
     assert steps(chain) == [40, 30]
-    assert folders(chain) == {"step-30-e1-g1", "step-35-e1-g1", "step-40-e1-g1", "step-50-e0-g9"}
+    assert folders(chain) == {"step-30-e1-g1", "step-35-e1-g2", "step-40-e1-g1", "step-50-e1-g1"}
+
+
+def test_uploads_that_nobody_finishes_are_given_up(tmp_path: Path) -> None:
+    chain = chain_of(open_store(f"file://{tmp_path}"), 10, 20)
+    chain.fence(Term(1, 2), "leader")
+    root = tmp_path / "ns/job/uid"
+    left = {
+        "step-5-e0-g1": True,
+        "step-10-e1-g1": True,
+        "step-30-e1-g1": False,
+        "step-15-e1-g2": False,
+        "journal": True,
+    }
+    for name in left:
+        (root / name).mkdir(exist_ok=True)
+        (root / name / ".put-0123").write_bytes(b"part")
+    assert collect_garbage(chain, Keep()).uploads == 0  # all of them are younger than the grace period
+    assert collect_garbage(chain, Keep(), now=NEVER).uploads == 3
+    assert {name: not (root / name / ".put-0123").exists() for name in left} == left
 
 
 def test_what_was_touched_lately_stays(store: ObjectStore) -> None:
@@ -213,22 +235,22 @@ class _Failing:
 
 def test_a_removal_that_is_cut_off_is_finished_by_the_next(tmp_path: Path) -> None:
     """Wherever it ends, the chain leads to all that is kept."""
-    for at in range(1, 40):
-        chain = chain_of(open_store(f"file://{tmp_path}/{at}"), *range(10, 130, 10))
+    for at in range(1, 30):
+        chain = chain_of(open_store(f"file://{tmp_path}/{at}"), *range(10, 90, 10))
         failing = Chain(_Failing(chain.store, at))  # type: ignore[arg-type]
         try:
-            collect_garbage(failing, Keep(last=2, every=40), now=NEVER)
+            collect_garbage(failing, Keep(last=1, every=30), now=NEVER)
         except StoreError:
-            assert {120, 110, 80, 40} <= set(steps(chain)), at
-            collect_garbage(chain, Keep(last=2, every=40), now=NEVER)
-            assert steps(chain) == [120, 110, 80, 40], at
-            assert {"step-120-e1-g1", "step-110-e1-g1", "step-80-e1-g1", "step-40-e1-g1"} <= folders(chain), at
-            assert len(folders(chain)) <= 5, at
+            assert {80, 60, 30} <= set(steps(chain)), at
+            collect_garbage(chain, Keep(last=1, every=30), now=NEVER)
+            assert steps(chain) == [80, 60, 30], at
+            assert {"step-80-e1-g1", "step-60-e1-g1", "step-30-e1-g1"} <= folders(chain), at
+            assert len(folders(chain)) <= 4, at
             chain.fence(Term(1, 2), "leader")  # what was half removed is dead now
-            collect_garbage(chain, Keep(last=2, every=40), now=NEVER)
-            assert len(folders(chain)) == 4, at
+            collect_garbage(chain, Keep(last=1, every=30), now=NEVER)
+            assert len(folders(chain)) == 3, at
         else:
-            assert at == 19  # two marks, and two files in each of eight folders: each was cut off once
+            assert at == 13  # two marks, and two files in each of five folders: each was cut off once
             return
     pytest.fail("it never came to its end")
 

@@ -87,7 +87,19 @@ def collect_garbage(
     for state in survey.marks:
         if state in going or step_folder(state) not in contents.folders:
             ancestors.unmark(chain.store, state)
-    return Removed(tuple(folder.name for folder in gone))
+    return Removed(tuple(folder.name for folder in gone), abort_uploads(chain, store))
+
+
+def abort_uploads(chain: Chain, store: Store) -> int:
+    """Give up uploads that nobody will finish, and return how many they were: those of states that are dead or durable,
+    and small ones (of the journal, say) that have been under way for longer than the grace period."""
+    count = 0
+    for upload in chain.store.unfinished():
+        state = parse_step_folder(upload.key.partition("/")[0])
+        if store.over(state, upload.begun) if state else upload.begun < store.now - store.grace:
+            chain.store.abort(upload)
+            count += 1
+    return count
 
 
 def remove_folder(chain: Chain, name: str, contents: Contents) -> None:

@@ -50,18 +50,27 @@ class Store:
     def dead(self, state: StateId, touched: float) -> bool:
         """Whether a state off the chain can never come onto it, and nobody is at work on it any more.
 
-        It belongs to a term before the fence; and since a newer term may still commit what an older one has begun to
-        upload, the chain must have reached its step, too: from there on another state stands in its place. While a
-        manifest of the chain can't be read nothing is dead: it may be the part that is out of sight.
+        It belongs to a term before the fence; and since uploads outlive their term, and a newer one may commit them, it
+        must be older than the chain's newest state, too: then no commit takes it. While a manifest of the chain can't
+        be read nothing is dead: it may be the part that is out of sight.
         """
         return (
             bool(self.chain)
             and all(member.readable for member in self.chain)
             and all(member.state != state for member in self.chain)
-            and Term(state.epoch, state.generation) < self.fence
-            and state.step <= self.chain[0].state.step
+            and _made(state) < self.fence
+            and (_made(state), state.step) < (_made(self.chain[0].state), self.chain[0].state.step)
             and touched < self.now - self.grace
         )
+
+    def over(self, state: StateId, touched: float) -> bool:
+        """Whether nothing is uploaded for this state any more: it is dead, or whole on the chain."""
+        on_chain = any(member.state == state for member in self.chain)
+        return self.dead(state, touched) or (on_chain and touched < self.now - self.grace)
+
+
+def _made(state: StateId) -> Term:
+    return Term(state.epoch, state.generation)
 
 
 def window(chain: Sequence[Member], last: int) -> int:

@@ -1,0 +1,313 @@
+"""``lockstep checkpoint``: lists, verifies, exports and removes checkpoints, from anywhere that reaches the store."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from lockstep_api.v1alpha1 import TrainerSpec
+from lockstep_cli import checkpoints, manifest, target, times
+from lockstep_cli.checkpoints import Where, sentences
+from lockstep_cli.errors import CliError
+from lockstep_cli.output import Output
+
+if TYPE_CHECKING:
+    from lockstep_trainer.checkpoint.catalogue import Checkpoint, Job
+
+_STEP_HELP = "a step, or the name of a step folder (default: the newest whole one)"
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentParser:
+    """Adds the command."""
+    parser: argparse.ArgumentParser = commands.add_parser("checkpoint", help="list, verify, export, remove checkpoints")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listing = actions.add_parser("ls", help="list jobs with checkpoints, or the checkpoints of one")
+    checkpoints.add_arguments(listing)
+    listing.set_defaults(handler=handle_ls)
+
+    verify = actions.add_parser("verify", help="compare every byte with its checksum; exit status 1 where one is wrong")
+    checkpoints.add_arguments(verify)
+    which = verify.add_mutually_exclusive_group()
+    which.add_argument("--step", help=_STEP_HELP)
+    which.add_argument("--all", action="store_true", help="all on the chain")
+    verify.set_defaults(handler=handle_verify)
+
+    export = actions.add_parser("export", help="write the model in Hugging Face's format")
+    checkpoints.add_arguments(export)
+    export.add_argument("--step", help=_STEP_HELP)
+    export.add_argument("--to", required=True, metavar="URI", help="folder to write: a path, file:// or s3://")
+    export.add_argument(
+        "--job", metavar="FILE", help="the job's manifest, which says what the model is; not needed with JOB"
+    )
+    export.add_argument(
+        "--tokenizer", metavar="URI", help="a tokenizer.json, or the folder that has one (default: the job's, by URI)"
+    )
+    export.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of weights (default: bfloat16)"
+    )
+    export.set_defaults(handler=handle_export)
+
+    remove = actions.add_parser("rm", help="remove a checkpoint, or what is left of torn ones")
+    checkpoints.add_arguments(remove)
+    what = remove.add_mutually_exclusive_group()
+    what.add_argument("--step", help="a step, or the name of a step folder")
+    what.add_argument("--garbage", action="store_true", help="all folders that are off the chain for good")
+    remove.add_argument(
+        "--force", action="store_true", help="also the newest whole one, or one that may be in the making"
+    )
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    remove.set_defaults(handler=handle_rm)
+    return parser
+
+
+# --- ls -------------------------------------------------------------------------------------------------------------
+
+
+def handle_ls(arguments: argparse.Namespace, output: Output) -> int:
+    """Prints the jobs below a prefix, or a job's checkpoints."""
+    from lockstep_trainer.checkpoint.catalogue import jobs, read_job
+
+    where = checkpoints.find(arguments)
+    with sentences():
+        root = where.open()
+        prefixes = jobs(root)
+        if not prefixes:
+            raise CliError(f"{where.uri}: no job with checkpoints is in it, or below")
+        found = [(prefix, read_job(root.below(prefix) if prefix else root)) for prefix in prefixes]
+    answer = {
+        "jobs": [
+            {"uri": job.chain.store.uri, "checkpoints": [_as_json(each, job) for each in job.checkpoints]}
+            for _, job in found
+        ]
+    }
+    if len(found) == 1:
+        (_, job) = found[0]
+        chosen = [each for each in job.checkpoints if where.step in ("", each.folder)]
+        output.note(f"[dim]{job.chain.store.uri}[/]")
+        output.result(answer, _checkpoints_table(chosen, job))
+        return 0
+    output.result(answer, _jobs_table(found))
+    return 0
+
+
+def _as_json(each: Checkpoint, job: Job) -> dict[str, Any]:
+    listed = each.manifest
+    return {
+        "step": each.state.step,
+        "epoch": each.state.epoch,
+        "generation": each.state.generation,
+        "folder": each.folder,
+        "place": each.place.value,
+        "newest": job.newest is not None and each.state == job.newest.state,
+        "whole": each.whole,
+        "problem": each.problem or None,
+        "bytes": each.size,
+        "modified": each.modified,
+        "writtenAt": listed.written_at if listed else None,
+        "layout": listed.layout.model_dump() if listed else None,
+        "verified": list(listed.verified) if listed else None,
+        "parent": listed.parent.manifest if listed and listed.parent else None,
+    }
+
+
+def _checkpoints_table(found: Iterable[Checkpoint], job: Job) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading, side in (("STEP", "right"), ("FOLDER", "left"), ("AGE", "right"), ("SIZE", "right")):
+        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
+    for heading in ("LAYOUT", "STATE", "PARENT", "VERIFIED"):
+        table.add_column(heading, no_wrap=heading != "VERIFIED")
+    now = time.time()
+    for each in found:
+        listed = each.manifest
+        written = listed.written_at if listed else each.modified
+        parent = (listed.parent.manifest if listed and listed.parent else "").removesuffix("/manifest.json")
+        table.add_row(
+            str(each.state.step),
+            each.folder,
+            times.ago(now - written) if written else "",
+            size_text(each.size),
+            _layout(each),
+            _state(each, job),
+            parent,
+            "; ".join(listed.verified) if listed else "",
+        )
+    return table
+
+
+def _state(each: Checkpoint, job: Job) -> str:
+    if each.problem:
+        return f"[red]{each.problem}[/]"
+    if job.newest and each.state == job.newest.state:
+        return "[green]newest[/]"
+    return {"chain": "whole", "open": "[yellow]not committed[/]", "garbage": "[dim]garbage[/]"}[each.place.value]
+
+
+def _layout(each: Checkpoint) -> str:
+    if each.manifest is None:
+        return ""
+    degrees = each.manifest.layout.model_dump()
+    named = [f"{name} {degree}" for name, degree in degrees.items() if degree > 1 and name not in _NOT_DEGREES]
+    return " × ".join(named) or "1 rank"
+
+
+_NOT_DEGREES = ("world_size", "data_width")
+
+
+def _jobs_table(found: list[tuple[str, Job]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("JOB", no_wrap=True)
+    for heading in ("CHECKPOINTS", "SIZE", "NEWEST STEP", "AGE"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    now = time.time()
+    for prefix, job in found:
+        newest = job.newest
+        written = newest.manifest.written_at if newest and newest.manifest else None
+        table.add_row(
+            prefix,
+            str(sum(each.place.value == "chain" for each in job.checkpoints)),
+            size_text(sum(each.size for each in job.checkpoints)),
+            str(newest.state.step) if newest else "none",
+            times.ago(now - written) if written else "",
+        )
+    return table
+
+
+# --- verify, export -------------------------------------------------------------------------------------------------
+
+
+def handle_verify(arguments: argparse.Namespace, output: Output) -> int:
+    """Reads all bytes; 1 where one is wrong."""
+    where, job = _one_job(arguments)
+    if arguments.all:
+        chosen = [each for each in job.checkpoints if each.place.value == "chain"]
+    else:
+        chosen = [_chosen(job, arguments.step or where.step)]
+    unknown = [each.folder for each in chosen if each.place.value != "chain"]
+    if unknown:
+        raise CliError(f"{unknown[0]} is off the chain: it was never finished, so nothing says what should be in it")
+    request = _request("verify", job, where, chosen)
+    result = checkpoints.ask(request, f"verifying {_names(chosen)}", output)
+    lines = []
+    for found in result["checkpoints"]:
+        uri = f"{job.chain.store.uri}/{found['folder']}"
+        if found["problems"]:
+            lines += [f"[red]{uri}/{problem['file']}: {problem['message']}[/]" for problem in found["problems"]]
+        else:
+            lines.append(f"{uri}: {found['files']} files, {size_text(found['bytes'])}, all as they were written")
+    output.result({"uri": job.chain.store.uri, **result}, "\n".join(lines))
+    return int(any(found["problems"] for found in result["checkpoints"]))
+
+
+def handle_export(arguments: argparse.Namespace, output: Output) -> int:
+    """Writes the model."""
+    where, job = _one_job(arguments)
+    trainer = _trainer(arguments, where)
+    chosen = _chosen(job, arguments.step or where.step)
+    to = arguments.to if "://" in arguments.to else Path(arguments.to).expanduser().absolute().as_uri()
+    request = _request("export", job, where, [chosen]) | {
+        "trainer": trainer.to_wire(),
+        "to": to,
+        "tokenizer": arguments.tokenizer or trainer.tokenizer.uri,
+        "dtype": arguments.dtype,
+    }
+    result = checkpoints.ask(request, f"exporting {chosen.folder}", output)
+    text = f"{to}: the model behind step {chosen.state.step}, {result['layers']} layers"
+    if request["tokenizer"] is None:
+        text += "; without a tokenizer: --tokenizer names one"
+    output.result(result, text)
+    return 0
+
+
+def _trainer(arguments: argparse.Namespace, where: Where) -> TrainerSpec:
+    job = where.job
+    if arguments.job:
+        job = target.load_local(Path(arguments.job)) if target.is_local(arguments.job) else manifest.load(arguments.job)
+    if job is None:
+        raise CliError("export: a checkpoint does not say what the model is; add --job with the job's manifest")
+    if job.spec.trainer is None:
+        raise CliError(f"{job.name}: the job has spec.command, and only models of spec.trainer are known here")
+    return job.spec.trainer
+
+
+def _request(do: str, job: Job, where: Where, chosen: list[Checkpoint]) -> dict[str, Any]:
+    folders = [each.folder for each in chosen]
+    return {"do": do, "uri": job.chain.store.uri, "s3": where.s3.to_wire(), "folders": folders}
+
+
+# --- rm -------------------------------------------------------------------------------------------------------------
+
+
+def handle_rm(arguments: argparse.Namespace, output: Output) -> int:
+    """Removes what was named, after asking."""
+    from lockstep_trainer.checkpoint.catalogue import remove
+    from lockstep_trainer.checkpoint.garbage import abort_uploads
+
+    where, job = _one_job(arguments)
+    name = arguments.step or where.step
+    if bool(name) == arguments.garbage:
+        raise CliError("rm: name a checkpoint with --step (`lockstep checkpoint ls` shows them), or give --garbage")
+    if arguments.garbage:
+        chosen = [each for each in job.checkpoints if each.place.value == "garbage"]
+    else:
+        chosen = [_chosen(job, name)]
+    size = sum(each.size for each in chosen)
+    if chosen and not arguments.yes:
+        _confirm(f"Remove {_names(chosen)} ({size_text(size)}) of {job.chain.store.uri}?", output)
+    with sentences():
+        for each in chosen:
+            remove(job, each, force=arguments.force)
+        uploads = abort_uploads(job.chain, job.known) if arguments.garbage else 0
+    removed = [each.folder for each in chosen]
+    text = f"removed {_names(chosen)}, {size_text(size)}" if chosen else "no folder is off the chain for good"
+    if uploads:
+        text += f"; {uploads} unfinished uploads given up"
+    output.result({"uri": job.chain.store.uri, "removed": removed, "bytes": size, "uploads": uploads}, text)
+    return 0
+
+
+def _confirm(question: str, output: Output) -> None:
+    if output.as_json or not output.console.is_terminal:
+        raise CliError("rm: there is nobody to ask; add --yes")
+    if output.errors.input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise CliError("nothing was removed")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _one_job(arguments: argparse.Namespace) -> tuple[Where, Job]:
+    from lockstep_trainer.checkpoint.catalogue import read_job, single
+
+    where = checkpoints.find(arguments)
+    with sentences():
+        return where, read_job(single(where.open()))
+
+
+def _chosen(job: Job, name: str | None) -> Checkpoint:
+    with sentences():
+        if name:
+            return job.find(name)
+    if job.newest is None:
+        raise CliError(f"{job.chain.store.uri}: none of its checkpoints is whole")
+    return job.newest
+
+
+def _names(chosen: list[Checkpoint]) -> str:
+    names = ", ".join(each.folder for each in chosen[:3])
+    return names if len(chosen) <= 3 else f"{names} and {len(chosen) - 3} more"
+
+
+def size_text(size: float) -> str:
+    """Bytes with three figures: 1.21 GiB."""
+    for unit in _UNITS:
+        if size < 1024 or unit == _UNITS[-1]:
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
