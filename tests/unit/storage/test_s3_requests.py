@@ -262,7 +262,9 @@ def test_an_upload_that_was_removed_under_way_may_be_tried_again(bench: Callable
         if operation == "CompleteMultipartUpload":
             one.wire.handlers.clear()
             (upload,) = other.unfinished()
-            other.abort(upload)
+            assert upload.key == "data"
+            for _ in range(2):  # gone is as good as removed
+                other.abort(upload)
 
     other = S3Store(one.store._bucket, one.store._prefix, one.spec.model_copy(update={"upload_bandwidth": "9Ti"}))
     one.wire.handlers.append(collect)
