@@ -99,6 +99,7 @@ APPEARS = (
     Appears("staged", "stage", _ranks, re.compile(r"buffer-\d+\.json")),
     Appears("copied to the buddy", "stage", _buddies, re.compile(r"buffer-\d+\.json")),
     Appears("kept", "stage", _snapshots, re.compile(r"kept\.json")),
+    Appears("pinned", "upload", _snapshots, re.compile(r"pinned\.json")),
     Appears("step folder", "upload", _run, re.compile(r"step-.*")),
     Appears("data file", "upload", _step_folders, re.compile(r"__.*\.distcp")),
     Appears("part of a data file", "upload", _multiparts, re.compile(r"\d+")),
@@ -108,6 +109,7 @@ APPEARS = (
     Appears("all files saved", "commit", _workers, re.compile(r"saved\.json")),
     Appears("manifest", "commit", _step_folders, re.compile(r"manifest\.json")),
     Appears("latest", "commit", _run, re.compile(r"latest")),
+    Appears("told to be durable", "commit", _snapshots, re.compile(r"durable\.json")),
 )
 """All that can be aimed at."""
 

@@ -135,7 +135,7 @@ class Striker:
 
 def processes_of(state: Path) -> set[int]:
     """The processes of all pods of a local run: they have its folder in their environment."""
-    wanted = f"LOCKSTEP_RUN_DIR={state}/".encode()
+    wanted = f"LOCKSTEP_RUN_DIR={state.resolve()}/".encode()
     found = set()
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
