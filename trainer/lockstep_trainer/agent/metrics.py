@@ -44,6 +44,14 @@ NAMES = {
     "lockstep_checkpoint_step": "Step of the newest durable checkpoint.",
     "lockstep_checkpoint_age_seconds": "Time since the newest durable checkpoint was committed.",
     "lockstep_checkpoint_degraded": "1 while checkpoints can't be made durable.",
+    "lockstep_snapshots_total": "Snapshots that this pod's workers have staged, seen by this agent.",
+    "lockstep_snapshots_left_out_total": "Snapshots of this generation for which there was no free buffer.",
+    "lockstep_snapshot_blocked_seconds": "Time that training stood still for the newest snapshot.",
+    "lockstep_snapshot_copy_seconds": "Time that the newest snapshot's copy took beside training.",
+    "lockstep_snapshot_staged_step": "Step of the newest snapshot of this pod.",
+    "lockstep_snapshot_kept_step": "Step of the snapshot that all pods keep.",
+    "lockstep_upload_seconds_total": "Time that this agent's finished uploads took.",
+    "lockstep_upload_bytes_total": "Bytes that this agent brought to the store.",
     "lockstep_faults_total": "Faults that this leader has judged, by cause and rung.",
 }
 """Every metric of the agent and its help text; the reference is made from this."""
@@ -75,10 +83,25 @@ class _Collector:
         yield _counter("lockstep_agent_starts_total", base, member.me.agent_starts)
         yield _counter("lockstep_agent_container_starts_total", base, member.me.container_starts)
         yield _gauge("lockstep_agent_leader_connected", base, member.connected)
+        yield from _of_snapshots(agent, base)
         leader = agent.node.leader
         if leader and not leader.superseded:
             job = {"namespace": agent.job.namespace, "job_name": agent.job.name}
             yield from _of_leader(leader, job, agent.clock())
+
+
+def _of_snapshots(agent: Agent, base: dict[str, str]) -> Iterator[Metric]:
+    snapshots, uploads = agent.snapshots, agent.uploads
+    yield _counter("lockstep_snapshots_total", base, snapshots.taken)
+    yield _counter("lockstep_upload_seconds_total", base, uploads.seconds)
+    yield _counter("lockstep_upload_bytes_total", base, uploads.bytes)
+    if newest := snapshots.newest:
+        yield _counter("lockstep_snapshots_left_out_total", base, newest.left_out)
+        yield _gauge("lockstep_snapshot_blocked_seconds", base, newest.blocked)
+        yield _gauge("lockstep_snapshot_copy_seconds", base, newest.copied)
+        yield _gauge("lockstep_snapshot_staged_step", base, newest.state.step)
+    if kept := snapshots.kept:
+        yield _gauge("lockstep_snapshot_kept_step", base, kept.step)
 
 
 def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metric]:

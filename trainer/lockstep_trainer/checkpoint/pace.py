@@ -9,6 +9,8 @@ STALL_SHARE = 0.01
 """Of the time: what snapshots may cost."""
 BESIDE_SHARE = 0.1
 """What a second of copying beside training counts: it takes memory bandwidth, and on a CPU a core."""
+SHORTEST = 2.0
+"""Seconds between snapshots: to begin anew takes about as long as doing these steps again."""
 FIRST = 10
 """Steps to the first snapshot, which measures what they cost."""
 _MOST = 10_000
@@ -16,10 +18,10 @@ _MOST = 10_000
 
 def interval(cost: float, step_seconds: float) -> int:
     """The smallest number of steps between snapshots at which ``cost`` (seconds of one, ``charged``) stays below
-    STALL_SHARE; FIRST where nothing was measured yet."""
+    STALL_SHARE and they are SHORTEST apart; FIRST where nothing was measured yet."""
     if cost <= 0 or step_seconds <= 0:
         return FIRST
-    return min(_MOST, max(1, math.ceil(cost / (STALL_SHARE * step_seconds))))
+    return min(_MOST, math.ceil(max(cost / STALL_SHARE, SHORTEST) / step_seconds))
 
 
 def charged(blocked: float, whole: float) -> float:
