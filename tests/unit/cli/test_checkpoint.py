@@ -195,10 +195,15 @@ def test_what_is_not_there_is_said(root: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_verify_reads_all_of_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a process of its own, as users have it."""
     assert run("verify", root / "checkpoints", "--all") == 0
     found = answer(capsys)["checkpoints"]
     assert [each["folder"] for each in found] == ["step-30-e1-g1", "step-20-e1-g1", "step-10-e1-g1"]
     assert all(each["problems"] == [] for each in found)
+
+
+@pytest.mark.usefixtures("here")
+def test_verify_takes_the_folder_or_its_manifest(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = root / "checkpoints" / RUN / "step-30-e1-g1"
     for uri in (folder, f"file://{folder}/manifest.json"):
         assert run("verify", uri) == 0
@@ -274,6 +279,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
+@pytest.mark.usefixtures("here")
 def test_export_writes_what_was_saved_by_two_ranks(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
