@@ -72,14 +72,20 @@ def run_kept(folders: list[Path]) -> list[int]:
 
 def commit_staged(chain: Chain, folder: Path, step: int, term: Term, deadline: float = 60) -> RestorePoint:
     """Waits until all ranks have staged a state of ``step`` or later, uploads and commits it."""
+    while True:
+        try:
+            return _commit(chain, folder, until_staged(folder, step, deadline), term)
+        except NoSnapshotError:  # overwritten meanwhile: a later one is there
+            continue
+
+
+def until_staged(folder: Path, step: int, deadline: float = 60) -> StateId:
+    """The oldest state of ``step`` or later that all ranks have staged, once there is one."""
     until = time.monotonic() + deadline
     while time.monotonic() < until:
         for state in staged_states(folder):
             if state.step >= step:
-                try:
-                    return _commit(chain, folder, state, term)
-                except NoSnapshotError:  # overwritten meanwhile: a later one is there
-                    continue
+                return state
         time.sleep(_POLL_SECONDS)
     raise AssertionError(f"step {step} was not staged: {(folder / 'output.log').read_text()[-2000:]}")
 

@@ -35,7 +35,7 @@ def mended_after(run: LocalRun, do: Callable[[], object]) -> tuple[TrainingJobSt
     return before, run.status
 
 
-@pytest.mark.parametrize("section", ["load", "forward", "backward", "collective", "optimizer", "checkpoint"])
+@pytest.mark.parametrize("section", ["load", "forward", "backward", "collective", "optimizer", "stage"])
 def test_a_worker_killed_in(section: str, journey: LocalRun) -> None:
     pods = set(journey.supervisors())
     agents = {journey.part("lockstep_trainer.agent", pod) for pod in range(2)}

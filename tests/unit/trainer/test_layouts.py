@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.tensor import DTensor
 
 from checker.order import Order
-from forked import rendezvous_store, run_ranks, run_workers, start_workers, wait_all, worker_folders
+from forked import rendezvous_store, run_ranks, start_workers, wait_all, worker_folders
 from lockstep_api.messages import RestorePoint, Term
 from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer.assembly import assemble, batch_sizes
@@ -31,7 +31,8 @@ from lockstep_trainer.config import load_job
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.ranks import Ranks
 from lockstep_trainer.storage import open_store
-from unit.trainer.test_worker import commit_when_saved, events, losses, meeting, sample_lines
+from staged import commit_staged, keeping, run_kept
+from unit.trainer.test_worker import events, losses, meeting, sample_lines
 
 STEPS, EVERY = 10, 4
 
@@ -108,18 +109,19 @@ def test_a_run_goes_on_at_another_layout(tmp_path: Path, port: int, kind: str) -
         )
 
     undisturbed = folders(wide, 4, 1, None)
-    pids = start_workers(undisturbed)
-    point = commit_when_saved(chain, undisturbed[0], EVERY, Term(1, 1), 240)
-    assert wait_all(pids) == [0] * 4, (undisturbed[0] / "output.log").read_text()
+    with keeping(undisturbed[0]):
+        pids = start_workers(undisturbed)
+        point = commit_staged(chain, undisturbed[0], EVERY, Term(1, 1), 240)
+        assert wait_all(pids) == [0] * 4, (undisturbed[0] / "output.log").read_text()
     expected = {step: value for step, value in losses(undisturbed[0]).items() if step > point.state.step}
 
     same = folders(wide, 4, 2, point)
-    assert run_workers(same) == [0] * 4
+    assert run_kept(same) == [0] * 4
     assert losses(same[0]) == expected, "the same layout, bit for bit"
 
     check_exact(tmp_path, narrow, chain, point)
     other = folders(narrow, 2, 3, point)
-    assert run_workers(other) == [0, 0], (other[0] / "output.log").read_text()
+    assert run_kept(other) == [0, 0], (other[0] / "output.log").read_text()
     found = losses(other[0])
     assert found.keys() == expected.keys()
     for step, (loss, norm) in found.items():
@@ -127,7 +129,7 @@ def test_a_run_goes_on_at_another_layout(tmp_path: Path, port: int, kind: str) -
         assert norm == pytest.approx(expected[step][1], rel=1e-3)
     assert events(other[0], "restore")[0]["step"] == point.state.step
 
-    commit_when_saved(chain, other[0], STEPS, Term(1, 3))
+    commit_staged(chain, other[0], STEPS, Term(1, 3))
     check_samples(chain)
 
 

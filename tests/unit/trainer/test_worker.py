@@ -18,13 +18,14 @@ import pytest
 
 from checker.order import Order
 from forked import rendezvous_store, start_workers, wait_all, worker_folders
-from lockstep_api.messages import RestorePoint, Term
+from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer.checkpoint.chain import Chain
 from lockstep_trainer.checkpoint.manifest import Manifest
+from lockstep_trainer.checkpoint.snapshots import held, rank_folder
 from lockstep_trainer.steprecord import StepReader
 from lockstep_trainer.storage import open_store
-from staged import commit_staged, keeping, run_kept, staged_states
+from staged import commit_staged, keeping, run_kept, snapshots_of, staged_states, until_staged
 
 STEPS, EVERY = 24, 4
 SAMPLES_PER_STEP = 8
@@ -169,6 +170,57 @@ def test_a_killed_and_restored_run_is_bitwise_the_undisturbed_one(tmp_path: Path
             expected_draws.append((step, rank, [source for source, _ in part], [sample for _, sample in part]))
     assert consumed == expected_draws
     assert newest.sampler.drawn == STEPS * SAMPLES_PER_STEP
+
+
+@pytest.mark.parametrize("damage", [False, True], ids=["whole", "damaged"])
+def test_a_killed_run_goes_on_from_memory(tmp_path: Path, port: int, undisturbed: Path, *, damage: bool) -> None:
+    """With nothing in the store but an older state. A byte that is wrong sends all ranks there."""
+    job = write_job(tmp_path)
+    chain = Chain(open_store(f"file://{tmp_path}/store"), "ns/job/uid")
+    chain.fence(Term(1, 1), "test")
+    folders = worker_folders(tmp_path, job, ranks=2, port=port, rendezvous=meeting(port, f"memory/1/{damage}"))
+    with keeping(folders[0]):
+        pids = start_workers(folders)
+        point = commit_staged(chain, folders[0], EVERY, Term(1, 1))
+        until_staged(folders[0], point.state.step + 1)
+        os.kill(pids[0], signal.SIGKILL)
+        wait_all(pids)
+    state = staged_states(folders[0])[-1]
+    assert state.step > point.state.step
+    if damage:
+        flip_a_bit(rank_folder(snapshots_of(folders[0]), 1), state)
+    again = worker_folders(
+        tmp_path,
+        job,
+        ranks=2,
+        port=port,
+        generation=2,
+        rendezvous=meeting(port, f"memory/2/{damage}"),
+        memory={"state": asdict(state)},
+        **restore_orders(point),
+    )
+    assert run_kept(again) == [0, 0], (again[0] / "output.log").read_text()
+    (restored,) = events(again[0], "restore")
+    begun = point.state.step if damage else state.step
+    assert (restored["source"], restored["step"]) == ("store" if damage else "memory", begun)
+    assert len(events(again[0], "checkpoint_problem")) == damage
+    expected = losses(undisturbed)
+    assert losses(again[0]) == {step: value for step, value in expected.items() if step > begun}
+    # The log of samples goes back to the durable state, over the one in memory.
+    commit_staged(chain, again[0], STEPS, Term(1, 2))
+    lines = [line for _, each in chain.lineage(chain.latest()) for line in sample_lines(chain, each)]  # type: ignore[arg-type]
+    assert sorted((line["step"], line["rank"]) for line in lines) == [
+        (step, rank) for step in range(1, STEPS + 1) for rank in (0, 1)
+    ]
+
+
+def flip_a_bit(folder: Path, state: StateId) -> None:
+    (number,) = (number for number, snapshot in held(folder).items() if snapshot.state == state)
+    with (folder / f"buffer-{number}").open("r+b") as file:
+        file.seek(800)  # behind the head of the first archive
+        byte = file.read(1)[0]
+        file.seek(800)
+        file.write(bytes([byte ^ 1]))
 
 
 def test_a_damaged_checkpoint_sends_the_workers_to_its_parent(tmp_path: Path, port: int, undisturbed: Path) -> None:

@@ -34,6 +34,7 @@ CLASSES = (
 SECTION_CLASSES = {
     "load": DATA_WAIT,
     "checkpoint": CHECKPOINT_STALL,
+    "stage": CHECKPOINT_STALL,
     "evaluate": EVALUATING,
     "generate": EVALUATING,
 }
