@@ -88,7 +88,9 @@ class Faults:
     def _corrupt(self, pod: Pod) -> None:
         """Bits flip in a snapshot."""
         if pod.volume.snapshots:
-            self.world.random.choice(pod.volume.snapshots).intact = False
+            victim = self.world.random.choice(pod.volume.snapshots)
+            victim.intact = False
+            self.world.invariants.corrupt.add(victim.state)
 
     def _store(self, _: Pod) -> None:
         self.world.store.away = True

@@ -30,6 +30,8 @@ class Invariants:
         self.fell_back = False
         """Some generation had to begin from an older state than it was told to."""
         self.newest_kept: Kept | None = None
+        self.corrupt: set[StateId] = set()
+        """States of which some copy was damaged."""
         self.newest_step = 0
         self.stop_at: int | None = None
         """Newest step when the operator ended the job."""
@@ -81,8 +83,11 @@ class Invariants:
     def survives(self, group: Group) -> None:
         """§5: without any one node there is still a complete set of what was kept, or of a newer state."""
         kept = self.newest_kept
-        if kept is None or kept.term != group.start.term:
-            return
+        now = StateId(group.step, group.start.term.epoch, group.start.term.generation)
+        if kept is None or kept.term != group.start.term or not self.descends(now, kept.state):
+            return  # nothing was kept yet, or its copies were corrupt and the workers began from the store
+        if kept.state in self.corrupt:
+            return  # its other copy makes up for that, and for nothing more
         gpus = group.start.gpus_per_node
         pods = {rank // gpus: worker.pod for rank, worker in group.joined.items()}
         for lost in pods:

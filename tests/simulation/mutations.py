@@ -120,7 +120,7 @@ MUTATIONS = (
     ),
     Mutation(
         "keep-without-copies", "snapshots",
-        "if not lacking <= excused.keys():", "if False:",
+        "lacking = {slot for slot, said in self.at.items() if not said.copied}", "lacking: set[int] = set()",
         "a state is kept once every buddy has it",
     ),
     Mutation(

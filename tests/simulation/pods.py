@@ -10,7 +10,7 @@ from simulation.volume import Volume
 from simulation.workers import Worker
 
 if TYPE_CHECKING:
-    from simulation.world import Agent, World
+    from simulation.world import Agent, World, Written
 
 
 class Pod:
@@ -27,7 +27,7 @@ class Pod:
         self.node_ready = True
         self.agent: Agent | None = None
         self.workers: list[Worker] = []
-        self.memory: bytes | None = None
+        self.memory: Written | None = None
         self.volume = Volume()
         self.quiesced = Term(0, 0)
         self.container_starts = self.agent_starts = 0

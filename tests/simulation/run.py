@@ -86,7 +86,7 @@ def _unhealed(world: World) -> str | None:
 def _stop(world: World) -> None:
     """The operator ends the job: with a last checkpoint, where there is time for one."""
     invariants = world.invariants
-    invariants.stop_at = invariants.newest_step
+    invariants.stop_at = 0 if invariants.corrupt else invariants.newest_step
     stop = Stop(world.plan.job_uid, world.status["epoch"], "suspended", seconds=STOP_SECONDS)
     world.operator.stopping = stop
     world.clockwork.run(world.clockwork.now + STOP_SECONDS + 15.0, lambda: invariants.finished is not None)

@@ -105,7 +105,7 @@ class Workers:
                 return
             else:
                 manifest = start.restore.manifest if start.restore else None
-                group.joined[0].pod.tell(WorkerReported({"kind": "restore", "manifest": manifest, "step": 0}))
+                group.joined[0].pod.tell(WorkerReported({"kind": "restore", "source": "store", "manifest": manifest}))
         self.world.invariants.began(start.term, begun, fell_back=bool(start.memory) and begun != start.memory.state)  # type: ignore[union-attr]
         group.step = begun.step if begun else 0
         group.durable = start.restore.state.step if start.restore else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -11,7 +12,7 @@ from lockstep_api.messages import Finished, Kept, Start, Term
 from lockstep_trainer.protocol import effects, events
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.member import Identity
-from lockstep_trainer.protocol.node import Node
+from lockstep_trainer.protocol.node import Node, NodeMemory
 from lockstep_trainer.protocol.policy import Ladder
 from lockstep_trainer.protocol.progress import HangBounds
 from simulation.clockwork import Clockwork, Network
@@ -38,6 +39,23 @@ class Connection:
         self.open = True
 
 
+class Written:
+    """What Persist has written. Most of it can't change any more; what can is copied."""
+
+    def __init__(self, memory: NodeMemory) -> None:
+        self._memory = memory
+        last = memory.leader
+        self._changing = pickle.dumps((last.reports, last.ledger, last.recovery)) if last else b""
+
+    def read(self) -> NodeMemory:
+        """As it was."""
+        last = self._memory.leader
+        if last is None:
+            return self._memory
+        reports, ledger, recovery = pickle.loads(self._changing)
+        return replace(self._memory, leader=replace(last, reports=reports, ledger=ledger, recovery=recovery))
+
+
 class Agent:
     """One agent process: a real core, and a shell that dies with it."""
 
@@ -47,7 +65,7 @@ class Agent:
         self.alive = True
         pod.agent_starts += 1
         me = Identity(JOB, pod.name, pod.uid, pod.boot_id, pod.container_starts, pod.agent_starts)
-        memory = pickle.loads(pod.memory) if pod.memory else None
+        memory = pod.memory.read() if pod.memory else None
         now = self.world.clockwork.now
         self.node = Node(me, self.world.plan, memory, leaderless_seconds=LEADERLESS_SECONDS, now=now)
         self.stream: Connection | None = None
@@ -263,7 +281,7 @@ class Agent:
                 self.world.clockwork.after(delay, lambda worker=worker: self.world.workers.end(worker, -9))  # type: ignore[misc]
 
     def _persist(self, _: effects.Persist) -> None:
-        self.pod.memory = pickle.dumps(self.node.memory())
+        self.pod.memory = Written(self.node.memory())
 
     def _choose(self, effect: effects.ChooseRestore) -> None:
         def attempt() -> None:

@@ -81,15 +81,6 @@ class WorkersStepped:
 
 
 @dataclass(frozen=True, slots=True)
-class StateSaved:
-    """A step folder is whole."""
-
-    term: Term
-    state: StateId
-    listing: str
-
-
-@dataclass(frozen=True, slots=True)
 class StateStaged:
     """Every worker of this node has copied this state to the memory-backed volume."""
 
@@ -250,7 +241,7 @@ class WorkerReported:
 
 
 MemberEvent = (
-    Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkersStepped | StateSaved
+    Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkersStepped
     | StateStaged | StateCopied | StateUploaded | UploadFailed | SnapshotsHeld | PodEnding
 )  # fmt: skip
 LeaderEvent = (

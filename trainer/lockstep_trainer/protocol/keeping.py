@@ -149,7 +149,7 @@ class Keeping:
 
     def take(self, leader: Leader, now: float) -> list[Effect]:
         """Ask all workers for a snapshot that goes to the store at once."""
-        last = leader.newest_step
+        last = max(leader.newest_step, leader.steps.heard)
         self.uploads.asked = last if self.plan.steps is None else min(last, self.plan.steps - 1)
         self._said_at = now
         asked = leader.roster.say_all(TakeSnapshot(self.plan.job_uid, leader.term), now)
@@ -271,16 +271,15 @@ class Keeping:
         return [Persist()]
 
     def restored(self, leader: Leader, line: dict[str, Any], now: float) -> list[Effect]:
-        """Rank 0's line about its restore: ``state`` [step, epoch, generation], ``manifest`` and ``sha256`` of the
-        checkpoint, ``manifest`` null where it began from memory or fresh weights."""
-        start = leader.running
-        if start is None or not (begun := begun_from(start)) or not line.get("manifest"):
+        """Rank 0's line about its restore: ``source`` "memory" or "store"; of a checkpoint, ``manifest``, ``sha256``,
+        ``state`` [step, epoch, generation]."""
+        start, manifest = leader.running, line.get("manifest")
+        if start is None or line.get("source") == "memory":
             return []
-        if start.restore and line["manifest"] == start.restore.manifest:
+        if manifest == (start.restore.manifest if start.restore else None):
             return self.fell_back(leader, start.restore, now) if start.memory else []
-        if line.get("sha256") and line.get("state") and line["step"] < begun.step:
-            point = RestorePoint(StateId(*line["state"]), line["manifest"], line["sha256"])
-            return self.fell_back(leader, point, now)
+        if manifest and line.get("sha256") and line.get("state"):
+            return self.fell_back(leader, RestorePoint(StateId(*line["state"]), manifest, line["sha256"]), now)
         return []
 
     def stepped(self, leader: Leader, first: int, now: float) -> list[Effect]:

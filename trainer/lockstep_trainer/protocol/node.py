@@ -49,8 +49,6 @@ class Node:
         if kind is events.Tick:
             effects = self.member.handle(event, now)  # type: ignore[arg-type]
             return effects + self.leader.handle(event, now) if self.leader else effects  # type: ignore[arg-type]
-        if kind is events.StateSaved:
-            return []  # of workers that write to the store themselves
         if kind in _MEMBER_EVENTS:
             if isinstance(event, events.Invited) and self.member.accepts(event.invite):
                 self._retire(event.invite.epoch)

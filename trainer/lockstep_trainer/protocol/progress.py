@@ -47,6 +47,11 @@ class StepFold:
         return finished
 
     @property
+    def heard(self) -> int:
+        """Newest step that any node has reported; 0 before the first."""
+        return max(self._pending, default=self._newest)
+
+    @property
     def median(self) -> float | None:
         """Seconds per step; None before the first."""
         return statistics.median(self.durations) if self.durations else None
