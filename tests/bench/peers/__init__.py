@@ -1,0 +1,1 @@
+"""The systems that `checkpoint.py` measures side by side, and what they share."""
