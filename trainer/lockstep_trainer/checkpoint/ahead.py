@@ -83,8 +83,9 @@ class Ahead:
 
     def _read(self, read: Read) -> Arrived:
         where = f"{self._store.uri}/{self._folder}/{read.file}"
+        data = memoryview(bytearray(read.length))
         try:
-            data = memoryview(bytearray(self._store.get_range(f"{self._folder}/{read.file}", read.offset, read.length)))
+            there = self._store.get_into(f"{self._folder}/{read.file}", read.offset, data)
         except NotFound:
             raise Corrupt(f"{where} is missing") from None
         tensors = {}
@@ -92,7 +93,7 @@ class Ahead:
             item = self._items[number]
             what = f"{where}: bytes {item.offset}+{item.length}"
             piece = data[item.offset - read.offset :][: item.length]
-            if item.offset + item.length > read.offset + len(data):
+            if item.offset + item.length > read.offset + there:
                 raise Corrupt(f"{what} are not there: the file is shorter")
             if crc64nvme(piece) != self._checksums[number]:
                 raise Corrupt(f"{what} differ from their checksum")

@@ -23,6 +23,13 @@ from lockstep_trainer.errors import Corrupt
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip's record: the last two are the lengths of name and extra field
 _ORDER = b"little"
+_STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64,
+}  # fmt: skip
+"""The names that stand for dtypes in archives; newer dtypes go by their own."""
 
 
 def tensor_in(data: memoryview, where: str) -> Tensor:
@@ -125,12 +132,11 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch.storage", "UntypedStorage"):
-            return torch.uint8
-        found = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(found, torch.dtype):
-            return found
-        if isinstance(found, type) and issubclass(found, torch.storage._LegacyStorage):
-            return found.dtype
+            return torch.uint8  # the dtype itself stands elsewhere
+        if module == "torch":
+            found = _STORAGES.get(name, getattr(torch, name, None))
+            if isinstance(found, torch.dtype):
+                return found
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
     def persistent_load(self, pid: Any) -> tuple[str, torch.dtype]:

@@ -23,6 +23,7 @@ Want = tuple[int, Box]
 WINDOW = 256 * 1024**2
 """Bytes of host memory that a restore may take on each rank, beside the state itself."""
 _READ_BYTES = 32 * 1024**2
+_READS = 4  # at least for each rank, where they can be: fewer can't be spread evenly
 _SMALL_BYTES = 1024**2
 """A request costs some milliseconds, as much as this many bytes: smaller neighbours are read together even where
 different ranks need them."""
@@ -88,7 +89,9 @@ def plan(
         for want in sorted(own):
             needed[want[0]].add(rank)
             by_item[rank][want[0]].append(want)
-    groups = list(_grouped(items, needed, min(_READ_BYTES, max(1, window // 4))))
+    share = sum(items[number].length for number in needed) // (_READS * len(wants))
+    limit = min(max(share, _SMALL_BYTES), _READ_BYTES, window // 4)
+    groups = list(_grouped(items, needed, limit))
     reads = []
     for group, reader in zip(groups, _readers(items, groups, needed, hosts), strict=True):
         first, last = items[group[0]], items[group[-1]]
