@@ -86,7 +86,7 @@ class Invariants:
         now = StateId(group.step, group.start.term.epoch, group.start.term.generation)
         if kept is None or kept.term != group.start.term or not self.descends(now, kept.state):
             return  # nothing was kept yet, or its copies were corrupt and the workers began from the store
-        if kept.state in self.corrupt:
+        if kept.state in self.corrupt or not self.world.plan.memory_buddy:
             return  # its other copy makes up for that, and for nothing more
         gpus = group.start.gpus_per_node
         pods = {rank // gpus: worker.pod for rank, worker in group.joined.items()}

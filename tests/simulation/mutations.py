@@ -144,11 +144,6 @@ MUTATIONS = (
         "what all keep is not overwritten",
     ),
     Mutation(
-        "wait-for-what-never-comes", "keeping",
-        "if self.snapshots.void(said.state):", "if False:",
-        "a state that some slot has skipped is given up by all",
-    ),
-    Mutation(
         "say-kept-only-once", "keeping",
         "if kept is not None and order_of(message.state) <= order_of(kept):", "if False:",
         "Staged is answered until Kept has arrived",
@@ -164,35 +159,15 @@ MUTATIONS = (
         "a manifest is made once all slots have uploaded",
     ),
     Mutation(
-        "commit-off-the-lineage", "keeping",
-        "if self.uploads.order and not self.lineage.holds(self.uploads.order.state):", "if False:",
-        "what the running generation does not descend from is not committed",
-    ),
-    Mutation(
-        "admit-every-copy", "lineage",
-        "return origin is None or term_of(state) >= origin.term or state.step <= origin.step", "return True",
-        "copies of a branch that was left are not started from",
-    ),
-    Mutation(
         "leave-the-chain", "lineage",
         "return state.step > durable.state.step and term_of(state) >= term_of(durable.state)",
         "return state.step > durable.state.step",
         "a snapshot that is started from descends from what is durable",
     ),
     Mutation(
-        "start-from-half-a-set", "lineage",
-        "if len(found) == len(members)]", "if len(found) >= len(members) - 1]",
-        "a snapshot is started from where every slot has a copy",
-    ),
-    Mutation(
         "try-a-corrupt-copy-for-ever", "keeping",
         "if count >= TRIES]", "if False]",
         "a snapshot that could not be started from is not tried again and again",
-    ),
-    Mutation(
-        "end-without-a-last-checkpoint", "leader",
-        "if not self.plan.checkpoints or self._stop_until <= now:", "if True:",
-        "a stop with time to spare takes a last checkpoint",
     ),
 )  # fmt: skip
 

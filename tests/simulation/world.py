@@ -368,7 +368,7 @@ class World:
         self.gives_up = seed % 4 < 2
         """Whether workers end, or begin from the store at once, where a copy does not verify."""
         self.plan = JobPlan(
-            JOB, nodes, gpus, steps, checkpoint_every=every,
+            JOB, nodes, gpus, steps, checkpoint_every=every, memory_buddy=seed % 5 != 1,
             ladder=Ladder(process_budget=1000, crash_loops=False),
             hang=HangBounds(factor=5.0, minimum_seconds=8.0, first_step_seconds=20.0),
         )  # fmt: skip
