@@ -33,11 +33,9 @@ def recall(folder: Path, planned: Planned, state: StateId, targets: Sequence[Ten
 
 def _copy(held: Reading, number: int, target: Tensor) -> None:
     item = held.plan.items[number]
-    with held.data[item.offset : item.offset + item.length] as piece:
-        if crc64nvme(piece) != held.snapshot.crc64nvme[number]:
-            raise Corrupt(f"{held.buffer}: {item.name} differs from its checksum")
+    if crc64nvme(held.data[item.offset : item.offset + item.length]) != held.snapshot.crc64nvme[number]:
+        raise Corrupt(f"{held.buffer}: {item.name} differs from its checksum")
     if item.bytes:
-        with held.data[item.data : item.data + item.bytes] as numbers, torch.no_grad():
-            source = torch.frombuffer(numbers, dtype=getattr(torch, item.dtype)).view(item.shape)
-            target.copy_(source)
-            del source  # it holds the mapping
+        numbers = held.data[item.data : item.data + item.bytes]
+        with torch.no_grad():
+            target.copy_(torch.frombuffer(numbers, dtype=getattr(torch, item.dtype)).view(item.shape))

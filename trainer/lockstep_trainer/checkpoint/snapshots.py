@@ -163,14 +163,13 @@ def reading(folder: Path, state: StateId) -> Iterator[Reading]:
             if os.fstat(descriptor).st_size < plan.size or len(again.crc64nvme) != len(plan.items):
                 raise Corrupt(f"{folder}/buffer-{number} is not what its plan says")
             # A private mapping: torch wants memory that it could write to.
-            with mmap.mmap(descriptor, plan.size, access=mmap.ACCESS_COPY) as memory:
-                view = memoryview(memory)
-                try:
-                    yield Reading(again, plan, view, folder, number)
-                finally:
-                    view.release()
+            memory = mmap.mmap(descriptor, plan.size, access=mmap.ACCESS_COPY)
+            yield Reading(again, plan, memoryview(memory), folder, number)
             return
         finally:
+            # The mapping has a descriptor of its own, and goes when the last view of it does: an error that is on its
+            # way up may still hold one. The lock goes now.
+            unlock(descriptor)
             os.close(descriptor)
     raise NoSnapshotError(f"{folder} has no snapshot of step {state.step} ({state.epoch}/{state.generation})")
 

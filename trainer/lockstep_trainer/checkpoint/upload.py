@@ -64,8 +64,7 @@ def upload_rank(
         for number, file in enumerate(plan.files):
             checksum, pieces = _file_checksum(held, number)
             ranges[file.name] = pieces
-            with held.data[file.offset : file.offset + file.size] as view:
-                put(file.name, view, checksum)
+            put(file.name, held.data[file.offset : file.offset + file.size], checksum)
         _put_small(put, ranges_file(plan.rank), Ranges(files=ranges).to_bytes())
         if snapshot.samples is not None:
             since = descends_from.state.step if descends_from else 0
