@@ -149,25 +149,9 @@ MUTATIONS = (
         "Staged is answered until Kept has arrived",
     ),
     Mutation(
-        "forget-the-upload", "holdings",
-        "if (upload := self.memory.upload) and upload.files is None and not upload.gone:", "if False:",
-        "a new agent goes on with the old one's upload",
-    ),
-    Mutation(
         "commit-a-torn-folder", "uploads",
         "if len(self.done) < slots or known == slots:", "if 0 not in self.done or known == slots:",
         "a manifest is made once all slots have uploaded",
-    ),
-    Mutation(
-        "leave-the-chain", "lineage",
-        "return state.step > durable.state.step and term_of(state) >= term_of(durable.state)",
-        "return state.step > durable.state.step",
-        "a snapshot that is started from descends from what is durable",
-    ),
-    Mutation(
-        "try-a-corrupt-copy-for-ever", "keeping",
-        "if count >= TRIES]", "if False]",
-        "a snapshot that could not be started from is not tried again and again",
     ),
 )  # fmt: skip
 

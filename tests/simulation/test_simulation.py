@@ -18,10 +18,7 @@ from simulation.run import run
 
 BATCHES = 8
 SEEDS = int(os.environ.get("LOCKSTEP_SIMULATION_SEEDS", "160"))
-RARE = {  # need a few hundred seeds
-    "believe-an-old-answer", "trust-a-lost-answer", "start-while-committing", "forget-the-upload", "leave-the-chain",
-    "try-a-corrupt-copy-for-ever",
-}  # fmt: skip
+RARE = {"believe-an-old-answer", "trust-a-lost-answer", "start-while-committing"}  # need a few hundred seeds
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
