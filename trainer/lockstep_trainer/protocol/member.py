@@ -69,7 +69,6 @@ RETAINED_STEPS = 64
 ABANDONED_EXIT = -9
 """How workers end that their agent kills."""
 
-
 NO_TERM = Term(0, 0)
 
 
