@@ -10,6 +10,7 @@ import importlib
 import os
 
 MODULES = (
+    "awscrt.checksums",
     "boto3",
     "numpy",
     "tokenizers",
