@@ -27,6 +27,8 @@ _READS = 4  # at least for each rank, where they can be: fewer can't be spread e
 _SMALL_BYTES = 1024**2
 """A request costs some milliseconds, as much as this many bytes: smaller neighbours are read together even where
 different ranks need them."""
+_GAP_BYTES = 64 * 1024
+"""Between items that are read together: what aligns them, or what nobody needs and is not worth a request."""
 _ALIGNMENT = 16  # bytes, of each box in a parcel: no dtype is wider
 
 
@@ -110,9 +112,10 @@ def _grouped(items: Mapping[int, Item], needed: Mapping[int, set[int]], limit: i
         item = items[number]
         if group:
             before = items[group[-1]]
-            apart = item.file != before.file or item.offset != end or item.offset + item.length - begin > limit
+            apart = item.file != before.file or item.offset - end > _GAP_BYTES
+            full = item.offset + item.length - begin > limit
             large = end - begin >= _SMALL_BYTES or item.length >= _SMALL_BYTES
-            if apart or (large and needed[number] != needed[group[-1]]):
+            if apart or full or (large and needed[number] != needed[group[-1]]):
                 yield tuple(group)
                 group = []
         if not group:
