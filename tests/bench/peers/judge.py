@@ -58,6 +58,8 @@ def judge(result: Mapping[str, Any]) -> dict[str, Any]:
         its = [effect for save, effect in zip(saves, beside, strict=True) if save["system"] == name]
         systems[name] = {
             "blocked": spread(save["blocked"] for save in own),
+            "blocked_cpu": spread(save["blocked_cpu"] for save in own),
+            "waited": spread(save["waited"] for save in own),
             "blocked_first": round(max(save["blocked"] for save in first if save["system"] == name), 4),
             "slowdown": spread(effect.slowdown for effect in its),
             "extra": spread(effect.extra for effect in its),
@@ -78,6 +80,7 @@ def judge(result: Mapping[str, Any]) -> dict[str, Any]:
     every = interval(charged(blocked, whole), step)
     found["interval"] = {
         "steps": every,
+        "snapshot_whole": spread(each for _, each in result["lockstep_costs"]),
         "blocked_share": {
             name: round(each["blocked"]["median"] / (every * step), 5) for name, each in systems.items() if name != RAW
         },
@@ -112,13 +115,15 @@ def table(found: Mapping[str, Any]) -> str:
         f"{found['mb_per_rank']} MB a rank, step {_range(found['step'])} s, CPU {_range(found['step_cpu'])} s; "
         f"interval {found['interval']['steps']} steps",
         "",
-        f"{'save':28} {'blocked s':>24} {'steps beside':>24} {'CPU s':>22} {'durable s':>22} {'share':>7}",
+        f"{'save':28} {'blocked s':>22} {'its CPU s':>9} {'steps beside':>24} "
+        f"{'CPU s':>22} {'durable s':>22} {'share':>7}",
     ]
     for name, each in found["systems"].items():
         share = found["interval"]["blocked_share"].get(name)
         percent = {key: 100 * value for key, value in each["slowdown"].items()}
         lines.append(
-            f"{name:28} {_range(each['blocked'], 3):>24} {_range(percent, 0) + ' %':>24} "
+            f"{name:28} {_range(each['blocked'], 3):>22} {each['blocked_cpu']['median']:>9.3f} "
+            f"{_range(percent, 0) + ' %':>24} "
             f"{_range(each['extra_cpu']):>22} {_range(each['durable']):>22} "
             f"{'' if share is None else f'{share:.2%}':>7}"
         )

@@ -142,11 +142,12 @@ class Transfer:
 
     def __init__(self, of: Lockstep, line: Connection | None) -> None:
         self._of, self._line = of, line
+        self._begun = 0.0
         self.durable_at: float | None = None
 
     def begin(self, number: int) -> None:
         """Order it."""
-        self.durable_at = None
+        self._begun, self.durable_at = time.perf_counter(), None
         if self._line is not None:
             self._line.send(("raw", self._of.newest))
 
@@ -158,7 +159,8 @@ class Transfer:
         if self._line is None:
             return True
         if self.durable_at is None and self._line.poll():
-            _, self.durable_at = self._line.recv()
+            begun, ended = self._line.recv()
+            self.durable_at = self._begun + ended - begun  # without the checksums, which a snapshot has already
         return self.durable_at is not None
 
     def close(self) -> None:

@@ -69,6 +69,8 @@ class Save:
     system: str
     round: int  # 0: those that make memory, plans and processes for the later ones
     blocked: float  # the most of any rank
+    blocked_cpu: float  # CPU seconds of the loop's thread in that time: on a busy machine the steadier number
+    waited: float  # of that before the optimizer, the most of any rank
     durable: float
     wall: float  # from the boundary to the end of the step in which all ranks saw it durable
     steps: int  # in that time
@@ -145,14 +147,15 @@ class Rounds:
         step, step_cpu = (now - begun) / steps, (between[0] - cpu[0]) / steps
         self._number += 1
         cpu, begun = self._cpu(), self._now()
+        thread = time.thread_time()
         system.begin(self._number)
-        blocked, count, over = time.perf_counter() - begun, 0, False
-        wait: Callable[[], None] = system.wait
+        blocked, blocked_cpu = time.perf_counter() - begun, time.thread_time() - thread
+        waited, over = self._training.step(system.wait, system.done)
+        blocked += waited
+        count = 1
         while not over:
-            waited, over = self._training.step(wait, system.done)
-            blocked += waited
+            _, over = self._training.step(_nothing, system.done)
             count += 1
-            wait = _nothing
         wall = self._now() - begun
         used = self._cpu()
         durable = system.durable_at - begun if system.durable_at is not None else 0.0
@@ -160,6 +163,8 @@ class Rounds:
             system.name,
             in_round,
             self._most(blocked),
+            self._most(blocked_cpu),
+            self._most(waited),
             self._most(durable),
             wall,
             count,
