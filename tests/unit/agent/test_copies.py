@@ -38,7 +38,7 @@ def stage(root: Path, rank: int, step: int, *, number: int = 0) -> bytes:
     plan = Plan(rank, 2, {}, (PlannedFile(f"__{rank}_0.distcp", 0, 200_000),), items, SIZE, metadata=rank == 0)
     data = os.urandom(SIZE)
     (folder / f"buffer-{number}").write_bytes(data)
-    (folder / f"plan-{plan.key}.json").write_text(plan.to_json())
+    (folder / f"plan-{plan.key}.json").write_text(plan.text)
     if plan.metadata:
         (folder / f"metadata-{plan.key}").write_bytes(b"metadata")
     (folder / f"samples-{number}.jsonl").write_text(f'{{"step": {step}}}\n')

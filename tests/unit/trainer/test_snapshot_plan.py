@@ -83,7 +83,7 @@ def plan(**change: Any) -> Plan:
 
 
 def test_a_plan_is_named_by_what_is_in_it() -> None:
-    text = plan().to_json()
+    text = plan().text
     assert Plan.from_json(text, "here") == plan()
     assert Plan.from_json(text, "here").key == plan().key
     assert plan(size=101).key != plan().key

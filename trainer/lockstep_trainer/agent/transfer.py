@@ -44,7 +44,7 @@ def state_named(name: str) -> StateId:
 
 async def send(reading: Reading) -> AsyncIterator[bytes]:
     """The wire form of a snapshot, in pieces."""
-    plan = reading.plan.to_json().encode()
+    plan = reading.plan.text.encode()
     metadata = reading.metadata.read_bytes() if reading.plan.metadata else b""
     samples = reading.samples.read_bytes() if reading.snapshot.samples is not None else b""
     sizes = {"plan": len(plan), "metadata": len(metadata), "samples": len(samples), "buffer": reading.plan.size}
@@ -128,7 +128,7 @@ async def receive(
             os.pwrite(descriptor, piece, offset)
             offset += len(piece)
         await asyncio.to_thread(_verify, descriptor, plan, snapshot)
-        _write(folder / f"plan-{plan.key}.json", plan.to_json().encode())
+        _write(folder / f"plan-{plan.key}.json", plan.text.encode())
         if plan.metadata:
             _write(folder / f"metadata-{plan.key}", metadata)
         if snapshot.samples is not None:

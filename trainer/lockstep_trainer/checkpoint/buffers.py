@@ -77,7 +77,7 @@ class Buffers:
         path = folder / f"plan-{plan.key}.json"
         if not path.exists():
             fresh = path.with_name(f".{path.name}.{os.getpid()}")
-            fresh.write_text(plan.to_json())
+            fresh.write_text(plan.text)
             fresh.replace(path)
         self._buffers = [Buffer(folder, number, plan.size) for number in range(BUFFERS)]
 

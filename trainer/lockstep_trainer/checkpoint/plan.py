@@ -12,8 +12,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, Self
+from functools import cached_property, lru_cache
+from typing import Any
 
 from lockstep_trainer.errors import Corrupt
 
@@ -61,38 +61,44 @@ class Plan:
     size: int  # bytes of the buffer
     metadata: bool  # ``metadata-<key>`` lies beside it: rank 0's
 
-    def to_json(self) -> str:
-        """One text for one plan."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str, where: str) -> Self:
-        """Read it back; raises Corrupt, naming ``where`` it was found."""
+    @staticmethod
+    def from_json(text: str, where: str) -> Plan:
+        """Read it back; raises Corrupt, naming ``where`` it was found. The same text gives the same object: a plan
+        comes with every snapshot of a generation, and reading it takes longer than a small copy."""
         try:
-            raw: dict[str, Any] = json.loads(text)
-            return cls(
-                rank=raw["rank"],
-                world_size=raw["world_size"],
-                layout=raw["layout"],
-                files=tuple(PlannedFile(**file) for file in raw["files"]),
-                items=tuple(
-                    Item(**{**item, "shape": tuple(item["shape"]), "start": tuple(item["start"])})
-                    for item in raw["items"]
-                ),
-                size=raw["size"],
-                metadata=raw["metadata"],
-            )
+            return _read(text)
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(f"{where} is no plan of a snapshot: {error}") from None
 
     @cached_property
+    def text(self) -> str:
+        """The plan as JSON: one text for one plan."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @cached_property
     def key(self) -> str:
         """The plan's checksum, by which buffers name it: 16 hex digits."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     def of_file(self, number: int) -> list[tuple[int, Item]]:
         """The items of one file with their places in ``items``, by offset."""
         return [(index, item) for index, item in enumerate(self.items) if item.file == number]
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> Plan:
+    raw: dict[str, Any] = json.loads(text)
+    return Plan(
+        rank=raw["rank"],
+        world_size=raw["world_size"],
+        layout=raw["layout"],
+        files=tuple(PlannedFile(**file) for file in raw["files"]),
+        items=tuple(
+            Item(**{**item, "shape": tuple(item["shape"]), "start": tuple(item["start"])}) for item in raw["items"]
+        ),
+        size=raw["size"],
+        metadata=raw["metadata"],
+    )
 
 
 @dataclass(frozen=True, slots=True)
