@@ -92,10 +92,13 @@ class Copies:
                 return  # overwritten or dropped; what is held is told besides
             except (ClientError, OSError, TimeoutError, Corrupt) as error:
                 log.debug("copy of step %d to %s: %s", state.step, buddy, error)
-                await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)] * random.uniform(0.5, 1.5))
-                attempt += 1
+            except Exception:  # a task that ends without a word would be waited for for ever
+                log.exception("copy of step %d to %s", state.step, buddy)
             else:
                 left.pop(0)
+                continue
+            await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)] * random.uniform(0.5, 1.5))
+            attempt += 1
         self._tell(StateCopied(state))
 
     async def _put(self, rank: int, state: StateId, buddy: str, keep: StateId | None) -> None:

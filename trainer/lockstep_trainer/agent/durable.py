@@ -139,6 +139,9 @@ class DurableStore:
                 if fatal:
                     return
                 log.warning("choosing a restore point: %s", error)
+            except Exception as error:
+                log.exception("choosing a restore point")
+                self._tell(events.RestoreUnavailable(term, f"{type(error).__name__}: {error}"))
             else:
                 self._tell(events.RestoreChosen(term, restore))
                 return
@@ -152,6 +155,10 @@ class DurableStore:
         except TrainerError as error:
             log.warning("commit of step %d: %s", state.step, error)
             self._tell(events.CommitFailed(state, str(error), superseded=isinstance(error, Superseded)))
+            return
+        except Exception as error:  # a task that ends without a word would be waited for for ever
+            log.exception("commit of step %d", state.step)
+            self._tell(events.CommitFailed(state, f"{type(error).__name__}: {error}"))
             return
         self._tell(events.CommitDone(restore, uri, time.monotonic() - begun, size))
         try:

@@ -87,6 +87,9 @@ class Uploads:
             except TrainerError as error:
                 log.warning("upload of step %d: %s", order.state.step, error)
                 self._tell(UploadFailed(order.state, str(error)))
+            except Exception as error:  # a task that ends without a word would be waited for for ever
+                log.exception("upload of step %d", order.state.step)
+                self._tell(UploadFailed(order.state, f"{type(error).__name__}: {error}"))
             else:
                 self.seconds += time.monotonic() - begun
                 files = tuple(file for each in done for file in each.files)
