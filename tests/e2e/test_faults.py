@@ -23,7 +23,7 @@ from lockstep_api.v1alpha1 import TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-STEPS = 1400
+STEPS = 1200
 _RANDOM = random.Random(4)
 
 

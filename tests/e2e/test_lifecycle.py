@@ -80,7 +80,7 @@ def test_the_operators_node_loses_power_under_a_member(lockstep: Target) -> None
     """Operator and a member are gone at once: the standby takes over by the Lease, and replaces the member."""
     assert lockstep.cluster is not None
     lease = ("get", "lease", "-n", install.SYSTEM_NAMESPACE, "-o", "jsonpath={.items[0].spec.holderIdentity}")
-    with RunningJob.training(lockstep, "bereft", 1500, every=20) as job:
+    with RunningJob.training(lockstep, "bereft", 800, every=20) as job:
         before = job.until_step(20)
         holder = lockstep.kubectl(*lease)
         operators = lockstep.get("pods", "-n", install.SYSTEM_NAMESPACE)["items"]
@@ -94,8 +94,8 @@ def test_the_operators_node_loses_power_under_a_member(lockstep: Target) -> None
                     lambda j: j.status.restarts.pod > before.status.restarts.pod and j.status.phase == "Running",
                     120, "recovery",
                 )  # fmt: skip
-            job.until_phase("Succeeded", 200)
-            verdict = job.check(1500)
+            job.until_phase("Succeeded", 240)
+            verdict = job.check(800)
             assert verdict.exact, verdict
         finally:
             lockstep.cluster.power_on(int(node.removeprefix("node")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-STEPS = 1400
+STEPS = 1000
 
 
 def overrides(steps: int = STEPS, every: int = 10) -> list[str]:
