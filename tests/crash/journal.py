@@ -68,11 +68,13 @@ def summary(rounds: Sequence[Round], jobs: Sequence[Job], seed: int) -> dict[str
     kills = [kill for each in rounds for kill in each.kills]
     restored = [one for each in rounds for one in each.restored]
     seconds = sorted(each.seconds for each in rounds)
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, text=True).strip()
+    git = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     return {
         "what": "kills at instants drawn from a seed, damaged objects, and what each recovery went on from",
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
+        "commit": git.stdout.strip() or "unknown",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "load": round(os.getloadavg()[0], 2),
         "seed": seed,
