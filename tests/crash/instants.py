@@ -95,7 +95,6 @@ def _run(place: Place) -> Iterable[str]:
 
 
 APPEARS = (
-    Appears("buffer opened", "stage", _ranks, re.compile(r"buffer-\d+")),
     Appears("staged", "stage", _ranks, re.compile(r"buffer-\d+\.json")),
     Appears("copied to the buddy", "stage", _buddies, re.compile(r"buffer-\d+\.json")),
     Appears("kept", "stage", _snapshots, re.compile(r"kept\.json")),

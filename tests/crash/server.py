@@ -57,7 +57,7 @@ class S3Server:
         """Start it and wait until it listens."""
         own = {"ROOT_ACCESS_KEY": "crash", "ROOT_SECRET_KEY": self._secret}
         self._process = subprocess.Popen(
-            self._command, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            self._command, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 20
