@@ -11,6 +11,15 @@ from parity.cases import Case
 from parity.run import Result
 
 _REPOSITORY = Path(__file__).parents[2]
+_TRAINER = "trainer/lockstep_trainer"
+_SOURCE = (
+    *(
+        f"{_TRAINER}/{name}"
+        for name in ("parallel", "model", "optim", "batch.py", "loss.py", "precision.py", "modules.py")
+    ),
+    *("tests/parity", "tests/composed.py", "tests/forked.py"),
+)
+"""What a cell's numbers depend on: neither checkpoints nor agents are among it."""
 
 
 class Journal:
@@ -26,10 +35,11 @@ class Journal:
 
     @classmethod
     def open(cls) -> Journal:
-        """The journal of this source: of the trainer's files and the matrix's own."""
+        """The journal of this source: of what the cells run."""
         digest = hashlib.sha256()
-        for folder in ("trainer/lockstep_trainer", "tests/parity"):
-            for file in sorted((_REPOSITORY / folder).rglob("*.py")):
+        for place in _SOURCE:
+            path = _REPOSITORY / place
+            for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
                 digest.update(file.read_bytes())
         path = _REPOSITORY / "build/parity" / f"{digest.hexdigest()[:16]}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
