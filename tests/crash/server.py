@@ -56,8 +56,9 @@ class S3Server:
     def start(self) -> None:
         """Start it and wait until it listens."""
         own = {"ROOT_ACCESS_KEY": "crash", "ROOT_SECRET_KEY": self._secret}
+        nowhere = subprocess.DEVNULL
         self._process = subprocess.Popen(
-            self._command, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            self._command, env={**os.environ, **own}, stdin=nowhere, stdout=nowhere, stderr=nowhere,
             start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 20
