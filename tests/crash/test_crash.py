@@ -33,13 +33,13 @@ def server(tmp_path: Path) -> Iterator[S3Server]:
 
 @pytest.mark.run
 @pytest.mark.timeout(600)
-def test_eight_rounds(tmp_path: Path, server: S3Server) -> None:
-    # Of this seed: the server, all pods twice, both agents, workers.
-    result, journal = campaign(tmp_path, server, rounds=8, seed=37, steps=400, say=print)
-    assert result["rounds"] == 8
+def test_four_rounds(tmp_path: Path, server: S3Server) -> None:
+    # Of this seed: a worker, the server, the member's agent, all pods.
+    result, journal = campaign(tmp_path, server, rounds=4, seed=113, steps=400, say=print)
+    assert result["rounds"] == 4
     assert result["damaged_checkpoints"] > 0
     assert result["fallbacks"] > 0
-    assert len(journal.read_text().splitlines()) == 8 + result["jobs"]
+    assert len(journal.read_text().splitlines()) == 4 + result["jobs"]
 
 
 @pytest.mark.run
