@@ -129,8 +129,9 @@ def test_a_slow_callback_loses_steps_and_nothing_else(
     GATE.set()
     callbacks.close("finished")
     steps = [value for what, value in TOLD if what == "step"]
-    assert steps == list(range(1, len(steps) + 1))
-    assert 4 <= len(steps) <= 5  # those in the queue, and the one that was being told
+    assert steps[:4] == [1, 2, 3, 4]
+    assert steps == sorted(set(steps))
+    assert 4 <= len(steps) <= 5  # those in the queue, and the one that was being told, whenever it was taken out
     assert TOLD[-2:] == [("evaluation", 1.5), ("end", "finished")]
     assert f"{50 - len(steps)} steps were left out" in caplog.text
 

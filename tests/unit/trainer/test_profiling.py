@@ -213,6 +213,7 @@ def serving(run: Path, workers: dict[int, Known]) -> Iterator[None]:
         settings=SimpleNamespace(token=TOKEN),
         job=SimpleNamespace(command=None),
         workers=SimpleNamespace(current=workers.get),
+        snapshots=None,  # nobody asks for copies here
         ranks=lambda: ", ".join(map(str, workers)),
     )
     server = Server(agent)  # type: ignore[arg-type]
