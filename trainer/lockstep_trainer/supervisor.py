@@ -30,11 +30,16 @@ _LIVED_WELL = 60.0
 """A service that lived this long, in seconds, is started again at once when it dies."""
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replace the file as a whole: a reader sees the old text or the new one."""
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace the file as a whole: a reader sees the old bytes or the new ones."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(value))
+    fresh.write_bytes(data)
     os.replace(fresh, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """The same for a value as JSON."""
+    write_whole(path, json.dumps(value).encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

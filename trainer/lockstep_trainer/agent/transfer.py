@@ -20,7 +20,7 @@ from lockstep_api.messages import StateId
 from lockstep_trainer.checkpoint.plan import Plan
 from lockstep_trainer.checkpoint.snapshots import Reading, Snapshot, held, json_of, lock, order
 from lockstep_trainer.errors import CheckpointError, Corrupt
-from lockstep_trainer.supervisor import write_json
+from lockstep_trainer.supervisor import write_json, write_whole
 
 _CHUNK = 1024 * 1024
 _LONGEST_LINE = 64 * 1024 * 1024
@@ -128,11 +128,11 @@ async def receive(
             os.pwrite(descriptor, piece, offset)
             offset += len(piece)
         await asyncio.to_thread(_verify, descriptor, plan, snapshot)
-        _write(folder / f"plan-{plan.key}.json", plan.text.encode())
+        write_whole(folder / f"plan-{plan.key}.json", plan.text.encode())
         if plan.metadata:
-            _write(folder / f"metadata-{plan.key}", metadata)
+            write_whole(folder / f"metadata-{plan.key}", metadata)
         if snapshot.samples is not None:
-            _write(folder / f"samples-{number}.jsonl", samples)
+            write_whole(folder / f"samples-{number}.jsonl", samples)
         write_json(json_of(folder, number), snapshot.to_json())
     finally:
         os.close(descriptor)
@@ -170,9 +170,3 @@ def _verify(descriptor: int, plan: Plan, snapshot: Snapshot) -> None:
     for item, expected in zip(plan.items, snapshot.crc64nvme, strict=True):
         if crc64nvme(os.pread(descriptor, item.length, item.offset)) != expected:
             raise Corrupt(f"a copy of step {snapshot.state.step}: {item.name} differs from its checksum")
-
-
-def _write(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(data)
-    fresh.replace(path)

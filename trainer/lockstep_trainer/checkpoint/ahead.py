@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lockstep_trainer.checkpoint.archive import tensor_in
 from lockstep_trainer.checkpoint.fetch import Item, Read
-from lockstep_trainer.checkpoint.metadata import METADATA
+from lockstep_trainer.checkpoint.manifest import METADATA
 from lockstep_trainer.errors import Corrupt, NotFound
 from lockstep_trainer.storage import ObjectStore
 from lockstep_trainer.storage.checksum import crc64nvme

@@ -15,7 +15,7 @@ from lockstep_api.messages import StateId
 from lockstep_trainer.checkpoint.plan import Plan
 from lockstep_trainer.checkpoint.snapshots import BUFFERS, COPIES, Snapshot, json_of, lock, numbers_in, order, unlock
 from lockstep_trainer.errors import UserError
-from lockstep_trainer.supervisor import write_json
+from lockstep_trainer.supervisor import write_json, write_whole
 
 _GIB = 1024**3
 
@@ -76,9 +76,7 @@ class Buffers:
         self.folder, self.plan = folder, plan
         path = folder / f"plan-{plan.key}.json"
         if not path.exists():
-            fresh = path.with_name(f".{path.name}.{os.getpid()}")
-            fresh.write_text(plan.text)
-            fresh.replace(path)
+            write_whole(path, plan.text.encode())
         self._buffers = [Buffer(folder, number, plan.size) for number in range(BUFFERS)]
 
     def reserve(self, is_protected: Callable[[StateId], bool]) -> Buffer | None:

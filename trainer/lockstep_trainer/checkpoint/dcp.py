@@ -29,8 +29,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from lockstep_trainer.checkpoint.manifest import FileEntry, Ranges, ranges_file
-from lockstep_trainer.checkpoint.metadata import METADATA
+from lockstep_trainer.checkpoint.manifest import METADATA, FileEntry, Ranges, ranges_file
 from lockstep_trainer.storage import ObjectStore, put_once
 from lockstep_trainer.storage.checksum import crc64nvme
 

@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 
 from lockstep_api.v1alpha1 import S3Spec, TrainerSpec
 from lockstep_trainer.checkpoint.archive import tensor_in
-from lockstep_trainer.checkpoint.manifest import FileEntry, Manifest, Ranges, ranges_of
-from lockstep_trainer.checkpoint.metadata import METADATA, load_metadata
+from lockstep_trainer.checkpoint.manifest import METADATA, FileEntry, Manifest, Ranges, ranges_of
+from lockstep_trainer.checkpoint.metadata import load_metadata
 from lockstep_trainer.data.tokenizer import load_tokenizer
 from lockstep_trainer.errors import Corrupt, NotFound, UserError
 from lockstep_trainer.model.config import DecoderConfig

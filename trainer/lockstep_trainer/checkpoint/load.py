@@ -22,8 +22,8 @@ from lockstep_trainer.agreement import by_first, from_all
 from lockstep_trainer.checkpoint.ahead import Ahead
 from lockstep_trainer.checkpoint.exchange import exchange
 from lockstep_trainer.checkpoint.fetch import WINDOW, Box, Item, plan
-from lockstep_trainer.checkpoint.manifest import FileEntry, Manifest, Ranges, ranges_of
-from lockstep_trainer.checkpoint.metadata import METADATA, load_metadata
+from lockstep_trainer.checkpoint.manifest import METADATA, FileEntry, Manifest, Ranges, ranges_of
+from lockstep_trainer.checkpoint.metadata import load_metadata
 from lockstep_trainer.checkpoint.pieces import Contents, pieces_of
 from lockstep_trainer.errors import Corrupt, NotFound, StoreError, TrainerError
 from lockstep_trainer.storage import ObjectStore

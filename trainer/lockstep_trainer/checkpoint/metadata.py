@@ -15,8 +15,6 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from lockstep_trainer.errors import Corrupt
 
-METADATA = ".metadata"
-
 _ALLOWED = {
     "builtins": {"set", "frozenset", "slice"},
     "collections": {"OrderedDict"},

@@ -23,6 +23,7 @@ from lockstep_trainer.checkpoint.planning import Planned
 from lockstep_trainer.checkpoint.snapshots import Root, Snapshot
 from lockstep_trainer.errors import TrainerError
 from lockstep_trainer.storage.checksum import crc64nvme
+from lockstep_trainer.supervisor import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,7 @@ class Stage:
         self.planned = planned
         self.buffers = Buffers(folder, planned.plan)
         if planned.metadata is not None:
-            path = folder / f"metadata-{planned.plan.key}"
-            fresh = path.with_name(f".{path.name}")
-            fresh.write_bytes(planned.metadata)
-            fresh.replace(path)
+            write_whole(folder / f"metadata-{planned.plan.key}", planned.metadata)
         self._device = device
         self._changes = [changes(item.name) for item in planned.plan.items]
         self._views: dict[int, list[Tensor]] = {}

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lockstep_trainer.checkpoint.chain import locate, read_manifest
-from lockstep_trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, Ranges, ranges_of
-from lockstep_trainer.checkpoint.metadata import METADATA, load_metadata
+from lockstep_trainer.checkpoint.manifest import MANIFEST, METADATA, FileEntry, Manifest, Ranges, ranges_of
+from lockstep_trainer.checkpoint.metadata import load_metadata
 from lockstep_trainer.errors import Corrupt, NotFound, StoreError
 from lockstep_trainer.storage import ObjectStore
 from lockstep_trainer.storage.checksum import EMPTY, combine, crc64nvme
