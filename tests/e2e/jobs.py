@@ -11,7 +11,7 @@ from typing import Any
 from checker.check import Verdict, check
 from checker.stores import BucketObjects
 from demonstration import faults, install
-from demonstration.target import Target
+from demonstration.target import DemoError, Target
 from demonstration.watch import JobWatch, watch
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
@@ -84,8 +84,21 @@ class RunningJob:
         return self.target.kubectl("-n", NAMESPACE, *arguments)
 
     def until(self, condition: Callable[[TrainingJob], bool], seconds: float, what: str) -> TrainingJob:
-        """Waits for a state of the job."""
-        return self._watch.until(condition, seconds, what)
+        """Waits for a state of the job; one that does not come fails with all that there is to say about the job."""
+        try:
+            return self._watch.until(condition, seconds, what)
+        except DemoError as error:
+            raise AssertionError(f"{error}\n\n{self.story()}") from error
+
+    def story(self, lines: int = 60) -> str:
+        """The job's status, and the last lines that each of its pods wrote."""
+        told = [self.kubectl("get", "trainingjob", self.name, "-o", "yaml")]
+        for pod in self.pod_names():
+            try:
+                told.append(f"{pod}:\n{self.kubectl('logs', pod, '-c', constants.CONTAINER_NAME, f'--tail={lines}')}")
+            except DemoError as error:  # its node may have no power
+                told.append(f"{pod}: {error}")
+        return "\n".join(told)
 
     def until_step(self, step: int, seconds: float = 120) -> TrainingJob:
         """Waits for a step."""

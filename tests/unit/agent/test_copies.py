@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest.mock import patch
 
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
@@ -16,7 +18,7 @@ from lockstep_api.messages import MemoryPoint, Rendezvous, Start, StateId, Term
 from lockstep_trainer.agent.copies import Copies, CopyRoutes
 from lockstep_trainer.agent.snapshots import Snapshots
 from lockstep_trainer.checkpoint.plan import Item, Plan, PlannedFile
-from lockstep_trainer.checkpoint.snapshots import Root, Snapshot, held, lock, rank_folder, reading
+from lockstep_trainer.checkpoint.snapshots import Reading, Root, Snapshot, held, lock, rank_folder, reading
 from lockstep_trainer.protocol.events import Event, SnapshotsHeld, StateCopied, StateStaged
 from lockstep_trainer.storage.checksum import crc64nvme
 
@@ -112,6 +114,31 @@ def test_a_copy_at_the_buddy_is_the_same_and_comes_back(tmp_path: Path) -> None:
         for rank in (0, 1):
             with reading(rank_folder(three.snapshots.root, rank), state_id(5)) as copy:
                 assert bytes(copy.data) == data[rank]
+
+    with_pods(tmp_path, body)
+
+
+def test_a_snapshot_that_its_writer_still_holds_is_copied_once_it_lets_go(tmp_path: Path) -> None:
+    """The snapshot is seen before its lock is gone: given up here, nothing would ever be kept again."""
+
+    async def body(one: Pod, two: Pod) -> None:
+        for rank in (0, 1):
+            stage(one.snapshots.root, rank, 5)
+        descriptor = os.open(rank_folder(one.snapshots.root, 0) / "buffer-0", os.O_RDWR)
+        assert lock(descriptor, shared=False)
+        tries = asyncio.Event()
+
+        def busy(folder: Path, state: StateId) -> AbstractContextManager[Reading]:
+            tries.set()
+            return reading(folder, state)
+
+        with patch("lockstep_trainer.agent.copies.reading", busy):
+            one.copies.copy(state_id(5), two.address, None, 0)
+            async with asyncio.timeout(20):
+                await tries.wait()
+            os.close(descriptor)
+            await one.tells(StateCopied(state_id(5)))
+        assert states(two.snapshots.buddies, 0) == {5}
 
     with_pods(tmp_path, body)
 

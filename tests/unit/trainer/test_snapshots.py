@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,10 @@ from lockstep_trainer.checkpoint.samplelog import SampleLog
 from lockstep_trainer.checkpoint.snapshots import (
     NoSnapshotError,
     Root,
+    SnapshotBusyError,
     drop_beyond,
     held,
+    lock,
     rank_folder,
     read_state,
     reading,
@@ -75,6 +78,25 @@ def take(stage: Stage, state: dict[str, torch.Tensor], step: int, is_protected: 
     stage.begin(stage.planned.sources({"model": state}), facts(step))
     stage.finish()
     return True
+
+
+def test_a_reader_can_wait_for_the_writer(tmp_path: Path) -> None:
+    """A snapshot is seen before its writer has let go of it: whoever reads it then must not call it gone."""
+
+    def body(state: dict[str, torch.Tensor], planned: Planned, stage: Stage) -> None:
+        folder = stage.buffers.folder
+        assert take(stage, state, 1, never)
+        descriptor = os.open(folder / "buffer-0", os.O_RDWR)
+        assert lock(descriptor, shared=False)
+        with pytest.raises(SnapshotBusyError), reading(folder, state_id(1)):
+            pass
+        timer = threading.Timer(0.05, os.close, [descriptor])
+        timer.start()
+        with reading(folder, state_id(1), wait=True) as held:
+            assert held.snapshot.state == state_id(1)
+        timer.join()
+
+    one_rank(tmp_path, body)
 
 
 def test_the_oldest_that_may_go_is_overwritten_and_nothing_else(tmp_path: Path) -> None:

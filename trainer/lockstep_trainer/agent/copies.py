@@ -20,6 +20,7 @@ from lockstep_trainer.checkpoint.snapshots import (
     BUFFERS,
     COPIES,
     NoSnapshotError,
+    SnapshotBusyError,
     held,
     order,
     rank_folder,
@@ -87,11 +88,11 @@ class Copies:
         while left:
             try:
                 await self._put(left[0], state, buddy, keep)
+            except (SnapshotBusyError, ClientError, OSError, TimeoutError, Corrupt) as error:
+                log.debug("copy of step %d to %s: %s", state.step, buddy, error)
             except NoSnapshotError as error:
                 log.warning("copy to %s: %s", buddy, error)
                 return  # overwritten or dropped; what is held is told besides
-            except (ClientError, OSError, TimeoutError, Corrupt) as error:
-                log.debug("copy of step %d to %s: %s", state.step, buddy, error)
             except Exception:  # a task that ends without a word would be waited for for ever
                 log.exception("copy of step %d to %s", state.step, buddy)
             else:

@@ -22,7 +22,7 @@ def recall(folder: Path, planned: Planned, state: StateId, targets: Sequence[Ten
     No byte is copied before its checksum was looked at. Raises NoSnapshotError where there is none, Corrupt where a
     byte is wrong or another layout made it; ``targets`` are then worthless.
     """
-    with reading(folder, state) as held:
+    with reading(folder, state, wait=True) as held:
         if held.plan.key != planned.plan.key:
             raise Corrupt(f"{held.buffer} was made at another layout than this job has now")
         for number, target in enumerate(targets):

@@ -33,7 +33,11 @@ COPIES = 2
 
 
 class NoSnapshotError(CheckpointError):
-    """The volume does not hold this snapshot, or somebody writes to its buffer."""
+    """The volume does not hold this snapshot."""
+
+
+class SnapshotBusyError(NoSnapshotError):
+    """Its writer has not let go of it yet, or is about to overwrite it: whoever asks again will know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +148,20 @@ def json_of(folder: Path, number: int) -> Path:
 
 
 @contextmanager
-def reading(folder: Path, state: StateId) -> Iterator[Reading]:
-    """Hold the rank's snapshot of ``state`` against being overwritten.
+def reading(folder: Path, state: StateId, *, wait: bool = False) -> Iterator[Reading]:
+    """Hold the rank's snapshot of ``state`` against being overwritten. ``wait``: until its writer has let go of it.
 
-    Raises NoSnapshotError where there is none, Corrupt where its plan is gone or the buffer too short.
+    Raises NoSnapshotError where there is none, SnapshotBusyError where that can't be known without waiting, Corrupt
+    where its plan is gone or the buffer too short.
     """
+    busy = False
     for number, snapshot in held(folder).items():
         if snapshot.state != state:
             continue
         descriptor = os.open(folder / f"buffer-{number}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if not lock(descriptor, shared=True):
+            if not lock(descriptor, shared=True, wait=wait):
+                busy = True
                 continue
             again = Snapshot.read(json_of(folder, number))
             if again is None or again.state != state:
@@ -171,7 +178,10 @@ def reading(folder: Path, state: StateId) -> Iterator[Reading]:
             # way up may still hold one. The lock goes now.
             unlock(descriptor)
             os.close(descriptor)
-    raise NoSnapshotError(f"{folder} has no snapshot of step {state.step} ({state.epoch}/{state.generation})")
+    named = f"step {state.step} ({state.epoch}/{state.generation})"
+    if busy:
+        raise SnapshotBusyError(f"{folder}: the buffer with the snapshot of {named} is being written")
+    raise NoSnapshotError(f"{folder} has no snapshot of {named}")
 
 
 def read_plan(folder: Path, key: str) -> Plan:
@@ -186,10 +196,10 @@ def read_plan(folder: Path, key: str) -> Plan:
     return plan
 
 
-def lock(descriptor: int, *, shared: bool) -> bool:
-    """Lock without waiting; False where others hold it."""
+def lock(descriptor: int, *, shared: bool, wait: bool = False) -> bool:
+    """Lock; without ``wait`` at once or not at all: False where others hold it."""
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True

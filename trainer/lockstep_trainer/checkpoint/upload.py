@@ -47,7 +47,7 @@ def upload_rank(
     told the bytes of each file. Blocks. Raises NoSnapshotError where the volume has no such snapshot, Stopped once
     ``wanted`` is false, Corrupt where the volume holds something else, StoreError.
     """
-    with reading(folder, state) as held:
+    with reading(folder, state, wait=True) as held:
         snapshot, plan = held.snapshot, held.plan
         descends_from = real_parent(parent, snapshot.root)
         key = step_folder(state)
