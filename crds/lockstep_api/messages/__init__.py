@@ -1,0 +1,105 @@
+"""Messages between operator, leader and members.
+
+Frozen dataclasses, so that protocol cores can use them without I/O libraries; ``lockstep_api.wire`` turns them into
+JSON and back and refuses what does not fit. Each message names the job, epoch and generation it belongs to:
+receivers compare (epoch, generation) first and drop what is older (PROTOCOLS: invariant a).
+
+Directions::
+
+    operator ── Membership, Stop, FaultAck ──────────► leader
+    operator ◄─ Inventory, Progress, FaultReport, Recovered, ReplaceRequest, EpochRequest, Finished ── leader
+    leader   ── Invite, Start, Abandon, Kept, Void, Upload, TakeSnapshot, Committed, Beat, Release ─► member
+    leader   ◄─ Join, Quiesced, Steps, WorkerExited, Staged, Uploaded, UploadProblem, Leaving, Beat ── member
+"""
+
+from __future__ import annotations
+
+from lockstep_api.messages.checkpoints import (
+    Committed,
+    Kept,
+    Staged,
+    TakeSnapshot,
+    Upload,
+    Uploaded,
+    UploadProblem,
+    Void,
+)
+from lockstep_api.messages.generations import Abandon, Quiesced, Start, Steps, WorkerExited
+from lockstep_api.messages.membership import (
+    Beat,
+    EpochRequest,
+    Inventory,
+    Invite,
+    Join,
+    Leaving,
+    Membership,
+    Release,
+    ReplaceRequest,
+)
+from lockstep_api.messages.parts import (
+    Copies,
+    Cut,
+    MemoryPoint,
+    Origin,
+    Rendezvous,
+    RestorePoint,
+    SlotInfo,
+    StateId,
+    StepSummary,
+    StoredFile,
+    Term,
+)
+from lockstep_api.messages.reports import FaultAck, FaultReport, Finished, Progress, Recovered, Stop
+
+ToLeader = Join | Quiesced | Steps | WorkerExited | Staged | Uploaded | UploadProblem | Leaving | Beat
+ToMember = Start | Abandon | Kept | Void | Upload | TakeSnapshot | Committed | Beat | Release
+FromOperator = Membership | Stop | FaultAck
+ToOperator = Inventory | Progress | FaultReport | Recovered | ReplaceRequest | EpochRequest | Finished
+Message = ToLeader | ToMember | FromOperator | ToOperator | Invite
+
+__all__ = [
+    "Abandon",
+    "Beat",
+    "Committed",
+    "Copies",
+    "Cut",
+    "EpochRequest",
+    "FaultAck",
+    "FaultReport",
+    "Finished",
+    "FromOperator",
+    "Inventory",
+    "Invite",
+    "Join",
+    "Kept",
+    "Leaving",
+    "Membership",
+    "MemoryPoint",
+    "Message",
+    "Origin",
+    "Progress",
+    "Quiesced",
+    "Recovered",
+    "Release",
+    "Rendezvous",
+    "ReplaceRequest",
+    "RestorePoint",
+    "SlotInfo",
+    "Staged",
+    "Start",
+    "StateId",
+    "StepSummary",
+    "Steps",
+    "Stop",
+    "StoredFile",
+    "TakeSnapshot",
+    "Term",
+    "ToLeader",
+    "ToMember",
+    "ToOperator",
+    "Upload",
+    "UploadProblem",
+    "Uploaded",
+    "Void",
+    "WorkerExited",
+]

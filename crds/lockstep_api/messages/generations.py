@@ -1,0 +1,75 @@
+"""Generations of workers, from their start to their end: between leader and members."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lockstep_api.messages.parts import Copies, Cut, MemoryPoint, Origin, Rendezvous, RestorePoint, StepSummary, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Leader → member: start your workers of this generation."""
+
+    job_uid: str
+    term: Term
+    nodes: int
+    gpus_per_node: int
+    rendezvous: Rendezvous
+    restore: RestorePoint | None  # None: fresh weights
+    cut: Cut | None = None
+    memory: MemoryPoint | None = None  # to be tried before ``restore``, which stands where a copy fails its checksum
+    buddies: tuple[str, ...] = ()  # by slot: host:port of the agent that keeps copies of its snapshots; "" for none
+    kind: Literal["Start"] = "Start"
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Leader → member: end the workers of this and every older generation, then say Quiesced."""
+
+    job_uid: str
+    term: Term
+    cause: str
+    kind: Literal["Abandon"] = "Abandon"
+
+
+@dataclass(frozen=True, slots=True)
+class Quiesced:
+    """Member → leader: no worker of ``term`` or older is left, all are reaped; these snapshots are. Said again when
+    they change."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    origin: Origin | None = None
+    snapshots: tuple[Copies, ...] = ()
+    kind: Literal["Quiesced"] = "Quiesced"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Member → leader: steps that all its workers have finished since the last message, and where they are now."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    done: tuple[StepSummary, ...]
+    section: str  # of the slowest local worker: load, forward, backward, …
+    kind: Literal["Steps"] = "Steps"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """Member → leader: a worker process has ended."""
+
+    job_uid: str
+    term: Term
+    slot: int
+    rank: int  # global
+    exit_code: int  # minus the signal
+    error: str | None = None  # a sentence for people, where the worker left one
+    user_error: bool = False  # bad configuration or data: a restart can't help
+    log_tail: tuple[str, ...] = ()
+    at: float = 0.0
+    kind: Literal["WorkerExited"] = "WorkerExited"

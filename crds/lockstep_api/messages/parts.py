@@ -1,0 +1,116 @@
+"""Values that messages and protocol cores are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Term:
+    """(epoch, generation), ordered. Generation 0 means that no process group was started in the epoch yet."""
+
+    epoch: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateId:
+    """Names a training state: the step, and the term whose workers made it. A step number alone names nothing."""
+
+    step: int
+    epoch: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotInfo:
+    """Who holds a slot."""
+
+    slot: int
+    pod: str
+    pod_uid: str
+    boot_id: str
+    address: str  # host:port of the agent
+    domain: str = ""  # failure domain: the node's name
+    ordinal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePoint:
+    """A durable checkpoint to start from: a manifest, and the checksum it must have."""
+
+    state: StateId
+    manifest: str  # key of manifest.json below the job's prefix, or a full URI for resumeFrom
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a step folder in the store."""
+
+    name: str
+    size: int  # bytes
+    crc64nvme: str  # of all of it, 16 hex digits
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """A snapshot in an agent's memory-backed volume: whole for every rank of ``slot``, checksums not yet looked at."""
+
+    state: StateId
+    slot: int
+    durable: int = 0  # step of the durable state whose samples the copy's log begins behind; 0: from the start
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The newest Start that an agent obeyed, and the step that it began from. Snapshots beyond that step and of an
+    older term are of no lineage: the agent removed them when it obeyed."""
+
+    term: Term
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPoint:
+    """A snapshot to start from: one state id, and for each slot the agent that has its copy."""
+
+    state: StateId
+    sources: tuple[str, ...]  # by slot: host:port of the agent to fetch it from; "" where the slot's own pod has it
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where the workers of one generation meet."""
+
+    host: str
+    port: int
+    prefix: str  # "e/g": a worker joins only the prefix it was given
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """States that must not be used any more: all of ``excluded`` terms beyond ``keep``. Stored before it is
+    answered; the highest (epoch, generation) wins."""
+
+    term: Term  # the term that decided it
+    keep: StateId
+    excluded: tuple[tuple[Term, Term], ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepSummary:
+    """One optimizer step of one generation, folded over the ranks of a node, or of the job."""
+
+    step: int  # 1 for the first optimizer step: the number of steps done after it
+    at: float  # Unix seconds at its end
+    seconds: float  # wall time of the step
+    loss: float  # mean over all tokens, nats
+    tokens: int  # over all ranks
+    grad_norm: float
+    lr: float
+    sections: dict[str, float] = field(default_factory=dict)  # section → seconds, mean over ranks
+    trained: int = 0  # tokens of all steps up to this one; 0: not said
+    mfu: float | None = None  # model FLOPs utilisation, 0 to 1; None where the device's peak is not known
+    memory: int = 0  # bytes in use at most on one device during the step, the largest over ranks; 0 without GPUs
