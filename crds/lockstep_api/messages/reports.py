@@ -29,6 +29,7 @@ class Progress:
     ledger: dict[str, float]  # class → GPU-seconds, members only
     kept: StateId | None = None  # newest state that all slots keep in memory
     cadence: dict[str, float] = field(default_factory=dict)  # interval of durable states and its inputs, in seconds
+    durable_verified: tuple[str, ...] = ()  # checks that `durable` passed before it was written, by its manifest
     kind: Literal["Progress"] = "Progress"
 
 

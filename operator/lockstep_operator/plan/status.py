@@ -94,7 +94,12 @@ def _checkpoints(old: CheckpointStatus, job: TrainingJob, heard: messages.Progre
     """What the leader says of its checkpoints; what it does not know yet stays as it was."""
     durable, memory = old.durable, old.memory
     if heard.durable and heard.durable_uri and heard.durable_at is not None:
-        durable = DurableCheckpoint(step=heard.durable.state.step, uri=heard.durable_uri, at=rfc3339(heard.durable_at))
+        durable = DurableCheckpoint(
+            step=heard.durable.state.step,
+            uri=heard.durable_uri,
+            at=rfc3339(heard.durable_at),
+            verified=list(heard.durable_verified) or None,  # an older agent does not say
+        )
     if heard.kept is None:
         memory = None  # a new leader has not heard of one: nothing is promised
     elif memory is None or memory.step != heard.kept.step:

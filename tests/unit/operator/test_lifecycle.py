@@ -11,7 +11,7 @@ from lockstep_api.v1alpha1 import Phase, TrainingJobStatus
 from lockstep_operator.plan import lifecycle
 from lockstep_operator.plan.observed import Refusal
 from lockstep_operator.plan.times import rfc3339
-from unit.operator.builders import START, World, finished, make_job, summary
+from unit.operator.builders import START, World, durable, finished, make_job, summary
 
 
 def condition(world: World, kind: str) -> str | None:
@@ -184,6 +184,24 @@ def test_the_status_says_what_is_kept_in_memory_and_how_often_checkpoints_are_ma
     world.settle()
     assert world.status.checkpoint.memory is None
     assert world.status.checkpoint.interval == interval
+
+
+def test_the_status_says_what_checks_the_durable_checkpoint_passed() -> None:
+    world = World(make_job(nodes=1, checkpoint={"uri": "s3://bucket"}))
+    world.train(step=7)
+    checks = ("loss and gradient norm are finite",)
+    world.say(newest=summary(7, world.now), **durable(6, world.now), durable_verified=checks)
+    world.settle()
+    found = world.status.checkpoint.durable
+    assert found is not None
+    assert (found.step, found.verified) == (6, list(checks))
+    world.say(newest=summary(8, world.now), durable=durable(6, world.now)["durable"])  # a new leader: it made no commit
+    world.settle()
+    assert world.status.checkpoint.durable == found
+    world.say(newest=summary(9, world.now), **durable(9, world.now))  # an agent of an older release
+    world.settle()
+    assert world.status.checkpoint.durable is not None
+    assert world.status.checkpoint.durable.verified is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lockstep_api.messages import RestorePoint, Term
+from lockstep_api.messages import Term
 from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError, UserError
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.effects import Commit
@@ -151,7 +151,7 @@ class DurableStore:
     async def _commit(self, order: Commit) -> None:
         begun, state = time.monotonic(), order.state
         try:
-            restore, uri, size = await self._call(lambda: self._commit_now(order))
+            done = await self._call(lambda: self._commit_now(order, begun))
         except TrainerError as error:
             log.warning("commit of step %d: %s", state.step, error)
             self._tell(events.CommitFailed(state, str(error), superseded=isinstance(error, Superseded)))
@@ -160,7 +160,7 @@ class DurableStore:
             log.exception("commit of step %d", state.step)
             self._tell(events.CommitFailed(state, f"{type(error).__name__}: {error}"))
             return
-        self._tell(events.CommitDone(restore, uri, time.monotonic() - begun, size))
+        self._tell(done)
         try:
             await self._call(lambda: self._collect_garbage(order.term))
         except TrainerError as error:
@@ -179,13 +179,14 @@ class DurableStore:
             self._chain = Chain(store, self._job.checkpoint_prefix, s3=spec.s3, resume_from=resume)
         return self._chain
 
-    def _commit_now(self, order: Commit) -> tuple[RestorePoint, str, int]:
+    def _commit_now(self, order: Commit, begun: float) -> events.CommitDone:
         from lockstep_trainer.checkpoint.upload import listing_of
 
         chain = self._open()
         listing = listing_of(order.header, order.parent, order.files)
         restore = chain.commit(listing, order.term, self._nonce)
-        return restore, f"{chain.store.uri}/{restore.manifest}", listing.size
+        uri, seconds = f"{chain.store.uri}/{restore.manifest}", time.monotonic() - begun
+        return events.CommitDone(restore, uri, seconds, listing.size, listing.verified)
 
     def _collect_garbage(self, term: Term) -> None:
         from lockstep_trainer.checkpoint.garbage import collect_garbage

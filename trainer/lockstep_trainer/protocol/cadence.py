@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 PRIOR_GPU_SECONDS = 50_000 * 3600.0
 """One interruption in 50,000 GPU hours: Llama 3 405B had 419 unexpected ones in 54 days on 16,384 GPUs (Llama Team,
@@ -28,7 +28,7 @@ class Cadence:
 
     def figures(self) -> dict[str, float]:
         """For a report."""
-        return {name: round(float(value), 3) for name, value in asdict(self).items()}
+        return {name: round(float(getattr(self, name)), 3) for name in self.__slots__}
 
 
 def cadence(*, blocked: float, upload: float, faults: int, observed: float, gpus: int) -> Cadence:

@@ -37,6 +37,8 @@ class Durability:
     durable: RestorePoint | None = None
     durable_at: float | None = None
     uri: str | None = None
+    verified: tuple[str, ...] = ()
+    """Checks that ``durable`` passed, where this leader has committed it."""
     problem: str | None = None
     known: bool = False
     """``durable`` is what the chain names: a generation may start from it."""
@@ -85,10 +87,14 @@ class Durability:
         self.problem = None
         self.doubtful.clear()
         if restore != self.durable:
-            self.durable, self.durable_at, self.uri = restore, now, None
+            self.found(restore, now)
         if self._waiting and (self.committed(self._waiting.state) or self._waiting.parent != restore):
             self._waiting = None
         return True
+
+    def found(self, restore: RestorePoint | None, now: float) -> None:
+        """It is what the job has, and this leader did not make it."""
+        self.durable, self.durable_at, self.uri, self.verified = restore, now, None, ()
 
     def silent(self, now: float) -> bool:
         """The chain was fenced in this epoch and leaves a question open for long."""
@@ -117,9 +123,9 @@ class Durability:
         none of ours: what it did, the fence has seen."""
         return self._committing is not None and self._committing.state == state
 
-    def done(self, restore: RestorePoint, uri: str, now: float) -> None:
+    def done(self, restore: RestorePoint, uri: str, verified: tuple[str, ...], now: float) -> None:
         """It is durable."""
-        self.durable, self.durable_at, self.uri, self.problem = restore, now, uri, None
+        self.durable, self.durable_at, self.uri, self.verified, self.problem = restore, now, uri, verified, None
         self.doubtful.clear()
         self._committing = None
         self._failures = 0

@@ -221,6 +221,7 @@ class CommitDone:
     uri: str = ""
     seconds: float = 0.0
     size: int = 0
+    verified: tuple[str, ...] = ()  # checks that it passed, by its manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,9 +139,11 @@ class Keeping:
         durability = leader.durability
         if not durability.known or durability.pending or durability.superseded:
             return effects
-        interval = self.cadence(leader, now).interval if self.plan.checkpoint_every is None else 0.0
         kept, durable = self.snapshots.kept, durability.durable
-        if kept is None or not self.uploads.wants(kept, durable, interval, now):
+        if kept is None:
+            return effects
+        interval = self.cadence(leader, now).interval if self.plan.checkpoint_every is None else 0.0
+        if not self.uploads.wants(kept, durable, interval, now):
             return effects
         order = Upload(self.plan.job_uid, leader.term, kept, durable)
         self.uploads.give(order, now)
@@ -265,8 +267,7 @@ class Keeping:
         self._fell_back = True
         if leader.running.memory:
             self.tries[leader.running.memory.state] = TRIES
-        durability = leader.durability
-        durability.durable, durability.durable_at, durability.uri = point, now, None
+        leader.durability.found(point, now)
         self._descend(leader, point.state if point else None)
         return [Persist()]
 

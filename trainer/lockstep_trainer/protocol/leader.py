@@ -318,7 +318,7 @@ class Leader:
     def _commit_done(self, event: events.CommitDone, now: float) -> list[Effect]:
         if not self.durability.awaits(event.restore.state):
             return []
-        self.durability.done(event.restore, event.uri, now)
+        self.durability.done(event.restore, event.uri, event.verified, now)
         self.keeping.uploads.drop()
         self.verdicts.durable(event.restore.state.step)
         told = self.roster.say_all(Committed(self.plan.job_uid, self.term, event.restore), now)
