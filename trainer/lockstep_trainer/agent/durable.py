@@ -48,7 +48,7 @@ class DurableStore:
         self._tasks: set[asyncio.Task[None]] = set()
         self._choosing: asyncio.Task[None] | None = None
         self._lines: list[dict[str, Any]] = []
-        self._files = 0
+        self._files: int | None = None  # the newest of ours or of an earlier agent; None: not asked yet
         self._written: list[int] = json.loads(self._position.read_text()) if self._position.exists() else []
         self._urgent = asyncio.Event()
         self._flushing = asyncio.Lock()
@@ -90,19 +90,22 @@ class DurableStore:
             self._lines.clear()
             return True
         async with self._flushing:
-            lines = list(self._lines)
-            if not lines:
-                return True
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._journal_thread, self._put_lines, lines)
-            except TrainerError as error:
-                log.warning("journal: %s", error)
-                return False
-            del self._lines[: len(lines)]
-            steps = [_place(line) for line in lines if line["kind"] == "step"]
-            if steps:
-                self._written = max(self._written, steps[-1])
-                write_json(self._position, self._written)
+            left = len(self._lines)
+            while left:
+                lines = self._lines[:left]
+                try:
+                    count = await asyncio.get_running_loop().run_in_executor(
+                        self._journal_thread, self._put_lines, lines
+                    )
+                except TrainerError as error:
+                    log.warning("journal: %s", error)
+                    return False
+                del self._lines[:count]
+                left -= count
+                steps = [_place(line) for line in lines[:count] if line["kind"] == "step"]
+                if steps:
+                    self._written = max(self._written, steps[-1])
+                    write_json(self._position, self._written)
             return True
 
     def close(self) -> None:
@@ -194,20 +197,31 @@ class DurableStore:
 
         collect_garbage(self._open(), Keep(**self._job.spec["checkpoint"].get("keep", {})), term=term)
 
-    def _put_lines(self, lines: list[dict[str, Any]]) -> None:
-        store = self._open().store
-        term = lines[-1]
+    def _put_lines(self, lines: list[dict[str, Any]]) -> int:
+        """Write a file of these lines; returns how many of them, from the first on, are in the store then."""
+        store, newest = self._open().store, lines[-1]
+        prefix = f"journal/e{newest['epoch']}-g{newest['generation']}-"
+        if self._files is None:
+            self._files = max((_number(entry.key) for entry in store.list(prefix)), default=0)
         data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
         while True:
-            self._files += 1
-            key = f"journal/e{term['epoch']}-g{term['generation']}-{self._files}.jsonl"
+            key = f"{prefix}{self._files + 1}.jsonl"
             try:
                 store.put(key, data, only_if_absent=True)
-                return
             except PreconditionFailed:
                 existing, _ = store.get(key)
-                if existing == data:
-                    return  # an earlier try of ours, whose answer was lost
+                self._files += 1
+                if existing and data.startswith(existing):  # an earlier try of ours, whose answer was lost
+                    return existing.count(b"\n")
+            else:
+                self._files += 1
+                return len(lines)
+
+
+def _number(key: str) -> int:
+    """Of a journal file, ``journal/e1-g1-<number>.jsonl``; 0 for what is none."""
+    number = key.removesuffix(".jsonl").rpartition("-")[2]
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def _place(line: dict[str, Any]) -> list[int]:
