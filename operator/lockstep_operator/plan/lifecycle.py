@@ -123,6 +123,10 @@ def finish(job: TrainingJob, status: TrainingJobStatus, observed: Observed, endi
     status = set_condition(
         status, job, constants.CONDITION_READY, "False", reason=ending_.reason, message=ending_.message, now=now
     )
+    degraded = constants.CONDITION_CHECKPOINT_DEGRADED
+    if ending_.succeeded and find_condition(status, degraded):  # it may have waited for the store with its last step
+        text = "The last checkpoint is durable."
+        status = set_condition(status, job, degraded, "False", reason=ending_.reason, message=text, now=now)
     status = status.model_copy(
         update={
             "phase": Phase.SUCCEEDED if ending_.succeeded else Phase.FAILED,

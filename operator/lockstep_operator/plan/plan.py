@@ -96,6 +96,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     members = status_rules.members(status, live, leads, observed)
     status = status.model_copy(update={"members": members, "ready": f"{members.ready}/{job.spec.nodes}"})
     status = status_rules.conditions(status, job, live, observed, leads=leads, now=now)
+    events += status_rules.checkpoint_events(job.status, status)
 
     # What follows from the status.
     create, delete = _pods(job, status, observed, now)

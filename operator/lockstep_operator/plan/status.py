@@ -17,6 +17,7 @@ from lockstep_api.v1alpha1 import (
     TrainingJob,
     TrainingJobStatus,
 )
+from lockstep_operator.plan.actions import Event
 from lockstep_operator.plan.observed import Observed, Pod
 from lockstep_operator.plan.slots import usable
 from lockstep_operator.plan.times import rfc3339
@@ -168,6 +169,16 @@ def conditions(
     return set_condition(
         status, job, kind, "False", reason="StoreAnswers", message="Checkpoints can be made durable.", now=now
     )
+
+
+def checkpoint_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[Event, ...]:
+    """That checkpoints are in trouble, or no longer: the condition forgets, `kubectl describe` shows it still."""
+    kind = constants.CONDITION_CHECKPOINT_DEGRADED
+    old, new = find_condition(before, kind), find_condition(after, kind)
+    was, now = old is not None and old.status == "True", new is not None and new.status == "True"
+    if new is None or was == now:
+        return ()
+    return (Event("Warning" if now else "Normal", new.reason, new.message),)
 
 
 def explain(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], observed: Observed) -> tuple[str, str]:

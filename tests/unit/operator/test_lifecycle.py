@@ -254,3 +254,30 @@ def test_loss_and_step_are_shown_as_people_write_them() -> None:
     world.say(newest=summary(41230, world.now), steps=100000, tokens=5, connected=1)
     world.settle()
     assert (world.status.step, world.status.loss, world.status.ready) == ("41230/100000", "2.000", "1/1")
+
+
+def test_trouble_with_checkpoints_is_an_event_when_it_begins_and_when_it_ends() -> None:
+    world = World(make_job(nodes=2, checkpoint={"uri": "s3://bucket"}))
+    world.train(step=7)
+    for _ in range(2):
+        world.say(newest=summary(8, world.now), checkpoint_problem="slot 1: the store does not answer")
+        world.settle()
+    assert condition(world, "CheckpointDegraded") == "True"
+    world.say(newest=summary(9, world.now))
+    world.settle()
+    assert condition(world, "CheckpointDegraded") == "False"
+    said = [(event.type, event.reason) for event in world.events if event.reason.startswith("Store")]
+    assert said == [("Warning", "StoreUnavailable"), ("Normal", "StoreAnswers")]
+
+
+def test_a_job_that_waited_for_the_store_with_its_last_step_ends_without_trouble() -> None:
+    """The leader's last word comes together with the news that the store is back, or before it."""
+    world = World(make_job(nodes=2, checkpoint={"uri": "s3://bucket"}))
+    world.train(step=99)
+    world.say(state="finishing", newest=summary(100, world.now), checkpoint_problem="the store does not answer")
+    world.settle()
+    assert (world.status.phase, condition(world, "CheckpointDegraded")) == (Phase.RUNNING, "True")
+    assert world.leader is not None
+    world.leader = replace(world.leader, finished=finished(1))
+    world.settle()
+    assert (world.status.phase, condition(world, "CheckpointDegraded")) == (Phase.SUCCEEDED, "False")

@@ -133,7 +133,7 @@ def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metr
     if durability.durable and durability.durable_at is not None:
         yield _gauge("lockstep_checkpoint_step", job, durability.durable.state.step)
         yield _gauge("lockstep_checkpoint_age_seconds", job, max(0.0, now - durability.durable_at))
-    yield _gauge("lockstep_checkpoint_degraded", job, durability.problem is not None)
+    yield _gauge("lockstep_checkpoint_degraded", job, leader.keeping.problem(leader) is not None)
     name = "lockstep_faults_total"
     faults = CounterMetricFamily("lockstep_faults", NAMES[name], labels=[*job, *LABELS[name]])
     for (cause, rung), count in reports.fault_counts().items():

@@ -66,6 +66,8 @@ class Keeping:
         self.lineage = Lineage()
         self.since = memory.since if memory else now
         self.tries: dict[StateId, int] = dict(memory.tries) if memory else {}
+        self.restore_problem: str | None = None
+        """What the workers met when they restored, until they make steps."""
         self._said_at = now
         self._fell_back = False
         if memory:
@@ -186,7 +188,8 @@ class Keeping:
 
     def problem(self, leader: Leader) -> str | None:
         """Why states do not get where they should, for people."""
-        return leader.durability.problem or self.uploads.problem or self.snapshots.alone or None
+        of_store = leader.durability.problem or self.uploads.problem
+        return of_store or self.restore_problem or self.snapshots.alone or None
 
     def repeat(self, leader: Leader, now: float) -> list[Effect]:
         """On each tick: what time alone makes due, and orders that may not have arrived."""
@@ -234,6 +237,7 @@ class Keeping:
     def started(self, leader: Leader, start: Start) -> None:
         """A generation starts: what it does not descend from is forgotten."""
         self._fell_back = False
+        self.restore_problem = None
         self.uploads.asked = None
         self._descend(leader, begun_from(start))
 

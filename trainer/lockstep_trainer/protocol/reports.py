@@ -167,6 +167,7 @@ class Reports:
         """Steps were finished by all members."""
         effects: list[Effect] = []
         recovery = leader.recovery
+        leader.keeping.restore_problem = None
         for summary in finished:
             if recovery and recovery.first_step_at is None:
                 recovery.first_step_at = summary.at
@@ -233,7 +234,7 @@ class Reports:
             self.eval_loss = line["loss"]
             self.dirty = True
         if line.get("kind") == "checkpoint_problem":
-            leader.durability.problem = str(line.get("message"))  # until the next commit
+            leader.keeping.restore_problem = str(line.get("message"))
             self.dirty = True
         fields = {name: value for name, value in line.items() if name != "kind"}
         return [self._line(leader, now, str(line.get("kind", "note")), **fields)]
