@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from itertools import count
 
 START = 1_000_000.0  # Unix seconds; any
 
@@ -16,19 +15,28 @@ class Clockwork:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.now = START
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = count()
+        self.over = False
+        """Nothing more is to be done."""
+        self._queue: list[tuple[float, int, Callable[[], object]]] = []
+        self._number = 0
 
-    def after(self, seconds: float, action: Callable[[], None]) -> None:
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
         """Do it so much later."""
-        heapq.heappush(self._queue, (self.now + seconds, next(self._numbers), action))
+        self._number += 1
+        heapq.heappush(self._queue, (self.now + seconds, self._number, action))
 
-    def run(self, until: float, done: Callable[[], bool]) -> None:
-        """Until a moment, or until ``done``."""
-        while self._queue and self._queue[0][0] <= until and not done():
-            self.now, _, action = heapq.heappop(self._queue)
+    def between(self, least: float, most: float) -> float:
+        """A time from the seed. (``uniform`` is the same and costs twice as much.)"""
+        return least + (most - least) * self.random.random()
+
+    def run(self, until: float) -> None:
+        """Until a moment, or until all is over."""
+        queue, pop = self._queue, heapq.heappop
+        while queue and queue[0][0] <= until and not self.over:
+            self.now, _, action = pop(queue)
             action()
-        self.now = max(self.now, min(until, self._queue[0][0] if self._queue else until))
+        if not self.over:
+            self.now = until
 
 
 class Network:
@@ -45,17 +53,20 @@ class Network:
 
     def delay(self) -> float:
         """Seconds that a message takes: mostly milliseconds, now and then as long as a hiccup."""
-        draw = self._clockwork.random
-        if self.faulty and draw.random() < 0.02:
-            return draw.uniform(0.2, 2.5)
-        return draw.uniform(0.001, 0.02)
+        draw = self._clockwork.random.random
+        if self.faulty and draw() < 0.02:
+            return 0.2 + 2.3 * draw()
+        return 0.001 + 0.019 * draw()
 
-    def send(self, source: str, target: str, deliver: Callable[[], None]) -> None:
+    def send(self, source: str, target: str, deliver: Callable[[], object]) -> None:
         """Once, never, or twice, in any order."""
-        draw = self._clockwork.random
         copies = 1
-        if self.faulty:
-            chance = draw.random()
-            copies = 0 if chance < 0.02 else 2 if chance < 0.04 else 1
+        if self.faulty and (chance := self._clockwork.random.random()) < 0.04:
+            copies = 0 if chance < 0.02 else 2
+
+        def arrive() -> None:
+            if not self.cut_off or self.reachable(source, target):
+                deliver()
+
         for _ in range(copies):
-            self._clockwork.after(self.delay(), lambda: self.reachable(source, target) and deliver())
+            self._clockwork.after(self.delay(), arrive)

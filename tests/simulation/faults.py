@@ -10,10 +10,11 @@ from simulation.world import Pod, World
 
 
 class Faults:
-    """Breaks something every few seconds until ``until``; then everything heals."""
+    """Breaks something every ``pause`` seconds in the mean until ``until``; then everything heals."""
 
-    def __init__(self, world: World, until: float) -> None:
+    def __init__(self, world: World, pause: float, until: float) -> None:
         self.world = world
+        self.pause = pause
         self.until = until
         self.count = 0
         self._kinds: list[Callable[[Pod], None]] = [
@@ -25,7 +26,7 @@ class Faults:
 
     def _next(self) -> None:
         clockwork = self.world.clockwork
-        pause = clockwork.random.expovariate(1 / 6.0)
+        pause = clockwork.random.expovariate(1 / self.pause)
         if clockwork.now + pause < self.until:
             clockwork.after(pause, self._strike)
         else:
@@ -40,7 +41,8 @@ class Faults:
 
     def _heal(self) -> None:
         world = self.world
-        world.network.faulty = world.store.faulty = world.store.away = False
+        world.network.faulty = world.store.faulty = world.store.away = world.store.mute = False
+        world.store.slowness = 0.0
         for pod in world.pods.values():
             if pod.powered:
                 world.network.cut_off.discard(pod.name)
@@ -72,7 +74,7 @@ class Faults:
     def _reboot(self, pod: Pod) -> None:
         if pod.powered:
             pod.power_off()
-            self.world.clockwork.after(self.world.random.uniform(1.0, 15.0), pod.power_on)
+            self.world.clockwork.after(self.world.clockwork.between(1.0, 15.0), pod.power_on)
 
     def _power_off(self, pod: Pod) -> None:
         pod.power_off()
@@ -98,7 +100,7 @@ class Faults:
         def back() -> None:
             self.world.store.away = False
 
-        self.world.clockwork.after(self.world.random.uniform(0.5, 15.0), back)
+        self.world.clockwork.after(self.world.clockwork.between(0.5, 15.0), back)
 
     def _rendezvous(self, _: Pod) -> None:
         from lockstep_trainer.protocol.events import StoreLost

@@ -90,7 +90,10 @@ class Invariants:
             return  # its other copy makes up for that, and for nothing more
         gpus = group.start.gpus_per_node
         pods = {rank // gpus: worker.pod for rank, worker in group.joined.items()}
+        kept_at = {slot: pod.volume.holding(kept.state) for slot, pod in pods.items()}
         for lost in pods:
+            if set().union(*(slots for holder, slots in kept_at.items() if holder != lost)) == pods.keys():
+                continue  # nearly always
             found: dict[StateId, set[int]] = {}
             for holder, pod in pods.items():
                 for copy in pod.volume.snapshots if holder != lost else ():
@@ -151,6 +154,7 @@ class Invariants:
     def ended(self, finished: Finished) -> None:
         """A job that has succeeded has its last step on the chain."""
         self.finished = finished
+        self.world.clockwork.over = True
         newest = self.world.store.newest
         if finished.outcome == "succeeded" and (newest is None or newest.state.step != self.world.steps):
             raise Violation(f"succeeded, but the newest durable state is {newest}")

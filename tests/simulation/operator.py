@@ -23,7 +23,8 @@ from lockstep_api.messages import (
 from lockstep_trainer.protocol import events
 
 if TYPE_CHECKING:
-    from simulation.world import Agent, Pod, World
+    from simulation.agent import Agent
+    from simulation.world import Pod, World
 
 LOOP_SECONDS = 0.5
 AGREED_SILENCE = 5.0
@@ -45,7 +46,7 @@ class Operator:
         self.wanted: set[int] = set()
         self.fresh_epoch = False
         self.stopping: Stop | None = None
-        world.clockwork.after(world.random.uniform(0.1, 1.0), self.loop)
+        world.clockwork.after(world.clockwork.between(0.1, 1.0), self.loop)
 
     def die(self) -> None:
         """The process is gone."""

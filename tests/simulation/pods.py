@@ -10,7 +10,9 @@ from simulation.volume import Volume
 from simulation.workers import Worker
 
 if TYPE_CHECKING:
-    from simulation.world import Agent, World, Written
+    from simulation.agent import Agent
+    from simulation.world import World
+    from simulation.written import Written
 
 
 class Pod:
@@ -21,7 +23,8 @@ class Pod:
         self.name = f"job-{ordinal}-{incarnation}"
         self.uid = f"uid-{self.name}"
         self.ordinal = ordinal
-        self.boots = 0
+        self.address = f"{self.name}:29400"
+        self.boots, self.boot_id = 0, ""
         self.exists = True  # for the API server
         self.powered = True
         self.node_ready = True
@@ -32,14 +35,6 @@ class Pod:
         self.quiesced = Term(0, 0)
         self.container_starts = self.agent_starts = 0
         self.power_on()
-
-    @property
-    def boot_id(self) -> str:
-        return f"boot-{self.boots}"
-
-    @property
-    def address(self) -> str:
-        return f"{self.name}:29400"
 
     def tell(self, event: events.Event) -> None:
         """To the agent, if there is one."""
@@ -66,7 +61,7 @@ class Pod:
             self.agent.die()
             boot = self.boots, self.container_starts
             self.world.clockwork.after(
-                self.world.random.uniform(0.2, 1.0),
+                self.world.clockwork.between(0.2, 1.0),
                 lambda: (self.boots, self.container_starts) == boot and self.start_agent(),
             )
 
@@ -90,7 +85,7 @@ class Pod:
             self.stop_processes()
             self.workers = [worker for worker in self.workers if worker.alive]
             self.container_starts += 1
-            self.world.clockwork.after(self.world.random.uniform(0.5, 2.0), self.start_agent)
+            self.world.clockwork.after(self.world.clockwork.between(0.5, 2.0), self.start_agent)
 
     def power_off(self) -> None:
         """The node is gone; other ends of its connections hear nothing."""
@@ -106,13 +101,14 @@ class Pod:
         self.world.network.cut_off.discard(self.name)
         self.powered = self.node_ready = True
         self.boots += 1
+        self.boot_id = f"boot-{self.boots}"
         self.memory = None
         self.volume = Volume()
         self.workers = []
         self.quiesced = Term(0, 0)
         self.agent_starts = 0
         self.container_starts = 1
-        self.world.clockwork.after(self.world.random.uniform(0.2, 1.0), self.start_agent)
+        self.world.clockwork.after(self.world.clockwork.between(0.2, 1.0), self.start_agent)
 
     def delete(self) -> None:
         """The operator's wish, or somebody's."""

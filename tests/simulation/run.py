@@ -8,15 +8,20 @@ from lockstep_api.messages import Stop
 from simulation.clockwork import START
 from simulation.faults import Faults
 from simulation.invariants import Violation
+from simulation.workers import STEP_SECONDS
 from simulation.world import World
 
-FAULT_SECONDS = 60.0
+FAULTS = 10
+"""In the mean, before everything heals."""
+PAUSES = (2.0, 3.0, 2.0, 4.0, 2.0, 3.0, 6.0)
+"""Seconds between two of them in the mean, by seed: some hit what the last one has left, some what has recovered."""
 HEAL_SECONDS = 75.0
 """(d) Progress within this time once faults stop: two leader deadlines, and a start."""
 STEADY_SECONDS = 5.0
 KEPT_LAG = 8
 """Steps that the state which all keep may be behind in peace: an interval, and what a slow copy takes."""
 STOP_SECONDS = 30.0
+LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,26 +39,20 @@ def run(seed: int, *, short: bool = False) -> Outcome:
     """Raises Violation. ``short`` jobs end during the faults, so that their end is tried too."""
     nodes = 2 + seed % 2
     every = None if seed % 3 == 0 else 6
-    world = World(seed, nodes=nodes, gpus=1 + seed // 2 % 2, steps=60 if short else 10_000, every=every)
-    faults = Faults(world, START + FAULT_SECONDS)
-    invariants = world.invariants
-    end = START + FAULT_SECONDS + HEAL_SECONDS
+    pause = PAUSES[seed % len(PAUSES)]
+    storm = FAULTS * pause
+    steps = int(storm / STEP_SECONDS / 2) if short else 10_000
+    world = World(seed, nodes=nodes, gpus=1 + seed // 2 % 2, steps=steps, every=every)
+    faults = Faults(world, pause, START + storm)
+    invariants, clockwork = world.invariants, world.clockwork
     try:
-        world.clockwork.run(start_of_peace := START + FAULT_SECONDS + 0.001, lambda: invariants.finished is not None)
-        looked_at = start_of_peace
-
-        def healed() -> bool:
-            """Looked at twice a second."""
-            nonlocal looked_at
-            if invariants.finished is not None:
-                return True
-            if short or world.clockwork.now - looked_at < 0.5:
-                return False
-            looked_at = world.clockwork.now
-            return not _unhealed(world)
-
-        world.clockwork.run(end, healed)
-        if invariants.finished is None:
+        clockwork.run(START + storm + 0.001)
+        end = clockwork.now + HEAL_SECONDS
+        while not clockwork.over and clockwork.now < end:
+            if not short and _unhealed(world) is None:
+                break
+            clockwork.run(min(end, clockwork.now + LOOK_SECONDS))
+        if not clockwork.over:
             if short:
                 raise Violation(f"(d) no end: {invariants.steps} steps made, {world.store.newest} durable")
             if why := _unhealed(world):
@@ -61,15 +60,23 @@ def run(seed: int, *, short: bool = False) -> Outcome:
             invariants.strangers()
             if seed % 4 == 0:
                 _stop(world)
+            elif seed % 4 == 1:
+                _goes_on(world)
     except AssertionError as error:
-        when = f"seed {seed}{' (short)' if short else ''} at {world.clockwork.now - START:.2f} s"
+        when = f"seed {seed}{' (short)' if short else ''} at {clockwork.now - START:.2f} s"
         raise Violation(f"{when}: {error}") from error
-    return Outcome(seed, world.invariants.steps, faults.count, world.status["epoch"], len(invariants.starts))
+    return Outcome(seed, invariants.steps, faults.count, world.status["epoch"], len(invariants.starts))
 
 
 def _unhealed(world: World) -> str | None:
     """What is not as it should be in peace, None: nothing."""
     invariants = world.invariants
+    for info in world.status["slots"].values():
+        pod = world.pods[info.pod]
+        if not (pod.exists and pod.powered and pod.boot_id == info.boot_id):
+            return f"slot {info.slot} is still given to {pod.name}, which is gone"
+    if world.workers.broken(invariants.newest_step_term):
+        return f"the workers of {invariants.newest_step_term} are broken, and nobody has noticed"
     idle = world.clockwork.now - invariants.last_step_at
     if idle > STEADY_SECONDS:
         return f"no step for {idle:.1f} s"
@@ -89,6 +96,25 @@ def _stop(world: World) -> None:
     invariants.stop_at = 0 if invariants.corrupt else invariants.newest_step
     stop = Stop(world.plan.job_uid, world.status["epoch"], "suspended", seconds=STOP_SECONDS)
     world.operator.stopping = stop
-    world.clockwork.run(world.clockwork.now + STOP_SECONDS + 15.0, lambda: invariants.finished is not None)
+    world.clockwork.run(world.clockwork.now + STOP_SECONDS + 15.0)
     if invariants.finished is None:
         raise Violation("(d) told to stop, and goes on")
+
+
+def _goes_on(world: World) -> None:
+    """Once is not enough: in peace states are kept and made durable again and again."""
+    invariants, store, clockwork = world.invariants, world.store, world.clockwork
+    kept, durable, end = invariants.newest_kept, store.newest, clockwork.now + HEAL_SECONDS
+    assert kept is not None
+    stale: str | None = "nothing was looked at"
+    while stale and clockwork.now < end:
+        clockwork.run(clockwork.now + LOOK_SECONDS)
+        newer = invariants.newest_kept
+        if newer is None or newer.state.step <= kept.state.step:
+            stale = f"{kept.state} is still the newest that all keep"
+        elif world.plan.checkpoint_every is not None and store.newest == durable:
+            stale = f"{durable} is still the newest durable state"
+        else:
+            stale = _unhealed(world)
+    if stale:
+        raise Violation(f"(d) {HEAL_SECONDS} s of peace after all was well, and {stale}")

@@ -43,6 +43,10 @@ class SimulatedStore:
     version: int = 0
     manifests: dict[str, Entry] = field(default_factory=dict)
     away: bool = False
+    mute: bool = False
+    """What arrives takes effect, and nothing is answered."""
+    slowness: float = 0.0
+    """Seconds more that a commit takes."""
     faulty: bool = True
     on_commit: Callable[[RestorePoint, RestorePoint | None], None] = lambda *_: None
 
@@ -99,6 +103,8 @@ class SimulatedStore:
         """Raises Unavailable before any effect; True: the effect happens and its answer is lost."""
         if self.away:
             raise Unavailable
+        if self.mute:
+            return True
         if self.faulty:
             chance = self.clockwork.random.random()
             if chance < 0.03:

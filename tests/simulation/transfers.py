@@ -11,7 +11,7 @@ from simulation.volume import Snapshot
 
 if TYPE_CHECKING:
     from simulation.pods import Pod
-    from simulation.world import Agent
+    from simulation.agent import Agent
 
 FETCH_TRIES = 4
 
@@ -43,7 +43,9 @@ class Transfers:
         self._copying = effect
         draw = self._world.random
         seconds = (
-            draw.uniform(1.0, 4.0) if self._world.network.faulty and draw.random() < 0.1 else draw.uniform(0.1, 0.5)
+            self._world.clockwork.between(1.0, 4.0)
+            if self._world.network.faulty and draw.random() < 0.1
+            else self._world.clockwork.between(0.1, 0.5)
         )
         source = self._pod.volume.find(effect.state, self._slot)
         if source:
@@ -113,7 +115,7 @@ class Transfers:
             header = "{}" if self._slot == 0 else None
             self._agent.tell(events.StateUploaded(effect.state, (file,), header))
 
-        self._world.clockwork.after(self._world.random.uniform(0.3, 3.0), done)
+        self._world.clockwork.after(self._world.clockwork.between(0.3, 3.0), done)
 
     def _failed(self, effect: effects.UploadState, problem: str, *, gone: bool) -> None:
         if self._agent.alive and self._uploading is effect:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lockstep_api.messages import Copies, StateId, Term
+from lockstep_trainer.protocol.lineage import order_of
 
 OWN_BUFFERS = 3
 BUDDY_BUFFERS = 2
@@ -42,6 +43,10 @@ class Volume:
         """A whole one."""
         return next((s for s in self.snapshots if s.whole and s.state == state and s.slot == slot), None)
 
+    def holding(self, state: StateId) -> set[int]:
+        """Of which slots there are whole ones."""
+        return {s.slot for s in self.snapshots if s.whole and s.state == state}
+
     def copies(self) -> tuple[Copies, ...]:
         """What an agent sees that looks."""
         return tuple(Copies(s.state, s.slot, s.durable) for s in self.snapshots if s.whole)
@@ -49,14 +54,15 @@ class Volume:
     def begin(
         self, state: StateId, slot: int, durable: int, *, own: bool, keep: StateId | None = None
     ) -> Snapshot | None:
-        """Take a buffer for a state: the oldest that is neither kept nor read. None where none is free."""
+        """Take a buffer for a state: that of the oldest state which is older, and neither kept nor read. None where none
+        is free."""
         held = {self.kept, self.pinned if own else keep}
         mine = [s for s in self.snapshots if s.slot == slot]
         if len(mine) >= (OWN_BUFFERS if own else BUDDY_BUFFERS):
-            free = [s for s in mine if s.state not in held and not s.locked]
+            free = [s for s in mine if s.state not in held and not s.locked and order_of(s.state) < order_of(state)]
             if not free:
                 return None
-            self.snapshots.remove(free[0])
+            self.snapshots.remove(min(free, key=lambda s: order_of(s.state)))
         fresh = Snapshot(state, slot, durable, whole=False)
         self.snapshots.append(fresh)
         return fresh

@@ -55,7 +55,7 @@ class Workers:
         """Fork; imports and rendezvous take a moment."""
         worker = Worker(pod, start, rank)
         pod.workers.append(worker)
-        self.world.clockwork.after(self.world.random.uniform(0.2, 1.5), lambda: self._join(worker))
+        self.world.clockwork.after(self.world.clockwork.between(0.2, 1.5), lambda: self._join(worker))
         return worker
 
     def end(self, worker: Worker, code: int) -> None:
@@ -71,7 +71,7 @@ class Workers:
             group.broken = True
             for other in group.joined.values():
                 if other is not worker and self.world.random.random() < 0.7:  # the others hang
-                    delay = self.world.random.uniform(0.01, 0.5)
+                    delay = self.world.clockwork.between(0.01, 0.5)
                     self.world.clockwork.after(delay, lambda other=other: self.end(other, 75))  # type: ignore[misc]
 
     def _join(self, worker: Worker) -> None:
@@ -88,6 +88,11 @@ class Workers:
         """Some rank was asked for a snapshot: all take it behind the step that they are in."""
         if group := self.groups.get(f"{term.epoch}/{term.generation}"):
             group.requested = True
+
+    def broken(self, term: Term) -> bool:
+        """A generation whose processes have met can't go on."""
+        group = self.groups.get(f"{term.epoch}/{term.generation}")
+        return group is not None and not all(worker.alive for worker in group.joined.values())
 
     def _restore(self, group: Group) -> None:
         """All from one state: from memory where every slot has a copy that verifies, else from the store."""
@@ -119,8 +124,8 @@ class Workers:
         workers = list(group.joined.values())
         if group.broken or not all(worker.alive for worker in workers):
             return
-        names = {worker.pod.name for worker in workers}
-        if any(not self.world.network.reachable(one, other) for one in names for other in names):
+        pods = {worker.pod.name: worker.pod for worker in workers}
+        if len(pods) > 1 and not self.world.network.cut_off.isdisjoint(pods):
             self.world.clockwork.after(0.5, lambda: self._step(group))  # the collective waits
             return
         if group.step < self.world.steps:
@@ -130,13 +135,15 @@ class Workers:
             summary = StepSummary(group.step, now, STEP_SECONDS, 2.0, 64, 1.0, 1e-3, {"forward": STEP_SECONDS})
             for worker in workers:
                 worker.done.append(summary)
-                worker.pod.tell(WorkersStepped(group.start.term, (summary,), "forward"))
+            told = WorkersStepped(group.start.term, (summary,), "forward")
+            for pod in pods.values():
+                pod.tell(told)
             due = group.step % SNAPSHOT_EVERY == 0 or group.step == self.world.steps or group.requested
             if self.world.plan.checkpoint_every:
                 due = due or group.step % self.world.plan.checkpoint_every == 0
             if due:
                 group.requested = False
-                for pod in {worker.pod.name: worker.pod for worker in workers}.values():
+                for pod in pods.values():
                     self._stage(group, pod)
         if group.step >= self.world.steps:
             self._end_well(group)
@@ -182,4 +189,4 @@ class Workers:
             pod.tell_held()
             pod.tell(StateStaged(group.start.term, state, 1, 0.01))
 
-        self.world.clockwork.after(self.world.random.uniform(0.05, 0.4), staged)
+        self.world.clockwork.after(self.world.clockwork.between(0.05, 0.4), staged)

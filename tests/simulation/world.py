@@ -1,359 +1,26 @@
-"""Pods with agents, containers and volumes; the shell around the real cores."""
+"""Everything that a seed decides, and everything that there is."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
-from lockstep_api.messages import Finished, Kept, Start, Term
-from lockstep_trainer.protocol import effects, events
+from lockstep_api.wire import decode, encode
 from lockstep_trainer.protocol.jobplan import JobPlan
-from lockstep_trainer.protocol.member import Identity
-from lockstep_trainer.protocol.node import Node, NodeMemory
 from lockstep_trainer.protocol.policy import Ladder
 from lockstep_trainer.protocol.progress import HangBounds
+from simulation.agent import JOB, Agent
 from simulation.clockwork import Clockwork, Network
 from simulation.invariants import Invariants
 from simulation.operator import Operator
 from simulation.pods import Pod
-from simulation.storage import Refused, SimulatedStore, Superseded, Unavailable
-from simulation.transfers import Transfers
+from simulation.storage import SimulatedStore
 from simulation.workers import Workers
 
-JOB = "job-uid"
-TICK = 0.25
-LEADERLESS_SECONDS = 20.0
-
-
-class Connection:
-    """A stream from a member's agent to the leader's."""
-
-    numbers = count(1)
-
-    def __init__(self, member: Agent, leader: Agent, epoch: int) -> None:
-        self.number = next(self.numbers)
-        self.member, self.leader, self.epoch = member, leader, epoch
-        self.open = True
-
-
-class Written:
-    """What Persist has written. Most of it can't change any more; what can is copied."""
-
-    def __init__(self, memory: NodeMemory) -> None:
-        self._memory = memory
-        last = memory.leader
-        self._changing = pickle.dumps((last.reports, last.ledger, last.recovery)) if last else b""
-
-    def read(self) -> NodeMemory:
-        """As it was."""
-        last = self._memory.leader
-        if last is None:
-            return self._memory
-        reports, ledger, recovery = pickle.loads(self._changing)
-        return replace(self._memory, leader=replace(last, reports=reports, ledger=ledger, recovery=recovery))
-
-
-class Agent:
-    """One agent process: a real core, and a shell that dies with it."""
-
-    def __init__(self, pod: Pod) -> None:
-        self.pod = pod
-        self.world = pod.world
-        self.alive = True
-        pod.agent_starts += 1
-        me = Identity(JOB, pod.name, pod.uid, pod.boot_id, pod.container_starts, pod.agent_starts)
-        memory = pod.memory.read() if pod.memory else None
-        now = self.world.clockwork.now
-        self.node = Node(me, self.world.plan, memory, leaderless_seconds=LEADERLESS_SECONDS, now=now)
-        self.stream: Connection | None = None
-        self.wanted: tuple[str, int] | None = None
-        self.members: dict[int, Connection] = {}
-        self.transfers = Transfers(self)
-        self._queue: list[events.Event] = []
-        self._draining = False
-
-    def boot(self) -> None:
-        """Look at the volume, adopt what runs, then go on."""
-        self.pod.tell_held()
-        self._tell_staged()
-        running = self.node.member.running
-        if running:
-            ours = {w.rank: w for w in self.pod.workers if w.start.term == running.term}
-            for rank in self.node.member.ranks(running):
-                worker = ours.get(rank)
-                if worker is None:
-                    self.tell(events.WorkerEnded(running.term, rank, -9, self.world.clockwork.now))
-                    continue
-                if worker.done:
-                    self.tell(events.WorkersStepped(running.term, tuple(worker.done[-64:]), "forward"))
-                if worker.ended:
-                    self.tell(worker.ended)
-        self.carry_out(self.node.resume(self.world.clockwork.now))
-        self.tick()
-
-    def _tell_staged(self) -> None:
-        """What workers have staged while there was no agent."""
-        member = self.node.member
-        origin = member.holdings.memory.origin
-        own = [s.state for s in self.pod.volume.snapshots if s.whole and s.slot == member.slot]
-        own = [state for state in own if origin and Term(state.epoch, state.generation) == origin.term]
-        if origin and own:
-            self.tell(events.StateStaged(origin.term, max(own, key=lambda state: state.step)))
-
-    def later(self, action: Callable[[], None]) -> None:
-        """Within a moment, if the agent still lives."""
-        delay = self.world.random.uniform(0.005, 0.05)
-        self.world.clockwork.after(delay, lambda: self.alive and action())
-
-    def tick(self) -> None:
-        """Four times a second."""
-        if self.alive:
-            self.tell(events.Tick())
-            self.world.clockwork.after(TICK, self.tick)
-
-    def tell(self, event: events.Event) -> None:
-        """As the real shell: one event after another."""
-        self._queue.append(event)
-        if self._draining or not self.alive:
-            return
-        self._draining = True
-        while self._queue and self.alive:
-            self.carry_out(self.node.handle(self._queue.pop(0), self.world.clockwork.now))
-        self._draining = False
-
-    def carry_out(self, wanted: list[effects.Effect]) -> None:
-        """Each effect in order. The agent may die between any two of them."""
-        for effect in wanted:
-            if not self.alive:
-                return
-            if self.world.network.faulty and self.world.random.random() < self.world.crash_chance:
-                self.pod.kill_agent()
-                return
-            _PERFORM[type(effect)](self, effect)
-
-    def die(self) -> None:
-        """Connections break; the other ends learn of it if they can be reached."""
-        self.alive = False
-        for connection in [*self.members.values(), *([self.stream] if self.stream else [])]:
-            self.hang_up(connection)
-
-    def hang_up(self, connection: Connection) -> None:
-        """Close both ends."""
-        if not connection.open:
-            return
-        connection.open = False
-        member, leader = connection.member, connection.leader
-
-        def member_end() -> None:
-            if member.stream is connection:
-                member.stream = None
-            if member.alive:
-                member.tell(events.StreamClosed(connection.epoch))
-                member.reconnect()
-
-        def leader_end() -> None:
-            leader.members.pop(connection.number, None)
-            if leader.alive:
-                leader.tell(events.MemberClosed(connection.number))
-
-        clockwork, network = self.world.clockwork, self.world.network
-        if network.reachable(member.pod.name, leader.pod.name):
-            clockwork.after(network.delay(), member_end)
-            clockwork.after(network.delay(), leader_end)
-        else:
-            (member_end if self is member else leader_end)()
-
-    def reconnect(self) -> None:
-        """Try until there is a stream to the leader that is wanted now."""
-        if not self.alive or self.wanted is None or self.stream is not None:
-            return
-        address, epoch = self.wanted
-        target = self.world.by_address.get(address)
-        leader = target.agent if target else None
-        if leader and leader.alive and self.world.network.reachable(self.pod.name, target.name):  # type: ignore[union-attr]
-            self.stream = Connection(self, leader, epoch)
-            self.tell(events.StreamOpened(epoch))
-        else:
-            self.world.clockwork.after(self.world.random.uniform(0.1, 0.6), self.reconnect)
-
-    # ------------------------------------------------------------------------------------- effects
-
-    def _open_stream(self, effect: effects.OpenStream) -> None:
-        if self.stream:
-            connection, self.stream = self.stream, None
-            self.hang_up(connection)
-        self.wanted = (effect.leader, effect.epoch)
-        self.world.clockwork.after(0.01, self.reconnect)
-
-    def _close_stream(self, _: effects.CloseStream) -> None:
-        self.wanted = None
-        if self.stream:
-            self.hang_up(self.stream)
-
-    def _send_leader(self, effect: effects.SendLeader) -> None:
-        connection = self.stream
-        if connection is None or not connection.open:
-            return
-        message = effect.message
-        if message.kind == "Quiesced":
-            self.world.invariants.said_quiesced(self.pod, message.term)
-
-        def deliver() -> None:
-            if not connection.open or not connection.leader.alive:
-                return
-            if message.kind == "Join":
-                connection.leader.members[connection.number] = connection
-                connection.leader.tell(events.MemberConnected(connection.number, message))
-            else:
-                connection.leader.tell(events.MemberSaid(connection.number, message))
-
-        leader = connection.leader.pod.name
-        if message.kind == "Join":  # a handshake: it arrives first, or there is no stream
-            deliver()
-        else:
-            self.world.network.send(self.pod.name, leader, deliver)
-
-    def _send_member(self, effect: effects.SendMember) -> None:
-        if isinstance(effect.message, Start) and self.node.leader:
-            slots = self.node.leader.membership.slots
-            self.world.invariants.ordered(effect.message, [self.world.pods[info.pod] for info in slots])
-        if isinstance(effect.message, Kept) and self.node.leader:
-            self.world.invariants.kept(effect.message, self.node.leader)
-        connection = self.members.get(effect.connection)
-        if connection is None or not connection.open:
-            return
-
-        def deliver() -> None:
-            if connection.open and connection.member.alive:
-                connection.member.tell(events.LeaderSaid(connection.epoch, effect.message))
-
-        self.world.network.send(self.pod.name, connection.member.pod.name, deliver)
-
-    def _drop_member(self, effect: effects.DropMember) -> None:
-        if connection := self.members.pop(effect.connection, None):
-            self.hang_up(connection)
-
-    def _post_invite(self, effect: effects.PostInvite) -> None:
-        target = self.world.by_address.get(effect.address)
-        if target is None:
-            return
-
-        def deliver() -> None:
-            other = target.agent
-            if other is None or not other.alive:
-                return
-            if other.node.member.accepts(effect.invite):
-                other.tell(events.Invited(effect.invite))
-                return
-            inventory = other.node.inventory(self.world.clockwork.now)
-
-            def refuse() -> None:
-                if self.alive:
-                    self.tell(events.InviteRefused(effect.invite.slot, inventory))
-
-            self.world.network.send(target.name, self.pod.name, refuse)
-
-        self.world.network.send(self.pod.name, target.name, deliver)
-
-    def _send_operator(self, effect: effects.SendOperator) -> None:
-        if isinstance(effect.message, Finished):
-            self.world.invariants.ended(effect.message)
-        operator = self.world.operator
-
-        def deliver() -> None:
-            operator.heard(self, effect.message)
-
-        self.world.network.send(self.pod.name, "operator", deliver)
-
-    def _launch(self, effect: effects.Launch) -> None:
-        self.world.invariants.launched(self.pod, effect.start)
-        self.transfers.fetch(effect.start)
-        for rank in self.node.member.ranks(effect.start):
-            self.world.workers.launch(self.pod, effect.start, rank)
-
-    def _kill(self, effect: effects.Kill) -> None:
-        for worker in self.pod.workers:
-            if worker.alive and worker.start.term <= effect.term:
-                delay = self.world.random.uniform(0.01, 0.3)
-                self.world.clockwork.after(delay, lambda worker=worker: self.world.workers.end(worker, -9))  # type: ignore[misc]
-
-    def _persist(self, _: effects.Persist) -> None:
-        self.pod.memory = Written(self.node.memory())
-
-    def _choose(self, effect: effects.ChooseRestore) -> None:
-        def attempt() -> None:
-            if not self.alive:
-                return
-            try:
-                restore = self.world.store.fence(effect.term)
-            except Superseded:
-                self.tell(events.RestoreUnavailable(effect.term, "superseded"))
-            except Unavailable:
-                self.tell(events.RestoreUnavailable(effect.term, "no answer"))
-                self.world.clockwork.after(0.5, attempt)
-            else:
-                answer = events.RestoreChosen(effect.term, restore)
-                self.world.clockwork.after(self.world.random.uniform(0.01, 0.3), lambda: self.tell(answer))
-
-        self.world.clockwork.after(self.world.random.uniform(0.01, 0.3), attempt)
-
-    def _keep(self, effect: effects.KeepSnapshot) -> None:
-        self.pod.volume.kept = effect.state
-
-    def _pin(self, effect: effects.PinSnapshot) -> None:
-        self.pod.volume.pinned = effect.state
-
-    def _drop(self, effect: effects.DropSnapshots) -> None:
-        self.pod.volume.drop(effect.term, effect.step)
-        self.pod.tell_held()
-
-    def _ensure_store(self, _: effects.EnsureStore) -> None:
-        answer = events.StoreReady(self.pod.name, 29500)
-        self.world.clockwork.after(self.world.random.uniform(0.01, 0.1), lambda: self.tell(answer))
-
-    def _commit(self, effect: effects.Commit) -> None:
-        store = self.world.store
-
-        def attempt() -> None:
-            try:
-                answer: Any = events.CommitDone(store.commit(effect))
-            except Superseded:
-                answer = events.CommitFailed(effect.state, "superseded", superseded=True)
-            except Refused:
-                answer = events.CommitFailed(effect.state, "refused")
-            except Unavailable:
-                answer = events.CommitFailed(effect.state, "no answer")
-            self.world.clockwork.after(self.world.random.uniform(0.01, 0.3), lambda: self.tell(answer))
-
-        # Requests of a dead agent may still be on their way.
-        self.world.clockwork.after(self.world.random.uniform(0.01, 0.5), attempt)
-
-
-_PERFORM: dict[type, Callable[[Any, Any], None]] = {
-    effects.OpenStream: Agent._open_stream,
-    effects.CloseStream: Agent._close_stream,
-    effects.SendLeader: Agent._send_leader,
-    effects.Launch: Agent._launch,
-    effects.Kill: Agent._kill,
-    effects.Persist: Agent._persist,
-    effects.PostInvite: Agent._post_invite,
-    effects.SendMember: Agent._send_member,
-    effects.DropMember: Agent._drop_member,
-    effects.SendOperator: Agent._send_operator,
-    effects.ChooseRestore: Agent._choose,
-    effects.EnsureStore: Agent._ensure_store,
-    effects.Commit: Agent._commit,
-    effects.Journal: lambda *_: None,
-    effects.CopySnapshot: lambda agent, effect: agent.transfers.copy(effect),
-    effects.UploadState: lambda agent, effect: agent.transfers.upload(effect),
-    effects.KeepSnapshot: Agent._keep,
-    effects.PinSnapshot: Agent._pin,
-    effects.DropSnapshots: Agent._drop,
-    effects.RequestSnapshot: lambda agent, effect: agent.world.workers.request(effect.term),
-}
+CRASH_CHANCE = 0.0003
+"""Of an agent's death before any one effect."""
+CODED = 11
+"""Every eleventh seed: what has no common factor with the other choices that are made by it."""
+Sent = TypeVar("Sent")
 
 
 class World:
@@ -364,7 +31,12 @@ class World:
         self.random = self.clockwork.random
         self.network = Network(self.clockwork)
         self.steps = steps
-        self.crash_chance = 0.0003
+        self.coded = seed % CODED == CODED - 1
+        """All messages and memories go through the real codecs."""
+        self._numbers = 0
+        self.effects_to_crash = 0
+        """After so many effects an agent dies between two of them."""
+        self.crashes()
         self.gives_up = seed % 4 < 2
         """Whether workers end, or begin from the store at once, where a copy does not verify."""
         self.plan = JobPlan(
@@ -379,9 +51,24 @@ class World:
         self.by_address: dict[str, Pod] = {}
         self.incarnations = dict.fromkeys(range(nodes), -1)
         self.status: dict[str, Any] = {"epoch": 0, "slots": {}, "version": 0}  # what the API server keeps
+        self._current: list[Pod] = []
         for ordinal in range(nodes):
             self.new_pod(ordinal)
         self.operator = Operator(self)
+
+    def number(self) -> int:
+        """Never the same twice."""
+        self._numbers += 1
+        return self._numbers
+
+    def crashes(self) -> bool:
+        """True where the agent that carries out effects is to die now; the next one's turn is drawn."""
+        self.effects_to_crash = 1 + int(self.random.expovariate(CRASH_CHANCE))
+        return self.network.faulty
+
+    def on_the_wire(self, message: Sent) -> Sent:
+        """As it arrives at the other end. Messages can't change, so that most worlds spare the JSON."""
+        return decode(encode(message)) if self.coded else message  # type: ignore[arg-type, return-value]
 
     def new_agent(self, pod: Pod) -> Agent:
         """A new agent process of a pod."""
@@ -393,11 +80,12 @@ class World:
         pod = Pod(self, ordinal, self.incarnations[ordinal])
         self.pods[pod.name] = pod
         self.by_address[pod.address] = pod
+        self._current = [*self._current[:ordinal], pod, *self._current[ordinal + 1 :]]
         return pod
 
     def current_pods(self) -> list[Pod]:
         """The newest of each ordinal."""
-        return [self.pods[f"job-{ordinal}-{number}"] for ordinal, number in self.incarnations.items()]
+        return self._current
 
     def members(self) -> set[str]:
         """Uids of the pods that hold a slot."""

@@ -170,6 +170,28 @@ def test_the_kept_copy_stays_while_the_next_one_comes(tmp_path: Path) -> None:
     with_pods(tmp_path, body)
 
 
+def test_an_older_state_takes_no_newer_one_s_place(tmp_path: Path) -> None:
+    """An agent that was cut off brings what it still has to bring, to whom it believes to be its buddy."""
+
+    async def body(one: Pod, two: Pod) -> None:
+        for number, step in enumerate((2, 3)):
+            for rank in (0, 1):
+                stage(one.snapshots.root, rank, step, number=number)
+            one.copies.copy(state_id(step), two.address, None, 0)
+            await one.tells(StateCopied(state_id(step)))
+        stage(one.snapshots.root, 0, 1, number=2)
+        url = f"http://{one.address}/v1/snapshots/0/1-1-1"
+        async with one.copies.session.get(url) as answer:  # type: ignore[union-attr]
+            old = await answer.read()
+        async with one.copies.session.put(  # type: ignore[union-attr]
+            f"http://{two.address}/v1/snapshots/0/1-1-1", data=old
+        ) as answer:
+            assert answer.status == 409
+        assert states(two.snapshots.buddies, 0) == {2, 3}
+
+    with_pods(tmp_path, body)
+
+
 def test_what_arrives_damaged_is_not_there(tmp_path: Path) -> None:
     async def body(one: Pod, two: Pod) -> None:
         stage(one.snapshots.root, 0, 5)

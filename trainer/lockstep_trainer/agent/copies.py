@@ -161,7 +161,8 @@ class CopyRoutes:
                 rank_folder(self._snapshots.buddies, rank),
                 state,
                 buffers=COPIES,
-                may_take=lambda other: other not in must_stay,
+                # An agent that was cut off may still bring what it had: never in the place of something newer.
+                may_take=lambda other: other not in must_stay and order(other) < order(state),
             )
         except NoRoomError as error:
             raise web.HTTPConflict(text=str(error)) from None
