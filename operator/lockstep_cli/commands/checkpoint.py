@@ -44,7 +44,9 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
     export.add_argument("--step", help=_STEP_HELP)
     export.add_argument("--to", required=True, metavar="URI", help="folder to write: a path, file:// or s3://")
     export.add_argument(
-        "--job", metavar="FILE", help="the job's manifest, which says what the model is; not needed with JOB"
+        "--job",
+        metavar="FILE",
+        help="the job's manifest, which says what the model is: where a checkpoint of an older release does not",
     )
     export.add_argument(
         "--tokenizer", metavar="URI", help="a tokenizer.json, or the folder that has one (default: the job's, by URI)"
@@ -208,13 +210,13 @@ def handle_verify(arguments: argparse.Namespace, output: Output) -> int:
 def handle_export(arguments: argparse.Namespace, output: Output) -> int:
     """Writes the model."""
     where, job = _one_job(arguments)
-    trainer = _trainer(arguments, where)
     chosen = _chosen(job, arguments.step or where.step)
+    trainer = _trainer(arguments, where, chosen)
     to = arguments.to if "://" in arguments.to else Path(arguments.to).expanduser().absolute().as_uri()
     request = _request("export", job, where, [chosen]) | {
-        "trainer": trainer.to_wire(),
+        "trainer": trainer and trainer.to_wire(),
         "to": to,
-        "tokenizer": arguments.tokenizer or trainer.tokenizer.uri,
+        "tokenizer": arguments.tokenizer or (trainer and trainer.tokenizer.uri),
         "dtype": arguments.dtype,
     }
     result = checkpoints.ask(request, f"exporting {chosen.folder}", output)
@@ -225,12 +227,18 @@ def handle_export(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _trainer(arguments: argparse.Namespace, where: Where) -> TrainerSpec:
+def _trainer(arguments: argparse.Namespace, where: Where, chosen: Checkpoint) -> TrainerSpec | None:
+    """The job's, if it is known; raises CliError where it must be and is not."""
     job = where.job
     if arguments.job:
         job = target.load_local(Path(arguments.job)) if target.is_local(arguments.job) else manifest.load(arguments.job)
     if job is None:
-        raise CliError("export: a checkpoint does not say what the model is; add --job with the job's manifest")
+        if chosen.manifest is not None and chosen.manifest.model is None:
+            raise CliError(
+                f"export: {chosen.folder} does not say what the model is: it is one of your own, or an older release "
+                "wrote it; add --job with the job's manifest"
+            )
+        return None
     if job.spec.trainer is None:
         raise CliError(f"{job.name}: the job has spec.command, and only models of spec.trainer are known here")
     return job.spec.trainer

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import pty
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,12 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from forked import run_ranks
 from lockstep_api.messages import StateId, Term
 from lockstep_cli.__main__ import main
 from lockstep_cli.checkpoints import sentences
 from lockstep_trainer.checkpoint import tool
 from lockstep_trainer.checkpoint.chain import Chain
-from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing, Ranges
-from lockstep_trainer.checkpoint.state import save_state, training_state
+from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing, Ranges, step_folder
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.export import export_model
 from lockstep_trainer.model.presets import described
@@ -39,6 +37,7 @@ from lockstep_trainer.parallel.stages import costs_by_count
 from lockstep_trainer.storage import open_store
 from lockstep_trainer.storage.checksum import crc64nvme
 from samplerstates import sampler_state
+from stored import store_from_ranks
 from unit.cli.test_manifest import GOOD
 
 CONFIG = described("llama-debug", {})
@@ -47,8 +46,8 @@ RUN = "default/small/uid-1"
 RANKS = 2
 
 
-def _commit(chain: Chain, step: int, save: Callable[[str], Any], layout: Layout, term: Term = ONE) -> None:
-    state = StateId(step, term.epoch, term.generation)
+def _commit(chain: Chain, step: int, save: Callable[[StateId], Any], layout: Layout, **more: Any) -> None:
+    state = StateId(step, ONE.epoch, ONE.generation)
     listing = Listing(
         state=state,
         parent=chain.newest(),
@@ -59,29 +58,19 @@ def _commit(chain: Chain, step: int, save: Callable[[str], Any], layout: Layout,
         verified=("loss and gradient norm are finite",),
         written_at=1000.0 + step,
         seconds=0.0,
+        **more,
     )
-    chain.commit(listing.model_copy(update={"files": save(listing.folder)}), term, "leader")
+    chain.commit(listing.model_copy(update={"files": save(state)}), ONE, "leader")
 
 
-def _sharded(store_uri: str, original: str, files: Path) -> Callable[[str], Any]:
-    """Writes a step folder from two ranks that share the model."""
-
-    def save(folder: str) -> Any:
-        def rank_main(rank: int) -> None:
-            meshes = Meshes.build(Degrees(shard=RANKS), torch.device("cpu"))
-            stages = parts_of(Degrees(shard=RANKS), 0, costs_by_count(CONFIG))
-            (part,) = build_parts(CONFIG, Degrees(shard=RANKS), meshes, device=torch.device("cpu"), stages=stages)
-            state = dict(part.named_parameters())
-            load_weights(state, CONFIG, open_store(original))
-            extra = {f"samples-r{rank}.jsonl": b'{"step": 30}\n'}
-            written = save_state(training_state(state), open_store(store_uri), folder, extra=extra, group=None)
-            if rank == 0:
-                files.write_bytes(pickle.dumps(written))
-
-        run_ranks(RANKS, rank_main)
-        return pickle.loads(files.read_bytes())
-
-    return save
+def _sharded(original: str) -> dict[str, Any]:
+    """The part of the original that a rank has of two that share the model."""
+    meshes = Meshes.build(Degrees(shard=RANKS), torch.device("cpu"))
+    stages = parts_of(Degrees(shard=RANKS), 0, costs_by_count(CONFIG))
+    (part,) = build_parts(CONFIG, Degrees(shard=RANKS), meshes, device=torch.device("cpu"), stages=stages)
+    state = dict(part.named_parameters())
+    load_weights(state, CONFIG, open_store(original))
+    return {"model": state}
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +85,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.utime(root / "checkpoints" / RUN / "step-7-e0-g1/__0_0.distcp", (0, 0))
     chain.fence(ONE, "leader")
 
-    def small(folder: str) -> Any:
-        state = training_state({"weight": torch.arange(6.0)})
-        return save_state(state, chain.store, folder, extra={}, group=None)
+    def small(at: StateId) -> Any:
+        return store_from_ranks(1, lambda _: {"model": {"weight": torch.arange(6.0)}}, chain.store, at=at)
+
+    def shared(at: StateId) -> Any:
+        return store_from_ranks(RANKS, lambda _: _sharded(original), chain.store, at=at, samples='{"step": 30}\n')
 
     for step in (10, 20):
         _commit(chain, step, small, Layout(world_size=1))
-    save = _sharded(chain.store.uri, original, root / "files")
-    _commit(chain, 30, save, Layout(world_size=RANKS, shard=RANKS))
+    _commit(chain, 30, shared, Layout(world_size=RANKS, shard=RANKS))
     return root
 
 
@@ -258,8 +248,9 @@ def test_verify_says_where_nothing_vouches_for_a_range(root: Path, capsys: pytes
     chain = Chain(open_store(f"file://{root}/forged"))
     chain.fence(ONE, "a")
 
-    def forged(folder: str) -> Any:
-        files = save_state(training_state({"w": torch.ones(3)}), chain.store, folder, extra={}, group=None)
+    def forged(at: StateId) -> Any:
+        folder = step_folder(at)
+        files = store_from_ranks(1, lambda _: {"model": {"w": torch.ones(3)}}, chain.store, at=at)
         empty = Ranges(files={}).to_bytes()
         chain.store.put(f"{folder}/ranges-r0.json", empty)
         entry = FileEntry(name="ranges-r0.json", size=len(empty), crc64nvme=crc64nvme(empty))
@@ -291,6 +282,50 @@ def test_export_writes_what_was_saved_by_two_ranks(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert json.loads((to / "config.json").read_text())["vocab_size"] == CONFIG.vocab_size
+
+
+def _with_model(root: Path, model: dict[str, Any]) -> None:
+    """Step 40, with the files of step 30 and a manifest that says what the model is."""
+    chain = Chain(open_store(f"file://{root}/checkpoints"), RUN)
+    (before, _) = next(iter(chain.lineage(chain.latest())))
+    folder = root / "checkpoints" / RUN
+    shutil.copytree(folder / "step-30-e1-g1", folder / "step-40-e1-g1")
+    (folder / "step-40-e1-g1/manifest.json").unlink()
+    files = chain.manifest(before).files
+    _commit(chain, 40, lambda _: files, Layout(world_size=RANKS, shard=RANKS), model=model)
+
+
+@pytest.mark.usefixtures("here")
+def test_export_goes_by_the_manifest(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the job; and where another job is given, only its tokenizer counts."""
+    _with_model(root, asdict(CONFIG))
+    other = job_file(tmp_path, overrides={"layers": CONFIG.layers + 1})
+    for number, more in enumerate(([], ["--job", other])):
+        to = tmp_path / f"model-{number}"
+        assert run("export", root / "checkpoints", "--to", to, "--dtype", "float32", *more) == 0
+        assert answer(capsys)["layers"] == CONFIG.layers
+        found, expected = _tensors(to), _tensors(root / "original")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        exported, original = (json.loads((each / "config.json").read_text()) for each in (to, root / "original"))
+        assert {**exported, "torch_dtype": ""} == {**original, "torch_dtype": ""}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"gates": 3}, "step-40-e1-g1: this release knows no gates of a model"),
+        ({"layers": "many"}, "its manifest's model.layers: "),
+        ({"dim": 64}, "in the checkpoint, and should have"),
+    ],
+)
+def test_export_refuses_a_model_that_is_not_what_it_reads(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], sentence: str
+) -> None:
+    _with_model(root, {**asdict(CONFIG), **change})
+    assert run("export", root / "checkpoints", "--to", tmp_path / "model") == 1
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("here")

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from forked import rendezvous_store, start_workers, wait_all, worker_folders
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer.checkpoint.chain import Chain
+from lockstep_trainer.checkpoint.export import stated
 from lockstep_trainer.checkpoint.manifest import Manifest
 from lockstep_trainer.checkpoint.snapshots import held, rank_folder
+from lockstep_trainer.model.presets import find
 from lockstep_trainer.steprecord import StepReader
 from lockstep_trainer.storage import open_store
 from staged import commit_staged, keeping, run_kept, snapshots_of, staged_states, until_staged
@@ -170,6 +172,10 @@ def test_a_killed_and_restored_run_is_bitwise_the_undisturbed_one(tmp_path: Path
             expected_draws.append((step, rank, [source for source, _ in part], [sample for _, sample in part]))
     assert consumed == expected_draws
     assert newest.sampler.drawn == STEPS * SAMPLES_PER_STEP
+    assert newest.model is not None
+    changes = {name: newest.model[name] for name in ("dim", "layers", "ffn_dim", "vocab_size")}
+    assert changes == {"dim": 32, "layers": 2, "ffn_dim": 64, "vocab_size": 320}
+    assert stated(newest) == replace(find("llama-debug").config, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damage", [False, True], ids=["whole", "damaged"])

@@ -6,8 +6,10 @@ Memory: one tensor at a time, besides what ``model.export`` holds (two files of 
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterator, Mapping
+from dataclasses import fields
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
@@ -112,15 +114,30 @@ class Weights(Mapping[str, Tensor]):
         return data
 
 
-def architecture(spec: TrainerSpec, s3: S3Spec, weights: Weights) -> DecoderConfig:
-    """The decoder that the job trains; raises UserError where the checkpoint has another one's weights."""
-    if spec.model.preset is None:
-        raise UserError("trainer.model.module: a model of your own has no form that `transformers` knows")
+def stated(manifest: Manifest) -> DecoderConfig | None:
+    """The decoder that the manifest speaks of, if it does; raises UserError where a newer release has written it."""
+    if manifest.model is None:
+        return None
+    unknown = manifest.model.keys() - {field.name for field in fields(DecoderConfig)}
+    if unknown:
+        raise UserError(
+            f"{manifest.folder}: this release knows no {', '.join(sorted(unknown))} of a model; export it with the one "
+            f"that wrote it, Lockstep {manifest.versions.get('lockstep', '?')}"
+        )
+    try:
+        return TypeAdapter(DecoderConfig).validate_python(manifest.model)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Corrupt(f"{manifest.folder}: its manifest's model.{first['loc'][0]}: {first['msg']}") from None
+
+
+def architecture(manifest: Manifest, spec: TrainerSpec | None, s3: S3Spec, weights: Weights) -> DecoderConfig:
+    """The decoder whose weights these are: by the manifest, or, where that does not say, by ``spec``.
+
+    Raises UserError where neither says it, or where the checkpoint has another one's weights.
+    """
     shapes = {name: weights.shape(name) for name in weights}
-    if _EMBEDDING not in shapes:
-        raise UserError(f"the checkpoint has no {_MODEL}{_EMBEDDING}: its model is none of Lockstep's")
-    checkpoint = read_config(open_store(spec.model.init_from, s3)) if spec.model.init_from else None
-    config = model_config(spec.model, shapes[_EMBEDDING][0], checkpoint=checkpoint)
+    config = stated(manifest) or _ordered(spec, s3, shapes)
     for counterpart in counterparts(config, family(config)):
         found = shapes.get(counterpart.name)
         if found != counterpart.shape and not (counterpart.exact and found is None):
@@ -132,10 +149,22 @@ def architecture(spec: TrainerSpec, s3: S3Spec, weights: Weights) -> DecoderConf
     return config
 
 
+def _ordered(spec: TrainerSpec | None, s3: S3Spec, shapes: Mapping[str, tuple[int, ...]]) -> DecoderConfig:
+    """The decoder that the job's spec asks for, with as many tokens as the checkpoint has."""
+    if spec is None:
+        raise UserError("the checkpoint does not say what the model is: give the manifest of its job")
+    if spec.model.preset is None:
+        raise UserError("trainer.model.module: a model of your own has no form that `transformers` knows")
+    if _EMBEDDING not in shapes:
+        raise UserError(f"the checkpoint has no {_MODEL}{_EMBEDDING}: its model is none of Lockstep's")
+    checkpoint = read_config(open_store(spec.model.init_from, s3)) if spec.model.init_from else None
+    return model_config(spec.model, shapes[_EMBEDDING][0], checkpoint=checkpoint)
+
+
 def export(
     store: ObjectStore,
     manifest: Manifest,
-    spec: TrainerSpec,
+    spec: TrainerSpec | None,
     s3: S3Spec,
     to: ObjectStore,
     *,
@@ -144,13 +173,13 @@ def export(
     began: Callable[[int], None],
     read: Callable[[int], None],
 ) -> DecoderConfig:
-    """Write the model of a step folder into ``to``.
+    """Write the model of a step folder into ``to``; ``spec`` is needed where its manifest has no model.
 
     ``tokenizer`` is the URI of a tokenizer.json, or of the folder that has one. ``began`` is told the bytes to come,
     ``read`` bytes as they are read. Raises UserError, Corrupt, StoreError.
     """
     weights = Weights(store, manifest, read)
-    config = architecture(spec, s3, weights)
+    config = architecture(manifest, spec, s3, weights)
     loaded = load_tokenizer(tokenizer, s3) if tokenizer else None
     began(weights.size())
     export_model(weights, config, to, tokenizer=loaded, dtype=dtype)

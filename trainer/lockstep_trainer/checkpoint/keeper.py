@@ -11,7 +11,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from lockstep_trainer.checkpoint.state import load_state
 from lockstep_trainer.config import Job, Orders
 from lockstep_trainer.data.order import Draws
 from lockstep_trainer.errors import Corrupt, StoreError, TrainerError, UserError
+from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.parallel.layout import Layout as Degrees
 from lockstep_trainer.ranks import Ranks
@@ -65,12 +66,22 @@ class Keeper:
     """Takes and restores the training state of one rank."""
 
     def __init__(
-        self, job: Job, orders: Orders, ranks: Ranks, outbox: Outbox, *, sampler: SamplerState, snapshots: Path
+        self,
+        job: Job,
+        orders: Orders,
+        ranks: Ranks,
+        outbox: Outbox,
+        *,
+        sampler: SamplerState,
+        config: DecoderConfig | None,
+        snapshots: Path,
     ) -> None:
         """``sampler`` is the state of a job that has done no step: later ones differ in the steps done alone.
-        ``snapshots``: the folder of that name in the run folder."""
+        ``config``: the model's, None for one of the user's own; ``snapshots``: the folder of that name in the run
+        folder."""
         self._job, self._orders, self._ranks, self._outbox = job, orders, ranks, outbox
         self._sampler = sampler
+        self._model = asdict(config) if config else None
         layout = self._layout = Degrees.of(job.spec.parallelism, ranks.size)
         at = layout.coordinates(ranks.rank)
         self._data_rank = layout.data_rank(ranks.rank)
@@ -325,6 +336,7 @@ class Keeper:
             verified=("loss and gradient norm are finite",),
             written_at=time.time(),
             seconds=0.0,
+            model=self._model,
         )
         return listing.model_dump(mode="json", exclude={"files", "parent"})
 

@@ -1,8 +1,8 @@
 """What a checkpoint consists of, and the pointer to the newest one.
 
-A **listing** is what the workers say they have written (``saved.json``); the leader puts the same facts beside the
-files as ``manifest.json`` and then swaps ``latest`` to it. Each document carries a version; what can't be read is
-Corrupt, never guessed at.
+A **listing** is what the agents say they have uploaded; the leader puts the same facts beside the files as
+``manifest.json`` and then swaps ``latest`` to it. Each document carries a version; what can't be read is Corrupt, never
+guessed at.
 """
 
 from __future__ import annotations
@@ -165,6 +165,8 @@ class Listing(Document):
     verified: tuple[str, ...]  # checks that this state passed before it was written
     written_at: float  # Unix seconds
     seconds: float  # that training stood still for it
+    model: dict[str, bool | int | float | str] | None = None
+    """Fields of the architecture (``DecoderConfig``); None for a model of the user's own, and in older manifests."""
 
     @model_validator(mode="after")
     def _files_are_distinct(self) -> Self:

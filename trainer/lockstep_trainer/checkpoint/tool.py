@@ -31,6 +31,7 @@ class Request(BaseModel):
     folders: tuple[str, ...]
     """Step folders on the chain; export takes one."""
     trainer: TrainerSpec | None = None
+    """Of the job; export needs it where the manifest does not say what the model is."""
     to: str | None = None
     tokenizer: str | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -105,12 +106,11 @@ def _export(request: Request, progress: _Progress) -> dict[str, Any]:
     from lockstep_trainer.errors import Corrupt
     from lockstep_trainer.storage import open_store
 
-    assert request.trainer is not None
     assert request.to is not None
     job = read_job(open_store(request.uri, request.s3))
     (chosen,) = (job.find(folder) for folder in request.folders)
     if chosen.manifest is None:
-        raise Corrupt(chosen.problem)
+        raise Corrupt(chosen.problem or f"{chosen.folder} is off the chain: nothing says what should be in it")
     config = export(
         job.chain.store,
         chosen.manifest,
