@@ -18,14 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import sysconfig
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +34,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
+from bench import results  # noqa: E402
 from bench.curves import Curve, draw  # noqa: E402
 from forked import run_ranks, start_all, wait_all  # noqa: E402
 from lockstep_api.v1alpha1 import OptimizerSpec, ScheduleSpec, TokenizerTraining  # noqa: E402
@@ -59,7 +56,6 @@ from lockstep_trainer.parallel.parallelize import build_parts, initialize  # noq
 from lockstep_trainer.parallel.pipeline import parts_of  # noqa: E402
 from lockstep_trainer.parallel.stages import modelled_costs  # noqa: E402
 
-RESULTS = REPOSITORY / "docs/results"
 CPU = torch.device("cpu")
 
 # The recipe, and what both sides are given of it.
@@ -322,13 +318,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=results.RESULTS)
     arguments = parser.parse_args()
     result: dict[str, Any] = {
-        "what": "training losses of Lockstep and of transformers with torch.optim.AdamW, nats per token",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, text=True).strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, float32, CPU",
+        **results.origin(
+            "training losses of Lockstep and of transformers with torch.optim.AdamW, nats per token",
+            f"torch {torch.__version__}, float32, CPU",
+        ),
         "recipe": {"steps": arguments.steps, "samples": SAMPLES, "length": LENGTH, "peak": PEAK, "warmup": WARMUP},
         "models": {},
     }

@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bench import results
 from lockstep_api.v1alpha1 import ModelSpec, OptimizerSpec
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.loss import Loss
@@ -49,8 +49,7 @@ from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.parallelize import build_parts, initialize
 from lockstep_trainer.runtime import set_allocator
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = REPOSITORY / "docs/results/mfu.json"
+RESULTS = results.RESULTS / "mfu.json"
 SPEC = OptimizerSpec(lr=1e-4)
 WARM_UP = 3
 
@@ -242,16 +241,13 @@ def main() -> None:
         print(json.dumps(run_side(arguments.side, arguments.steps)), flush=True)
         os._exit(0)  # destructors of process groups abort now and then
     result = {
-        "what": "tokens per second of one device, Lockstep and transformers, the same model and batch",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, text=True).strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        **results.origin(
+            "tokens per second of one device, Lockstep and transformers, the same model and batch",
+            f"torch {torch.__version__}",
+        ),
         **compare(arguments.rounds, arguments.steps),
     }
-    print(json.dumps(result, indent=1))
-    runs = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps([*runs, result], indent=1) + "\n")
+    results.add(result, arguments.results)
 
 
 if __name__ == "__main__":

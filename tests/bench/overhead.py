@@ -15,21 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from bench import results
 from forked import rendezvous_store, run_workers, worker_folders
 from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer import worker
@@ -37,8 +34,7 @@ from lockstep_trainer.runtime import GARBAGE_EVERY
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.train import Trainer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = REPOSITORY / "docs/results/overhead.json"
+RESULTS = results.RESULTS / "overhead.json"
 MODEL_WORK = ("forward", "backward", "pipeline", "optimizer", "collective")
 WARM_UP = 5
 LENGTH, SAMPLES = 256, 16
@@ -144,17 +140,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     result = {
-        "what": "CPU time per step of a worker that is not forward, backward, optimizer or collectives",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, text=True).strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, float32, CPU, 2 ranks",
+        **results.origin(
+            "CPU time per step of a worker that is not forward, backward, optimizer or collectives",
+            f"torch {torch.__version__}, float32, CPU, 2 ranks",
+        ),
         "steps": arguments.steps,
         **judge(measure(arguments.steps), arguments.steps),
     }
-    print(json.dumps(result, indent=1))
-    runs = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps([*runs, result], indent=1) + "\n")
+    results.add(result, arguments.results)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,10 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +41,10 @@ sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "scripts")]
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from lockstep_cli import journal, manifest, times  # noqa: E402 - the path comes first
+from bench import results  # noqa: E402 - the path comes first
+from lockstep_cli import journal, manifest, times  # noqa: E402
 from lockstep_cli.report.sections import START_SECTIONS  # noqa: E402
 
-RESULTS = REPOSITORY / "docs/results"
 QUICKSTART = REPOSITORY / "examples/quickstart.yaml"
 SETTINGS = ["trainer.recipe.steps=2", "trainer.evaluate=null", "trainer.generate=null"]
 
@@ -159,17 +157,16 @@ def main() -> None:
     else:
         found = repeat_in_cluster(arguments.repeats, console)
     console.print(table(found, arguments.where))
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    results.RESULTS.mkdir(parents=True, exist_ok=True)
     result = {
-        "what": f"seconds from asking to the first step, {arguments.where}",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, text=True).strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        **results.origin(
+            f"seconds from asking to the first step, {arguments.where}", f"Python {platform.python_version()}"
+        ),
         "load_before": round(load, 2),
         "median": {name: round(statistics.median(one[name] for one in found), 3) for name in found[0]},
         "repeats": [{name: round(value, 3) for name, value in one.items()} for one in found],
     }
-    path = RESULTS / f"startup-{arguments.where}.json"
+    path = results.RESULTS / f"startup-{arguments.where}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"written to {path.relative_to(REPOSITORY)}")
 

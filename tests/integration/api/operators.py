@@ -8,12 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 class Operator:
@@ -67,16 +62,6 @@ class Operator:
     def log(self) -> str:
         """All that it has said."""
         return (self.folder / "operator.log").read_text()
-
-
-def eventually(question: Callable[[], T], what: str, seconds: float = 60.0) -> T:
-    """The first answer that is true. The condition is asked for ten times a second."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := question():
-            return answer
-        time.sleep(0.1)
-    raise AssertionError(f"after {seconds:.0f} s: {what}")
 
 
 def _free_ports() -> tuple[int, int]:

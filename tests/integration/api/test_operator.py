@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from integration.api.operators import Operator, eventually
+from awaited import eventually
+from integration.api.operators import Operator
 from localcluster import Cluster
 from manifests import command_job
 
