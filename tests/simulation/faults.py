@@ -20,7 +20,7 @@ class Faults:
         self._kinds: list[Callable[[Pod], None]] = [
             self._worker, self._worker, self._agent, self._agent, self._container, self._partition, self._partition,
             self._reboot, self._power_off, self._delete, self._store, self._rendezvous, self._operator,
-            self._drain, self._corrupt,
+            self._drain, self._corrupt, self._mute, self._slow_commits,
         ]  # fmt: skip
         self._next()
 
@@ -101,6 +101,47 @@ class Faults:
             self.world.store.away = False
 
         self.world.clockwork.after(self.world.clockwork.between(0.5, 15.0), back)
+
+    def _mute(self, pod: Pod) -> None:
+        """What the store is told takes effect, and nobody hears of it; then who has asked is gone, or starts anew."""
+        self.world.store.mute = True
+
+        def speak() -> None:
+            self.world.store.mute = False
+
+        self.world.clockwork.after(self.world.clockwork.between(1.0, 6.0), speak)
+        self._soon(pod)
+
+    def _slow_commits(self, pod: Pod) -> None:
+        """Commits take seconds; meanwhile the generation that made them ends."""
+        self.world.store.slowness = self.world.clockwork.between(1.0, 4.0)
+
+        def fast() -> None:
+            self.world.store.slowness = 0.0
+
+        self.world.clockwork.after(self.world.clockwork.between(2.0, 6.0), fast)
+        self._soon(pod)
+
+    def _soon(self, pod: Pod) -> None:
+        """Right behind a fault of the store comes another one: the chain must be asked before it is started from."""
+        follow = self.world.random.choice([self._forget, self._forget, self._leader, self._worker])
+        self.world.clockwork.after(self.world.clockwork.between(0.3, 3.0), lambda: self._follow(follow, pod))
+
+    def _follow(self, fault: Callable[[Pod], None], pod: Pod) -> None:
+        if self.world.network.faulty:
+            fault(pod)
+            self.count += 1
+
+    def _leader(self, _: Pod) -> None:
+        if first := self.world.status["slots"].get(0):
+            self.world.pods[first.pod].kill_agent()
+
+    def _forget(self, pod: Pod) -> None:
+        """No snapshot of a pod verifies any more, and its workers are gone: only the store is left."""
+        for victim in pod.volume.snapshots:
+            victim.intact = False
+            self.world.invariants.corrupt.add(victim.state)
+        self._worker(pod)
 
     def _rendezvous(self, _: Pod) -> None:
         from lockstep_trainer.protocol.events import StoreLost

@@ -14,7 +14,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import ModuleType
 
-PACKAGE = "lockstep_trainer.protocol"
+PACKAGE = "lockstep_trainer.protocol."
 SEEDS = 400
 """Tried at most; most mutants live for fewer than ten."""
 
@@ -31,6 +31,8 @@ class Mutation:
     """The rule, in words."""
     first: int = 0
     """Seed to begin with: where a mutant lives long, one just before the first that finds it."""
+    package: str = PACKAGE
+    """``simulation.``: a promise of the agent's shell, which the protocol relies on."""
 
 
 MUTATIONS = (
@@ -153,6 +155,57 @@ MUTATIONS = (
         "if len(self.done) < slots or known == slots:", "if 0 not in self.done or known == slots:",
         "a manifest is made once all slots have uploaded",
     ),
+    Mutation(
+        "wait-for-what-never-comes", "keeping",
+        "if self.snapshots.void(said.state):", "if False:",
+        "who is at a state that some slot is past is told that it is void",
+    ),
+    Mutation(
+        "commit-off-the-lineage", "durability",
+        "if self._waiting and not lineage.holds(self._waiting.state):", "if False:",
+        "what no generation descends from any more is not committed",
+    ),
+    Mutation(
+        "admit-every-copy", "lineage",
+        "return origin is None or term_of(state) >= origin.term or state.step <= origin.step", "return True",
+        "a copy that the newest generation does not descend from is not started from",
+    ),
+    Mutation(
+        "leave-the-chain", "keeping",
+        "if order.parent != durable:", "if False:",
+        "an order whose parent the chain does not name any more is dropped",
+    ),
+    Mutation(
+        "end-without-a-last-checkpoint", "leader",
+        "(now >= self._stop_until or (ready and memory is None))", "True",
+        "a job that is stopped leaves its newest state in the store, where there is time",
+    ),
+    Mutation(
+        "forget-the-upload", "holdings",
+        "if (upload := self.memory.upload) and upload.files is None and not upload.gone:",
+        "if (upload := self.memory.upload) and False:",
+        "a new agent goes on with the old one's upload",
+    ),
+    Mutation(
+        "start-from-half-a-set", "lineage",
+        "if len(found) == len(members)]", "if found]",
+        "a generation starts from memory where every slot has a copy",
+    ),
+    Mutation(
+        "try-a-corrupt-copy-for-ever", "keeping",
+        "self.tries[last] = TRIES if gave_up else self.tries.get(last, 0) + 1", "self.tries[last] = 0",
+        "a snapshot that generations could not start from is not tried again",
+    ),
+    Mutation(
+        "give-up-a-copy-that-is-busy", "transfers",
+        "self._copy_again(effect, 0.2)", "pass",
+        "an agent goes on trying until the buddy has the copy", package="simulation.",
+    ),
+    Mutation(
+        "copy-over-what-is-newer", "volume",
+        " and order_of(s.state) < order_of(state)", "",
+        "a late copy takes no newer one's place", package="simulation.",
+    ),
 )  # fmt: skip
 
 
@@ -175,7 +228,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != f"{PACKAGE}.{self._mutation.module}":
+        if fullname != self._mutation.package + self._mutation.module:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         assert spec is not None

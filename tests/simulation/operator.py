@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from simulation.agent import Agent
     from simulation.world import Pod, World
 
-LOOP_SECONDS = 0.5
+LOOP_SECONDS = (0.4, 1.2)
 AGREED_SILENCE = 5.0
 LEADER_DEADLINE = 20.0
 
@@ -74,7 +74,7 @@ class Operator:
         """Observe, plan, act; forever."""
         if not self.alive:
             return
-        self.world.clockwork.after(LOOP_SECONDS, self.loop)
+        self.world.clockwork.after(self.world.clockwork.between(*LOOP_SECONDS), self.loop)
         self._probe()
         self._keep_stream()
         self._plan()

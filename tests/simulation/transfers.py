@@ -10,10 +10,12 @@ from simulation.storage import Unavailable
 from simulation.volume import Snapshot
 
 if TYPE_CHECKING:
-    from simulation.pods import Pod
     from simulation.agent import Agent
+    from simulation.pods import Pod
 
 FETCH_TRIES = 4
+BUSY_CHANCE = 0.05
+"""That the writer has not let go of a snapshot yet which is already seen."""
 
 
 class Transfers:
@@ -60,16 +62,21 @@ class Transfers:
             if source is None or not source.intact:
                 self._discard(source)
                 return
+            if draw.random() < BUSY_CHANCE:
+                self._copy_again(effect, 0.2)
+                return
             reachable = target is not None and self._world.network.reachable(self._pod.name, target.name)
             up = reachable and target.agent is not None and target.agent.alive  # type: ignore[union-attr]
             if up and self._received(target, effect, source.durable):  # type: ignore[arg-type]
                 self._agent.later(lambda: self._agent.tell(events.StateCopied(effect.state)))
             else:
-                self._world.clockwork.after(
-                    0.5, lambda: self._copying is effect and self._agent.alive and self.copy(effect)
-                )
+                self._copy_again(effect, 0.5)
 
         self._world.clockwork.after(seconds, arrive)
+
+    def _copy_again(self, effect: effects.CopySnapshot, pause: float) -> None:
+        """What can't be copied yet is tried until it is, or is gone, or something newer is to be copied."""
+        self._world.clockwork.after(pause, lambda: self._copying is effect and self._agent.alive and self.copy(effect))
 
     def _discard(self, corrupt: Snapshot | None) -> None:
         if corrupt in self._pod.volume.snapshots:

@@ -54,7 +54,7 @@ class Volume:
     def begin(
         self, state: StateId, slot: int, durable: int, *, own: bool, keep: StateId | None = None
     ) -> Snapshot | None:
-        """Take a buffer for a state: that of the oldest state which is older, and neither kept nor read. None where none
+        """Take a buffer for a state: that of the oldest one, if it is older, and neither kept nor read. None where none
         is free."""
         held = {self.kept, self.pinned if own else keep}
         mine = [s for s in self.snapshots if s.slot == slot]

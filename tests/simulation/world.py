@@ -30,6 +30,7 @@ class World:
         self.clockwork = Clockwork(seed)
         self.random = self.clockwork.random
         self.network = Network(self.clockwork)
+        self.seed = seed
         self.steps = steps
         self.coded = seed % CODED == CODED - 1
         """All messages and memories go through the real codecs."""

@@ -21,7 +21,7 @@ _REPORTS = attrgetter(*Reports.__slots__)
 class Written:
     """One write. ``coded``: as the agent's own JSON, else by copying what can still change, which is far cheaper."""
 
-    __slots__ = ("_text", "_memory")
+    __slots__ = ("_memory", "_text")
 
     def __init__(self, memory: NodeMemory, *, coded: bool) -> None:
         self._text = _MEMORY.dump_json(memory) if coded else None

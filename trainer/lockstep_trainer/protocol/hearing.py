@@ -99,6 +99,8 @@ def _member_stepped(leader: Leader, peer: Peer, message: Steps, now: float) -> l
     if message.done:
         leader.stepped_at = now
         effects += leader.keeping.stepped(leader, message.done[0].step, now)
+        if leader.running is None:  # begun from what is not the newest: these steps count for nothing
+            return effects
     return effects + leader.reports.steps(leader, finished, now) if finished else effects
 
 

@@ -265,13 +265,18 @@ class Keeping:
 
     def fell_back(self, leader: Leader, point: RestorePoint | None, now: float) -> list[Effect]:
         """The workers began from an older state than they were told to, since copies or files of that one are corrupt:
-        what lies between is on no lineage."""
-        if leader.running is None or self._fell_back:
+        what lies between is on no lineage. Where the chain has moved on since their Start, or may have, they descend
+        from nothing that it names by now, and begin again."""
+        start = leader.running
+        if start is None or self._fell_back:
             return []
         self._fell_back = True
-        if leader.running.memory:
-            self.tries[leader.running.memory.state] = TRIES
-        leader.durability.found(point, now)
+        if start.memory:
+            self.tries[start.memory.state] = TRIES
+        durability = leader.durability
+        if durability.durable != start.restore or durability.doubtful or not durability.known:
+            return leader.fault(leader.suspect("StaleRestore", "restore", now), now)
+        durability.found(point, now)
         self._descend(leader, point.state if point else None)
         return [Persist()]
 
