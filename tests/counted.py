@@ -35,10 +35,10 @@ class CountedStore:
         self._note(key, offset, length)
         return self._store.get_range(key, offset, length)
 
-    def get_into(self, key: str, offset: int, buffer: memoryview) -> int:
+    def get_into(self, key: str, offset: int, *buffers: memoryview) -> int:
         """As the store has it."""
-        self._note(key, offset, len(buffer))
-        return self._store.get_into(key, offset, buffer)
+        self._note(key, offset, sum(map(len, buffers)))
+        return self._store.get_into(key, offset, *buffers)
 
     def _note(self, key: str, offset: int, length: int) -> None:
         line = json.dumps([self._rank, key, offset, length]) + "\n"

@@ -51,12 +51,9 @@ def tensor_in(data: memoryview, where: str) -> Tensor:
 def _viewed(data: memoryview) -> Tensor | None:
     """The tensor over ``data`` itself; None where the archive is not what torch.save writes for one dense tensor."""
     try:
-        with zipfile.ZipFile(_Reader(data)) as archive:
-            records = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
-        shape = _shape_of(bytes(_record(data, records["data.pkl"])))
-        if "byteorder" in records and _record(data, records["byteorder"]) != _ORDER:
-            return None
-        numbers = _record(data, records[f"data/{shape.key}"])
+        records, shape = _opened(data)
+        begin, size = _place(data, records[f"data/{shape.key}"])
+        numbers = data[begin : begin + size]
         raw = torch.frombuffer(numbers, dtype=torch.uint8) if numbers else torch.empty(0, dtype=torch.uint8)
         # Numbers of any other dtype may be read from any address, as far as processors and torch's copies go.
         if shape.dtype.is_complex and raw.data_ptr() % shape.dtype.itemsize:
@@ -66,10 +63,48 @@ def _viewed(data: memoryview) -> Tensor | None:
         return None
 
 
+@lru_cache(maxsize=4096)
+def is_around(head: bytes, size: int, tail: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether an archive of ``head``, ``size`` bytes and ``tail`` is a tensor of this dtype and shape whose numbers, in
+    order, are just those bytes. ``head`` and ``tail`` must have been verified."""
+    data = _Hollow(head, size, tail)
+    try:
+        records, found = _opened(data)
+        begin, length = _place(data, records[f"data/{found.key}"])
+    except (zipfile.BadZipFile, KeyError, ValueError, struct.error, pickle.UnpicklingError):
+        return False
+    return (begin, length, found) == (len(head), size, _Shape(found.key, dtype, shape, _strides(shape), 0))
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()
+
+
+@dataclass(frozen=True, slots=True)
+class _Hollow:
+    """An archive of which only the ends are there; zeros stand for the numbers."""
+
+    head: bytes
+    size: int
+    tail: bytes
+
+    def __len__(self) -> int:
+        return len(self.head) + self.size + len(self.tail)
+
+    def __getitem__(self, place: slice) -> bytes:
+        start, stop, _ = place.indices(len(self))
+        begin, end = len(self.head), len(self.head) + self.size
+        zeros = max(0, min(stop, end) - max(start, begin))
+        return self.head[start:stop] + bytes(zeros) + self.tail[max(start - end, 0) : max(stop - end, 0)]
+
+
+_Data = memoryview | _Hollow
+
+
 class _Reader(io.RawIOBase):
     """A buffer as a file, since io.BytesIO would copy all of it."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: _Data) -> None:
         self._data, self._at = data, 0
 
     def seekable(self) -> bool:
@@ -94,16 +129,32 @@ class _Reader(io.RawIOBase):
         return found
 
 
-def _record(data: memoryview, info: zipfile.ZipInfo) -> memoryview:
-    """A stored record's bytes. The archive's own CRC32 is not looked at: the whole of it was verified before."""
+def _opened(data: _Data) -> tuple[dict[str, zipfile.ZipInfo], _Shape]:
+    """The archive's records by name, and its tensor; raises BadZipFile, KeyError, UnpicklingError or struct.error for
+    anything but one dense tensor in this machine's order of bytes."""
+    with zipfile.ZipFile(_Reader(data)) as archive:
+        records = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
+    shape = _shape_of(_record(data, records["data.pkl"]))
+    if "byteorder" in records and _record(data, records["byteorder"]) != _ORDER:
+        raise zipfile.BadZipFile("another order of bytes")
+    return records, shape
+
+
+def _place(data: _Data, info: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where a stored record's bytes begin, and how many they are. The archive's own CRC32 is not looked at: the whole
+    of it was verified before."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise zipfile.BadZipFile("a compressed record")
-    *_, name, extra = _LOCAL_HEADER.unpack_from(data, info.header_offset)
+    *_, name, extra = _LOCAL_HEADER.unpack(data[info.header_offset : info.header_offset + _LOCAL_HEADER.size])
     begin = info.header_offset + _LOCAL_HEADER.size + name + extra
-    found = data[begin : begin + info.file_size]
-    if len(found) != info.file_size:
+    if begin + info.file_size > len(data):
         raise zipfile.BadZipFile("a record ends behind the archive")
-    return found
+    return begin, info.file_size
+
+
+def _record(data: _Data, info: zipfile.ZipInfo) -> bytes:
+    begin, size = _place(data, info)
+    return bytes(data[begin : begin + size])
 
 
 @dataclass(frozen=True, slots=True)

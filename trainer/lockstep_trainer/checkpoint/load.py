@@ -16,15 +16,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from lockstep_trainer.agreement import by_first, from_all
 from lockstep_trainer.checkpoint.ahead import Ahead
-from lockstep_trainer.checkpoint.exchange import exchange
-from lockstep_trainer.checkpoint.fetch import WINDOW, Box, Item, plan
+from lockstep_trainer.checkpoint.exchange import Exchange
+from lockstep_trainer.checkpoint.fetch import WINDOW, Item, plan
 from lockstep_trainer.checkpoint.manifest import METADATA, FileEntry, Manifest, Ranges, ranges_of
 from lockstep_trainer.checkpoint.metadata import load_metadata
-from lockstep_trainer.checkpoint.pieces import Contents, pieces_of
+from lockstep_trainer.checkpoint.pieces import Contents, pieces_of, targets_of
 from lockstep_trainer.errors import Corrupt, NotFound, StoreError, TrainerError
 from lockstep_trainer.storage import ObjectStore
 from lockstep_trainer.storage.checksum import crc64nvme
@@ -67,18 +66,19 @@ def load(
     if dist.get_rank(group) == 0 and (strangers := contents.strangers(numbers)):
         log.warning("%s has %d tensors that this job's state lacks, such as %s", where, len(strangers), strangers[0])
     checksums = _checksums(items, store, folder, manifest, group)
-    targets: defaultdict[int, defaultdict[Box, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    for piece in pieces:
-        number, box = piece.want
-        targets[number][box].append(piece.target)
+    targets = targets_of(pieces)
     rank = dist.get_rank(group)
     rounds = plan(items, wants, hosts, window=window)
     reads = [read for each in rounds for read in each if read.reader == rank]
-    with Ahead(store, folder, reads, items, checksums, max_bytes=window // 2) as ahead, torch.no_grad():
+    swap = Exchange(targets, group, max_bytes=window // 2)
+    with (
+        Ahead(store, folder, reads, items, checksums, targets=targets, max_bytes=window // 2) as ahead,
+        torch.no_grad(),
+    ):
         for each in rounds:
             mine = sum(read.reader == rank for read in each)
             # Nothing here keeps what has arrived: its memory is free before more is read.
-            exchange(each, _together(partial(ahead.take, mine), group), targets, group)
+            swap.run(each, _together(partial(ahead.take, mine), group))
             ahead.done()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,12 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.utils import find_state_dict_object
 from torch.distributed.tensor import DTensor
 
-from lockstep_trainer.checkpoint.fetch import Item, Want
+from lockstep_trainer.checkpoint.fetch import Box, Item, Want
 from lockstep_trainer.errors import Corrupt, UserError
+
+Targets = Mapping[int, Mapping[Box, Sequence[Tensor]]]
+"""Where this rank wants boxes of items, by the item's number: views of the live state, each in the box's shape and the
+item's dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,22 @@ def pieces_of(state: Mapping[str, Any], contents: Contents) -> list[Piece]:
         if covered != (own := sum(math.prod(chunk.sizes) for chunk in chunks)):
             raise Corrupt(f"{contents.where} has {covered} of the {own} numbers of {name} that are needed here")
     return pieces
+
+
+def targets_of(pieces: Iterable[Piece]) -> Targets:
+    """The pieces by item and box."""
+    found: dict[int, dict[Box, list[Tensor]]] = {}
+    for piece in pieces:
+        number, box = piece.want
+        found.setdefault(number, {}).setdefault(box, []).append(piece.target)
+    return found
+
+
+def cut(tensor: Tensor, box: Box) -> Tensor:
+    """The part of an item's tensor that ``box`` names; a view."""
+    for dim, (offset, length) in enumerate(zip(*box, strict=True)):
+        tensor = tensor.narrow(dim, offset, length)
+    return tensor
 
 
 def named(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

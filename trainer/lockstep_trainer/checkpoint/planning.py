@@ -11,6 +11,7 @@ import pickle
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -182,6 +183,7 @@ def _assemble(pieces: list[_Piece], files: tuple[PlannedFile, ...], places: tupl
     return _Assembled(tuple(items), [place.piece for place in places] + elsewhere, max(end, 1))
 
 
+@lru_cache(maxsize=4096)
 def make_frame(dtype: torch.dtype, shape: tuple[int, ...]) -> Frame:
     """What ``torch.save`` writes around the numbers of such a tensor.
 

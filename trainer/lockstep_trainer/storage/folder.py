@@ -2,8 +2,9 @@
 
 A file system has no compare-and-swap: ``rename`` replaces whatever is there. What it has is ``link``, which fails
 where the name is taken. So an object that is replaced under a condition, ``latest``, is a row of files ``latest.1``,
-``latest.2`` …, each made once with ``link``; the highest number is the object, and the number is its etag. These files
-are never removed while the object lives (a slow writer must not find its number free again); each is small.
+``latest.2`` …, each made once with ``link``; the highest number is the object, and the number is its etag. The older
+files may go (``forget``). A slow writer may then find its number free again: so a writer looks behind its ``link`` and
+believes in it only where no higher number is there, and the two newest never go.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 from uuid import uuid4
 
-from lockstep_trainer.errors import Corrupt, NotFound, PreconditionFailed, StoreError
+from lockstep_trainer.errors import Conflict, Corrupt, NotFound, PreconditionFailed, StoreError
 from lockstep_trainer.storage.checksum import EMPTY
 from lockstep_trainer.storage.checksum import crc64nvme as checksum_of_bytes
 from lockstep_trainer.storage.store import Buffer, Entry, Head, Unfinished, view_of
@@ -59,6 +60,9 @@ class FolderStore:
                 raise PreconditionFailed(f"put {path}: its version is {number or 'none'}, not {if_match or 'none'}")
             # The number is this put's claim: link fails for all but one of those who read the same version.
             self._write(path.with_name(f"{path.name}.{number + 1}"), data, replace=False)
+            # Where its version was forgotten since, the number was free although newer ones are there.
+            if (newest := max(self._versions(path), default=0)) > number + 1:
+                raise Conflict(f"put {path}: version {newest} is there already, besides {number + 1}")
             return str(number + 1)
 
     def put_buffer(self, key: str, data: Buffer, *, crc64nvme: str, only_if_absent: bool = True) -> None:
@@ -84,10 +88,12 @@ class FolderStore:
             if path.name not in SWAPPED:
                 data = path.read_bytes()
                 return data, _etag(data)
-            number = max(self._versions(path), default=0)
-            if not number:
-                raise NotFound(f"get {path}: there is no such object")
-            return path.with_name(f"{path.name}.{number}").read_bytes(), str(number)
+            while number := max(self._versions(path), default=0):
+                try:
+                    return path.with_name(f"{path.name}.{number}").read_bytes(), str(number)
+                except FileNotFoundError:  # forgotten, or deleted, since the folder was read: look again
+                    continue
+            raise NotFound(f"get {path}: there is no such object")
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         path = self._path(key)
@@ -95,15 +101,17 @@ class FolderStore:
             file.seek(offset)
             return file.read(length)
 
-    def get_into(self, key: str, offset: int, buffer: memoryview) -> int:
+    def get_into(self, key: str, offset: int, *buffers: memoryview) -> int:
         path = self._path(key)
-        view = view_of(buffer)
-        position = 0
+        total = 0
         with _store_errors(f"get {path}"), path.open("rb", buffering=0) as file:
             file.seek(offset)
-            while count := file.readinto(view[position:]):
-                position += count
-        return position
+            for view in map(view_of, buffers):
+                position = 0
+                while position < len(view) and (count := file.readinto(view[position:])):
+                    position += count
+                total += position
+        return total
 
     def head(self, key: str) -> Head:
         path = self._path(key)
@@ -155,6 +163,19 @@ class FolderStore:
             else:
                 path.unlink(missing_ok=True)
             _remove_empty_folders(path.parent, self._root)
+
+    def forget(self, key: str, before: float) -> int:
+        path = self._path(key)
+        removed = 0
+        with _store_errors(f"forget what {path} was"):
+            for number in sorted(self._versions(path))[:-2]:
+                # By the age of what took its place: whoever reads it may have found it the newest until then.
+                successor = path.with_name(f"{path.name}.{number + 1}")
+                if successor.exists() and successor.stat().st_mtime >= before:
+                    break
+                path.with_name(f"{path.name}.{number}").unlink(missing_ok=True)
+                removed += 1
+        return removed
 
     # ------------------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,9 @@ class S3Store:
     def uri(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
+    def forget(self, key: str, before: float) -> int:
+        return 0
+
     def below(self, prefix: str) -> S3Store:
         return S3Store(self._bucket, f"{self._prefix}/{prefix.strip('/')}", self._s3)
 
@@ -112,9 +115,9 @@ class S3Store:
         except RangeNotSatisfiable:  # the object ends before the offset
             return b""
 
-    def get_into(self, key: str, offset: int, buffer: memoryview) -> int:
+    def get_into(self, key: str, offset: int, *buffers: memoryview) -> int:
         target = {"Bucket": self._bucket, "Key": self._key(key)}
-        return s3parts.download(self._client, target, f"{self.uri}/{key}", offset, view_of(buffer))
+        return s3parts.download(self._client, target, f"{self.uri}/{key}", offset, [view_of(each) for each in buffers])
 
     def head(self, key: str) -> Head:
         with store_errors(f"head {self.uri}/{key}"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from lockstep_trainer.storage.checksum import EMPTY, combine, crc64nvme, to_head
 from lockstep_trainer.storage.pacing import Bandwidth, Body
 from lockstep_trainer.storage.retries import persistently
 from lockstep_trainer.storage.s3client import RangeNotSatisfiable, store_errors
+from lockstep_trainer.storage.store import cut_out
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -148,32 +149,40 @@ def part_size(size: int) -> int:
     return max(PART, -(-size // _MOST_PARTS))
 
 
-def download(client: S3Client, target: dict[str, Any], name: str, offset: int, view: memoryview) -> int:
-    """Fill ``view`` from ``offset`` on; returns the bytes read, fewer where the object ends. Raises NotFound."""
+def download(client: S3Client, target: dict[str, Any], name: str, offset: int, views: Sequence[memoryview]) -> int:
+    """Fill ``views`` from ``offset`` on; returns the bytes read, fewer where the object ends. Raises NotFound."""
+    size = sum(map(len, views))
 
     def fetch(start: int) -> int:
-        piece = view[start : start + PART]
-        return persistently(lambda: _fetch(client, target, name, offset + start, piece))
+        pieces = cut_out(views, start, PART)
+        return persistently(lambda: _fetch(client, target, name, offset + start, pieces))
 
-    if len(view) <= PART:
-        return fetch(0) if len(view) else 0
-    return sum(_in_parallel(functools.partial(fetch, start) for start in range(0, len(view), PART)))
+    if size <= PART:
+        return fetch(0) if size else 0
+    return sum(_in_parallel(functools.partial(fetch, start) for start in range(0, size, PART)))
 
 
-def _fetch(client: S3Client, target: dict[str, Any], name: str, offset: int, piece: memoryview) -> int:
+def _fetch(client: S3Client, target: dict[str, Any], name: str, offset: int, pieces: Sequence[memoryview]) -> int:
+    size = sum(map(len, pieces))
     try:
         with store_errors(f"get {name}"):
-            answer = client.get_object(**target, Range=f"bytes={offset}-{offset + len(piece) - 1}")
-            if answer["ContentLength"] > len(piece):
+            answer = client.get_object(**target, Range=f"bytes={offset}-{offset + size - 1}")
+            if answer["ContentLength"] > size:
                 raise StoreError(f"get {name}: the store does not serve ranges of bytes")
             with closing(answer["Body"]) as body:
-                position = 0
-                while count := body.readinto(piece[position : position + _READ]):  # type: ignore[arg-type]
-                    position += count
+                total = sum(_receive(body, piece) for piece in pieces)
     except RangeNotSatisfiable:
         return 0
-    if position != answer["ContentLength"]:
+    if total != answer["ContentLength"]:
         raise StoreError(f"get {name}: the answer was cut off", temporary=True)
+    return total
+
+
+def _receive(body: Any, piece: memoryview) -> int:
+    """Fill it; returns the bytes read, fewer where the body ends."""
+    position = 0
+    while position < len(piece) and (count := body.readinto(piece[position : position + _READ])):
+        position += count
     return position
 
 

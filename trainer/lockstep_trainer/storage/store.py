@@ -5,6 +5,7 @@ Keys are relative, with ``/`` between their parts. All methods block; call them 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,18 @@ Buffer = bytes | bytearray | memoryview
 def view_of(data: Buffer) -> memoryview:
     """``data`` as bytes, not copied; raises TypeError where it is not contiguous."""
     return memoryview(data).cast("B")
+
+
+def cut_out(buffers: Sequence[memoryview], start: int, length: int) -> list[memoryview]:
+    """What holds the bytes from ``start`` to ``start + length`` of ``buffers`` (of bytes), one behind the other."""
+    found, end = [], start + length
+    position = 0
+    for buffer in buffers:
+        first, last = max(start - position, 0), min(end - position, len(buffer))
+        if first < last:
+            found.append(buffer[first:last])
+        position += len(buffer)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +97,11 @@ class ObjectStore(Protocol):
         """``length`` bytes from ``offset``, fewer where the object ends; raises NotFound."""
         ...
 
-    def get_into(self, key: str, offset: int, buffer: memoryview) -> int:
-        """Read from ``offset`` into ``buffer``, large ranges in parts at the same time; raises NotFound.
+    def get_into(self, key: str, offset: int, *buffers: memoryview) -> int:
+        """Read from ``offset`` into ``buffers``, one behind the other, large ranges in parts at the same time; raises
+        NotFound.
 
-        Returns the bytes read: fewer than the buffer holds where the object ends. Nothing is verified.
+        Returns the bytes read: fewer than the buffers hold where the object ends. Nothing is verified.
         """
         ...
 
@@ -113,6 +127,11 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object. Not an error where there is none."""
+        ...
+
+    def forget(self, key: str, before: float) -> int:
+        """Remove what a store keeps of earlier contents of an object that is replaced on a condition, as far as they
+        were replaced before ``before`` (Unix seconds), and return how many. S3 keeps none."""
         ...
 
     def below(self, prefix: str) -> ObjectStore:
