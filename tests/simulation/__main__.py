@@ -1,7 +1,7 @@
-"""``python -m simulation``: run many schedules; exits 1 at the first violation.
+"""``python -m simulation``: run many schedules; exits 1 at the first violation, with the command that replays it.
 
-A schedule is a seed and a length: jobs that run on, and jobs that end among the faults.
-``python -m simulation --runs 1000000 --jobs 0`` tries a million of them, on all cores.
+A schedule is a seed and a length: jobs that run on, and jobs that end among the faults. A million of them, in pieces
+that may be broken off at any time: ``python -m simulation --runs 1000000 --jobs 0 --state million.json``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
-from multiprocessing import Pool
+from pathlib import Path
 
-from simulation.invariants import Violation
-from simulation.run import Outcome, run
+from simulation.batch import State, resumed
+from simulation.run import run
 
-_CHUNK = 8
+SAY_SECONDS = 10.0
 
 
 def main() -> None:
@@ -26,35 +25,53 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="how many schedules, instead of --seeds")
     parser.add_argument("--first", type=int, default=0, help="the first seed, default 0")
     parser.add_argument("--jobs", type=int, default=1, help="processes, default 1; 0: one per core")
+    parser.add_argument("--state", type=Path, help="file to go on from, and to keep what has held in")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run one schedule and show where it fails")
+    parser.add_argument("--short", action="store_true", help="with --replay: the job that ends among the faults")
     arguments = parser.parse_args()
-    seeds = arguments.seeds if arguments.runs is None else -(-arguments.runs // 2)
-    begun, steps, faults, epochs, generations = time.perf_counter(), 0, 0, 0, 0
-    for outcomes in _all(range(arguments.first, arguments.first + seeds), arguments.jobs or os.cpu_count() or 1):
-        if isinstance(outcomes, str):
-            sys.exit(f"violation: {outcomes}")
-        for outcome in outcomes:
-            steps, faults = steps + outcome.steps, faults + outcome.faults
-            epochs, generations = epochs + outcome.epoch, generations + outcome.generations
-    print(
-        f"{2 * seeds} schedules: {faults} faults, {epochs} epochs, {generations} generations, {steps} steps; "
-        f"{time.perf_counter() - begun:.1f} s"
-    )
-
-
-def _all(seeds: range, jobs: int) -> Iterator[list[Outcome] | str]:
-    if jobs == 1:
-        yield from map(_both, seeds)
+    if arguments.replay is not None:
+        print(run(arguments.replay, short=arguments.short))
         return
-    with Pool(jobs) as pool:
-        yield from pool.imap_unordered(_both, seeds, chunksize=_CHUNK)
-
-
-def _both(seed: int) -> list[Outcome] | str:
-    """A seed's two schedules, or the violation in words: it does not travel between processes as an exception."""
+    seeds = arguments.seeds if arguments.runs is None else -(-arguments.runs // 2)
     try:
-        return [run(seed), run(seed, short=True)]
-    except Violation as violation:
-        return str(violation)
+        state = (State.load(arguments.state) if arguments.state else None) or State(arguments.first, arguments.first)
+    except ValueError as error:
+        sys.exit(str(error))
+    if state.first != arguments.first:
+        sys.exit(f"{arguments.state} begins with seed {state.first}: say --first {state.first}, or name another file")
+    progress = Progress(arguments.state, seeds)
+    try:
+        seeds_left = range(state.next, state.first + seeds)
+        state = resumed(state, seeds_left, arguments.jobs or os.cpu_count() or 1, progress)
+    except AssertionError as failure:
+        progress.keep()
+        sys.exit(f"violation: {failure}")
+    except KeyboardInterrupt:
+        progress.keep()
+        sys.exit(130)
+    progress.keep()
+    print(state.count)
+
+
+class Progress:
+    """Says and keeps how far it is, every few seconds."""
+
+    def __init__(self, path: Path | None, seeds: int) -> None:
+        self._path, self._seeds = path, seeds
+        self._newest: State | None = None
+        self._said_at = time.monotonic()
+
+    def __call__(self, state: State) -> None:
+        self._newest = state
+        if time.monotonic() - self._said_at >= SAY_SECONDS:
+            self._said_at = time.monotonic()
+            self.keep()
+            print(f"{state.next - state.first} of {self._seeds} seeds, {state.count}", flush=True)
+
+    def keep(self) -> None:
+        """Write it down."""
+        if self._path and self._newest:
+            self._newest.save(self._path)
 
 
 if __name__ == "__main__":

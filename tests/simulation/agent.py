@@ -79,8 +79,12 @@ class Agent:
 
     def later(self, action: Callable[[], None]) -> None:
         """Within a moment, if the agent still lives."""
-        delay = self.world.clockwork.between(0.005, 0.05)
-        self.world.clockwork.after(delay, lambda: self.alive and action())
+
+        def act() -> None:
+            if self.alive:
+                action()
+
+        self.world.clockwork.after(self.world.clockwork.between(0.005, 0.05), act)
 
     def tick(self) -> None:
         """Four times a second."""
@@ -241,9 +245,9 @@ class Agent:
     def _send_operator(self, effect: effects.SendOperator) -> None:
         if isinstance(effect.message, Finished):
             self.world.invariants.ended(effect.message)
-        if type(effect.message) is Progress and not self.world.coded:
-            return  # read by people only
         operator, message = self.world.operator, self.world.on_the_wire(effect.message)
+        if isinstance(message, Progress):
+            return  # read by people only
 
         def deliver() -> None:
             operator.heard(self, message)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from lockstep_trainer.protocol.events import PodEnding
 from simulation.operator import Operator
-from simulation.world import Pod, World
+from simulation.pods import Pod
+from simulation.world import World
 
 
 class Faults:

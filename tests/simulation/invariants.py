@@ -8,8 +8,9 @@ from lockstep_api.messages import Finished, Kept, RestorePoint, Start, StateId, 
 
 if TYPE_CHECKING:
     from lockstep_trainer.protocol.leader import Leader
+    from simulation.pods import Pod
     from simulation.workers import Group, Worker
-    from simulation.world import Pod, World
+    from simulation.world import World
 
 
 class Violation(AssertionError):

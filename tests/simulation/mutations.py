@@ -248,7 +248,7 @@ def main() -> None:
             try:
                 run(seed, short=short)
             except Exception as violation:  # a core that breaks down was noticed, too
-                print(violation)
+                print(f"schedule {2 * (seed - mutation.first) + short + 1}: {violation!r}")
                 sys.exit(0)
     sys.exit(f"{mutation.name} survived {SEEDS} seeds: {mutation.breaks}")
 

@@ -24,7 +24,8 @@ from lockstep_trainer.protocol import events
 
 if TYPE_CHECKING:
     from simulation.agent import Agent
-    from simulation.world import Pod, World
+    from simulation.pods import Pod
+    from simulation.world import World
 
 LOOP_SECONDS = (0.4, 1.2)
 AGREED_SILENCE = 5.0

@@ -60,10 +60,12 @@ class Pod:
         if self.agent and self.agent.alive:
             self.agent.die()
             boot = self.boots, self.container_starts
-            self.world.clockwork.after(
-                self.world.clockwork.between(0.2, 1.0),
-                lambda: (self.boots, self.container_starts) == boot and self.start_agent(),
-            )
+
+            def again() -> None:
+                if (self.boots, self.container_starts) == boot:
+                    self.start_agent()
+
+            self.world.clockwork.after(self.world.clockwork.between(0.2, 1.0), again)
 
     def start_agent(self) -> None:
         """A new agent process."""

@@ -76,7 +76,12 @@ class Transfers:
 
     def _copy_again(self, effect: effects.CopySnapshot, pause: float) -> None:
         """What can't be copied yet is tried until it is, or is gone, or something newer is to be copied."""
-        self._world.clockwork.after(pause, lambda: self._copying is effect and self._agent.alive and self.copy(effect))
+
+        def again() -> None:
+            if self._copying is effect and self._agent.alive:
+                self.copy(effect)
+
+        self._world.clockwork.after(pause, again)
 
     def _discard(self, corrupt: Snapshot | None) -> None:
         if corrupt in self._pod.volume.snapshots:

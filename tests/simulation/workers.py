@@ -9,7 +9,8 @@ from lockstep_api.messages import Start, StateId, StepSummary, Term
 from lockstep_trainer.protocol.events import StateStaged, WorkerEnded, WorkerReported, WorkersStepped
 
 if TYPE_CHECKING:
-    from simulation.world import Pod, World
+    from simulation.pods import Pod
+    from simulation.world import World
 
 STEP_SECONDS = 0.5
 SNAPSHOT_EVERY = 2
