@@ -35,10 +35,11 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from forked import run_ranks
 from lockstep_api.messages import StateId
-from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Manifest
-from lockstep_trainer.checkpoint.state import load_state, save_state
+from lockstep_trainer.checkpoint.manifest import Layout, Manifest
+from lockstep_trainer.checkpoint.state import load_state
 from lockstep_trainer.storage import open_store
 from samplerstates import sampler_state
+from stored import store_state
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "docs/results/restore.json"
@@ -74,9 +75,7 @@ def body(rank: int, root: Path, tensors: int, ranks: int, rounds: int) -> None:
     """A rank: write once, then read in all ways; rank 0 leaves the results in ``root``."""
     mesh = init_device_mesh("cpu", (ranks,))
     store = open_store(f"file://{root}/store")
-    listing: list[Any] = [save_state(state_at(Shard(0), tensors, mesh, fill=True), store, FOLDER, extra={}, group=None)]
-    dist.broadcast_object_list(listing)
-    files: tuple[FileEntry, ...] = listing[0]
+    files = store_state(state_at(Shard(0), tensors, mesh, fill=True), store)
     manifest = Manifest(
         state=StateId(1, 1, 1),
         parent=None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,16 @@ from torch.distributed.tensor import DTensor
 from forked import run_ranks
 from lockstep_api.messages import StateId
 from lockstep_api.v1alpha1 import OptimizerSpec
-from lockstep_trainer.checkpoint.dcp import ObjectStoreWriter
 from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Manifest, Ranges, ranges_of
 from lockstep_trainer.checkpoint.metadata import load_metadata
-from lockstep_trainer.checkpoint.state import load_state, save_state, training_state
+from lockstep_trainer.checkpoint.plan import pack
+from lockstep_trainer.checkpoint.state import load_state, training_state
 from lockstep_trainer.errors import Corrupt
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.storage import ObjectStore, open_store
 from lockstep_trainer.storage.checksum import crc64nvme
 from samplerstates import sampler_state
+from stored import store_from_ranks, store_state
 
 FOLDER = "step-1-e1-g1"
 
@@ -96,9 +97,7 @@ def saved(tmp_path: Path) -> tuple[ObjectStore, Manifest]:
         whole = full(state)
         if rank == 0:
             torch.save(whole, tmp_path / "expected")
-        extra = {f"samples-r{rank}.jsonl": f"rank {rank}\n".encode()}
-        files = save_state(state, store, FOLDER, extra=extra, group=None)
-        assert bool(files) == (rank == 0)
+        files = store_state(state, store, samples=f'{{"step": 1, "rank": {rank}}}\n')
         if rank == 0:
             listing.write_bytes(pickle.dumps(files))
 
@@ -120,8 +119,8 @@ def test_the_manifest_lists_every_file_with_what_is_in_it(saved: tuple[ObjectSto
         if file.name.endswith(".distcp"):
             ranges, end = Ranges.from_bytes(store.get(f"{FOLDER}/{ranges_of(file.name)}")[0], ""), 0
             for offset, length, checksum in ranges.files[file.name]:
-                assert offset == end
-                end += length
+                assert data[end:offset] == bytes(offset - end)
+                end = offset + length
                 assert crc64nvme(data[offset:end]) == checksum
             assert end == file.size
 
@@ -195,26 +194,14 @@ def test_metadata_cannot_run_code(capsys: pytest.CaptureFixture[str]) -> None:
         load_metadata(pickle.dumps(set()), ".metadata")
 
 
-def test_saving_the_same_state_again_meets_its_own_files(tmp_path: Path) -> None:
-    """A save whose last answer was lost is repeated: the bytes are a function of the state."""
-    store = open_store(f"file://{tmp_path}")
-
-    def save(rank: int) -> None:
-        first = save_state(trained(1), store, FOLDER, extra={}, group=None)
-        assert save_state(trained(1), store, FOLDER, extra={}, group=None) == first
-
-    run_ranks(1, save)
-
-
 def test_large_states_are_split_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lockstep_trainer.checkpoint.dcp._FILE_BYTES", 4000)
+    monkeypatch.setattr("lockstep_trainer.checkpoint.planning.pack", partial(pack, file_bytes=4000))
     store = open_store(f"file://{tmp_path}")
     state = {f"t{number}": torch.full((500,), float(number)) for number in range(6)}
-    writer = ObjectStoreWriter(store, FOLDER)
-    dcp.save(state, storage_writer=writer, no_dist=True)
-    assert len([file for file in writer.files if file.name.endswith(".distcp")]) > 1
+    files = store_from_ranks(1, lambda _: state, store)
+    data = [file for file in files if file.name.endswith(".distcp")]
+    assert len(data) > 1
+    assert all(file.size < 8000 for file in data)
     again = {name: torch.zeros(500) for name in state}
     dcp.load(again, storage_reader=FileSystemReader(tmp_path / FOLDER), no_dist=True)
     assert all(torch.equal(again[name], state[name]) for name in state)
-    buffer = io.BytesIO(store.get(f"{FOLDER}/__0_0.distcp")[0])
-    assert buffer.getbuffer().nbytes > 4000

@@ -14,16 +14,16 @@ from s3torchconnector.dcp.s3_file_system import S3FileSystem
 from torch.distributed.checkpoint import FileSystemReader, StorageReader
 
 from lockstep_api.v1alpha1 import S3Spec
-from lockstep_trainer.checkpoint.state import save_state, training_state
 from lockstep_trainer.storage import ObjectStore
+from stored import store_from_ranks
 
 FOLDER = "step-1-e1-g1"
 
 
 @pytest.fixture
 def saved(store: ObjectStore) -> ObjectStore:
-    state = training_state({"a": torch.arange(12.0).view(3, 4), "b": torch.ones(5, dtype=torch.bfloat16)})
-    save_state(state, store, FOLDER, extra={"samples-r0.jsonl": b"{}\n"}, group=None)
+    state = {"model": {"a": torch.arange(12.0).view(3, 4), "b": torch.ones(5, dtype=torch.bfloat16)}}
+    store_from_ranks(2, lambda _: state, store, samples='{"step": 1}\n')
     return store
 
 

@@ -1,4 +1,4 @@
-"""The training state as torch's distributed checkpoint sees it, and how it is saved and loaded.
+"""The training state as torch's distributed checkpoint sees it, and how it is loaded.
 
 Names are torch's canonical ones (``model.<parameter>``, ``optimizer.state.<parameter>.exp_avg``), so that other tools
 and other layouts find what they look for.
@@ -11,14 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
-from lockstep_trainer.checkpoint.dcp import ObjectStoreWriter
 from lockstep_trainer.checkpoint.load import load
-from lockstep_trainer.checkpoint.manifest import FileEntry, Manifest
-from lockstep_trainer.errors import Corrupt, PeerLost, StoreError, TrainerError
+from lockstep_trainer.checkpoint.manifest import Manifest
 from lockstep_trainer.storage import ObjectStore
 
 
@@ -38,26 +34,6 @@ def training_state(
     return state
 
 
-def save_state(
-    state: dict[str, Any],
-    store: ObjectStore,
-    folder: str,
-    *,
-    extra: Mapping[str, bytes],
-    group: dist.ProcessGroup | None,
-) -> tuple[FileEntry, ...]:
-    """Write the step folder; all ranks of ``group`` call it. Rank 0 gets the list of files, the others an empty one.
-
-    Raises StoreError on all ranks where the store failed one of them.
-    """
-    writer = ObjectStoreWriter(store, folder, extra)
-    try:
-        dcp.save(state, storage_writer=writer, process_group=group)
-    except CheckpointException as error:
-        raise _cause(error) from error
-    return writer.files
-
-
 def load_state(
     state: dict[str, Any], store: ObjectStore, folder: str, manifest: Manifest, *, group: dist.ProcessGroup | None
 ) -> None:
@@ -67,15 +43,3 @@ def load_state(
     UserError where ``state`` is not what was saved; ``state`` is then worthless. Memory: see ``load``.
     """
     load(state, store, folder, manifest, group=group)
-
-
-def _cause(error: CheckpointException) -> BaseException:
-    """The error behind torch's collection of errors by rank: the one that decides what all ranks do next."""
-    causes = [failure[0] for _, failure in sorted(error.failures.items())]
-    for kind in (Corrupt, StoreError, TrainerError):
-        lasting = [cause for cause in causes if isinstance(cause, kind)]
-        # One rank that can't be helped outweighs those that could try again.
-        lasting.sort(key=lambda cause: isinstance(cause, StoreError) and cause.temporary)
-        if lasting:
-            return lasting[0]
-    return causes[0] if causes else PeerLost(f"a checkpoint failed: {error}")
