@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,9 +17,10 @@ from lockstep_trainer.checkpoint.chain import Chain
 from lockstep_trainer.checkpoint.garbage import collect_garbage
 from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing
 from lockstep_trainer.checkpoint.retention import Folder, Keep, Member, Store, disposable, kept
-from lockstep_trainer.errors import StoreError, Superseded
+from lockstep_trainer.errors import Conflict, StoreError, Superseded
 from lockstep_trainer.storage import ObjectStore, open_store
 from lockstep_trainer.storage.checksum import crc64nvme
+from lockstep_trainer.storage.folder import FolderStore
 from samplerstates import sampler_state
 
 ONE = Term(1, 1)
@@ -269,3 +272,72 @@ def test_a_job_without_a_checkpoint_has_no_garbage(store: ObjectStore) -> None:
     assert collect_garbage(chain, Keep(), now=NEVER).folders == ()
     chain.fence(ONE, "a")
     assert collect_garbage(chain, Keep(), now=NEVER).folders == ()
+
+
+def pointers(tmp_path: Path) -> list[int]:
+    """The versions of ``latest`` in the folder."""
+    return sorted(int(path.name.rpartition(".")[2]) for path in (tmp_path / "ns/job/uid").glob("latest.*"))
+
+
+def test_what_latest_was_goes_once_it_is_old(tmp_path: Path) -> None:
+    """In a folder each swap leaves a file; S3 keeps none."""
+    chain = chain_of(open_store(f"file://{tmp_path}"), 10, 20, 30, 40)
+    day = 24 * 3600
+    now = max(entry.modified for entry in chain.store.list())
+    for number, age in ((1, 3 * day), (2, 2 * day), (3, day + 10), (4, 10), (5, 5)):
+        os.utime(tmp_path / f"ns/job/uid/latest.{number}", (now - age, now - age))
+    assert collect_garbage(chain, Keep(), now=now).pointers == 2  # 3 was the newest until ten seconds ago
+    assert pointers(tmp_path) == [3, 4, 5]
+    assert collect_garbage(chain, Keep(), now=NEVER).pointers == 1
+    assert pointers(tmp_path) == [4, 5]
+    assert steps(chain) == [40, 30, 20]
+    commit(chain, 50)
+    assert steps(chain)[0] == 50
+    assert pointers(tmp_path) == [4, 5, 6]
+
+
+def test_a_writer_that_slept_meanwhile_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its look and its link others go on and clear away: its number is free, and it must see that it is old."""
+    store = open_store(f"file://{tmp_path}")
+    chain = chain_of(store, 10)
+    two = Term(2, 1)
+    write = FolderStore._write
+
+    def slow(self: FolderStore, path: Path, data: bytes, **how: Any) -> None:
+        monkeypatch.setattr(FolderStore, "_write", write)
+        assert path.name == "latest.3"
+        chain.fence(two, "b")
+        for step in (20, 30, 40):
+            commit(chain, step, two)
+        collect_garbage(chain, Keep(), now=NEVER)
+        assert pointers(tmp_path) == [5, 6]
+        write(self, path, data, **how)
+
+    monkeypatch.setattr(FolderStore, "_write", slow)
+    asleep = Chain(store, "ns/job/uid")
+    with pytest.raises(Superseded):
+        asleep.fence(ONE, "leader")
+    assert pointers(tmp_path) == [3, 5, 6]
+    assert steps(chain) == [40, 30, 20]
+    assert collect_garbage(chain, Keep(), now=NEVER).pointers == 1  # what it left
+
+
+def test_a_put_whose_number_was_free_for_that_reason_is_a_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path)
+    etag = store.put("latest", b"1", only_if_absent=True)
+    write = FolderStore._write
+
+    def slow(self: FolderStore, path: Path, data: bytes, **how: Any) -> None:
+        monkeypatch.setattr(FolderStore, "_write", write)
+        own = etag
+        for number in (2, 3, 4):
+            own = store.put("latest", str(number).encode(), if_match=own)
+        assert store.forget("latest", NEVER) == 2
+        write(self, path, data, **how)
+
+    monkeypatch.setattr(FolderStore, "_write", slow)
+    with pytest.raises(Conflict, match="version 4 is there already, besides 2"):
+        store.put("latest", b"of the one that slept", if_match=etag)
+    assert store.get("latest") == (b"4", "4")

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_trainer.checkpoint import ancestors
 from lockstep_trainer.checkpoint.chain import Chain, Latest
-from lockstep_trainer.checkpoint.manifest import MANIFEST, Manifest, parse_step_folder, step_folder
+from lockstep_trainer.checkpoint.manifest import LATEST, MANIFEST, Manifest, parse_step_folder, step_folder
 from lockstep_trainer.checkpoint.retention import Folder, Keep, Member, Store, disposable
 from lockstep_trainer.errors import Corrupt, Superseded
 from lockstep_trainer.storage import Entry
+
+_POINTER_SECONDS = 24 * 3600.0
+"""How long `latest` must have been something else before what it was is removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Removed:
 
     folders: tuple[str, ...] = ()
     uploads: int = 0  # unfinished ones that were given up
+    pointers: int = 0  # earlier contents of `latest`, where the store keeps them
 
 
 def collect_garbage(
@@ -87,7 +91,8 @@ def collect_garbage(
     for state in survey.marks:
         if state in going or step_folder(state) not in contents.folders:
             ancestors.unmark(chain.store, state)
-    return Removed(tuple(folder.name for folder in gone), abort_uploads(chain, store))
+    pointers = chain.store.forget(LATEST, store.now - _POINTER_SECONDS)
+    return Removed(tuple(folder.name for folder in gone), abort_uploads(chain, store), pointers)
 
 
 def abort_uploads(chain: Chain, store: Store) -> int:
