@@ -300,7 +300,8 @@ def test_export_goes_by_the_manifest(root: Path, tmp_path: Path, capsys: pytest.
     """Without the job; and where another job is given, only its tokenizer counts."""
     _with_model(root, asdict(CONFIG))
     other = job_file(tmp_path, overrides={"layers": CONFIG.layers + 1})
-    for number, more in enumerate(([], ["--job", other])):
+    variants: tuple[tuple[str | Path, ...], ...] = ((), ("--job", other))
+    for number, more in enumerate(variants):
         to = tmp_path / f"model-{number}"
         assert run("export", root / "checkpoints", "--to", to, "--dtype", "float32", *more) == 0
         assert answer(capsys)["layers"] == CONFIG.layers
