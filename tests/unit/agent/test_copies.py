@@ -192,6 +192,32 @@ def test_an_older_state_takes_no_newer_one_s_place(tmp_path: Path) -> None:
     with_pods(tmp_path, body)
 
 
+def test_what_is_damaged_here_is_removed_and_not_tried_for_ever(tmp_path: Path) -> None:
+    """Else the slot stays at a state that no buddy takes, and nothing is kept any more."""
+
+    async def body(one: Pod, two: Pod) -> None:
+        for rank in (0, 1):
+            stage(one.snapshots.root, rank, 5)
+            stage(one.snapshots.root, rank, 6, number=1)
+        one.snapshots.look()
+        with (rank_folder(one.snapshots.root, 1) / "buffer-0").open("r+b") as file:
+            file.seek(150_000)
+            file.write(b"another")
+        one.copies.copy(state_id(5), two.address, None, 0)
+        await one.tells(SnapshotsHeld((Held(state_id(6), 0, 0),)))
+        assert StateCopied(state_id(5)) not in one.told
+        assert states(one.snapshots.root, 1) == {6}
+        # A plan that is gone is damage too; a snapshot that is right stays.
+        for plan in rank_folder(one.snapshots.root, 0).glob("plan-*.json"):
+            plan.write_text("{}")
+        one.copies.copy(state_id(6), two.address, None, 0)
+        await one.tells(SnapshotsHeld(()))
+        assert states(one.snapshots.root, 0) == {5}
+        assert states(one.snapshots.root, 1) == {6}
+
+    with_pods(tmp_path, body)
+
+
 def test_what_arrives_damaged_is_not_there(tmp_path: Path) -> None:
     async def body(one: Pod, two: Pod) -> None:
         stage(one.snapshots.root, 0, 5)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from lockstep_api.messages import Start, StateId
-from lockstep_trainer.agent.transfer import NoRoomError, name_of, receive, send, state_named
+from lockstep_trainer.agent.transfer import NoRoomError, discard_if_damaged, name_of, receive, send, state_named
 from lockstep_trainer.checkpoint.snapshots import (
     BUFFERS,
     COPIES,
@@ -88,8 +88,13 @@ class Copies:
         while left:
             try:
                 await self._put(left[0], state, buddy, keep)
-            except (SnapshotBusyError, ClientError, OSError, TimeoutError, Corrupt) as error:
+            except (SnapshotBusyError, ClientError, OSError, TimeoutError) as error:
                 log.debug("copy of step %d to %s: %s", state.step, buddy, error)
+            except Corrupt as error:  # on the way, or here already
+                log.warning("copy of step %d to %s: %s", state.step, buddy, error)
+                if await asyncio.to_thread(discard_if_damaged, rank_folder(self._snapshots.root, left[0]), state):
+                    self._snapshots.look()
+                    return  # as below
             except NoSnapshotError as error:
                 log.warning("copy to %s: %s", buddy, error)
                 return  # overwritten or dropped; what is held is told besides
@@ -108,6 +113,8 @@ class Copies:
         with reading(rank_folder(self._snapshots.root, rank), state) as own:
             parameters = {"keep": name_of(keep)} if keep else {}
             async with self.session.put(url, params=parameters, data=send(own), timeout=_TIMEOUT) as answer:
+                if answer.status == 400:
+                    raise Corrupt(await answer.text())
                 if answer.status != 204:
                     raise ConnectionError(f"{answer.status}: {await answer.text()}")
 

@@ -18,7 +18,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from lockstep_api.messages import StateId
 from lockstep_trainer.checkpoint.plan import Plan
-from lockstep_trainer.checkpoint.snapshots import Reading, Snapshot, held, json_of, lock, order
+from lockstep_trainer.checkpoint.snapshots import (
+    NoSnapshotError,
+    Reading,
+    Snapshot,
+    SnapshotBusyError,
+    held,
+    json_of,
+    lock,
+    order,
+    reading,
+)
 from lockstep_trainer.errors import CheckpointError, Corrupt
 from lockstep_trainer.supervisor import write_json, write_whole
 
@@ -162,11 +172,37 @@ def _make_room(descriptor: int, size: int, folder: Path) -> None:
         raise NoRoomError(f"{folder}: the volume has no room for a copy of {size} bytes") from None
 
 
+def discard_if_damaged(folder: Path, state: StateId) -> bool:
+    """Compare the rank's own snapshot of ``state`` with its checksums, and remove it where they differ; True: it is not
+    there any more. Takes as long as reading it."""
+    try:
+        with reading(folder, state) as own:
+            try:
+                _compare(lambda offset, length: own.data[offset : offset + length], own.plan, own.snapshot)
+            except Corrupt:
+                json_of(own.folder, own.number).unlink(missing_ok=True)
+                return True
+    except SnapshotBusyError:
+        return False
+    except NoSnapshotError:
+        return True
+    except Corrupt:  # not even its plan is right
+        for number, snapshot in held(folder).items():
+            if snapshot.state == state:
+                json_of(folder, number).unlink(missing_ok=True)
+        return True
+    return False
+
+
 def _verify(descriptor: int, plan: Plan, snapshot: Snapshot) -> None:
+    _compare(lambda offset, length: os.pread(descriptor, length, offset), plan, snapshot)
+
+
+def _compare(read: Callable[[int, int], bytes | memoryview], plan: Plan, snapshot: Snapshot) -> None:
     from lockstep_trainer.storage.checksum import crc64nvme
 
     if len(snapshot.crc64nvme) != len(plan.items):
         raise Corrupt("a copy of a snapshot names other pieces than its plan")
     for item, expected in zip(plan.items, snapshot.crc64nvme, strict=True):
-        if crc64nvme(os.pread(descriptor, item.length, item.offset)) != expected:
+        if crc64nvme(read(item.offset, item.length)) != expected:
             raise Corrupt(f"a copy of step {snapshot.state.step}: {item.name} differs from its checksum")
