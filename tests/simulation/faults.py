@@ -138,10 +138,16 @@ class Faults:
             self.world.pods[first.pod].kill_agent()
 
     def _forget(self, pod: Pod) -> None:
-        """No snapshot of a pod verifies any more, and its workers are gone: only the store is left."""
-        for victim in pod.volume.snapshots:
-            victim.intact = False
-            self.world.invariants.corrupt.add(victim.state)
+        """No snapshot of a pod, or of all of them, verifies any more, and a worker is gone: only the store is left."""
+        chance = self.world.random.random()
+        found_out = chance < 0.4  # agents throw away what they find damaged
+        for victim in self.world.current_pods() if 0.2 < chance < 0.8 else [pod]:
+            for snapshot in victim.volume.snapshots:
+                snapshot.intact = False
+                self.world.invariants.corrupt.add(snapshot.state)
+            if found_out:
+                victim.volume.snapshots.clear()
+                victim.tell_held()
         self._worker(pod)
 
     def _rendezvous(self, _: Pod) -> None:
