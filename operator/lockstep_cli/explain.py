@@ -96,7 +96,8 @@ def describe(fault: Fault) -> str:
     }.get(fault.rung, fault.rung)
     cost = f" in {sum(fault.seconds.values()):.1f} s" if fault.seconds else ""
     steps = f", {fault.steps_lost} steps redone" if fault.steps_lost is not None else ""
-    return f"{what}{f' ({named})' if named else ''}; {done}{cost}{steps}"
+    why = f": {_stop(fault.message).removesuffix('.')}" if fault.message else ""
+    return f"{what}{f' ({named})' if named else ''}{why}; {done}{cost}{steps}"
 
 
 def _budgets(job: TrainingJob) -> list[str]:

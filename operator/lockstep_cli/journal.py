@@ -57,6 +57,7 @@ class Fault:
     exit_code: int | None = None
     step: int | None = None  # newest step when it happened
     log_tail: tuple[str, ...] = ()
+    message: str = ""
     recovered_at: float | None = None  # first new step after it
     seconds: dict[str, float] = field(default_factory=dict)  # part of the recovery → seconds
     steps_lost: int | None = None
@@ -249,6 +250,7 @@ class _Folding:
                 exit_code=line.get("exit_code"),
                 step=line.get("step"),
                 log_tail=tuple(map(str, line.get("log_tail") or ())),
+                message=str(line.get("message") or ""),
                 seconds={"detect": float(line["detect_seconds"])} if line.get("detect_seconds") else {},
             )
         )

@@ -25,6 +25,7 @@ from lockstep_trainer.config import load_job, load_orders
 from lockstep_trainer.data.prepare import prepare
 from lockstep_trainer.errors import PeerLost, TrainerError, UserError
 from lockstep_trainer.outbox import Outbox
+from lockstep_trainer.position import answer_questions
 from lockstep_trainer.ranks import Ranks, join, lost_peer
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
@@ -45,6 +46,7 @@ def main(folder: Path) -> None:
     code = FAILED
     try:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+        answer_questions(folder)
         run(folder)
         code = DONE
     except BaseException as error:

@@ -8,8 +8,8 @@ Directions::
 
     operator ── Membership, Stop, FaultAck ──────────► leader
     operator ◄─ Inventory, Progress, FaultReport, Recovered, ReplaceRequest, EpochRequest, Finished ── leader
-    leader   ── Invite, Start, Abandon, Kept, Void, Upload, TakeSnapshot, Committed, Beat, Release ─► member
-    leader   ◄─ Join, Quiesced, Steps, WorkerExited, Staged, Uploaded, UploadProblem, Leaving, Beat ── member
+    leader   ── Invite, Start, Abandon, Kept, Void, Upload, TakeSnapshot, Committed, Examine, Beat, Release ─► member
+    leader   ◄─ Join, Quiesced, Steps, WorkerExited, Staged, Uploaded, UploadProblem, Leaving, Examined, Beat ── member
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from lockstep_api.messages.checkpoints import (
     Void,
 )
 from lockstep_api.messages.generations import Abandon, Quiesced, Start, Steps, WorkerExited
+from lockstep_api.messages.hangs import Examine, Examined, GroupCalls, Position
 from lockstep_api.messages.membership import (
     Beat,
     EpochRequest,
@@ -51,8 +52,8 @@ from lockstep_api.messages.parts import (
 )
 from lockstep_api.messages.reports import FaultAck, FaultReport, Finished, Progress, Recovered, Stop
 
-ToLeader = Join | Quiesced | Steps | WorkerExited | Staged | Uploaded | UploadProblem | Leaving | Beat
-ToMember = Start | Abandon | Kept | Void | Upload | TakeSnapshot | Committed | Beat | Release
+ToLeader = Join | Quiesced | Steps | WorkerExited | Staged | Uploaded | UploadProblem | Leaving | Examined | Beat
+ToMember = Start | Abandon | Kept | Void | Upload | TakeSnapshot | Committed | Examine | Beat | Release
 FromOperator = Membership | Stop | FaultAck
 ToOperator = Inventory | Progress | FaultReport | Recovered | ReplaceRequest | EpochRequest | Finished
 Message = ToLeader | ToMember | FromOperator | ToOperator | Invite
@@ -64,10 +65,13 @@ __all__ = [
     "Copies",
     "Cut",
     "EpochRequest",
+    "Examine",
+    "Examined",
     "FaultAck",
     "FaultReport",
     "Finished",
     "FromOperator",
+    "GroupCalls",
     "Inventory",
     "Invite",
     "Join",
@@ -77,6 +81,7 @@ __all__ = [
     "MemoryPoint",
     "Message",
     "Origin",
+    "Position",
     "Progress",
     "Quiesced",
     "Recovered",

@@ -50,6 +50,7 @@ class FaultReport:
     detect_seconds: float = 0.0
     step: int = 0  # newest step when it happened
     log_tail: tuple[str, ...] = ()
+    message: str = ""  # what is known of it, a sentence for people
     kind: Literal["FaultReport"] = "FaultReport"
 
 

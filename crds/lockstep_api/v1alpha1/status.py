@@ -175,6 +175,8 @@ class Fault(StatusModel):
     """Exit code, or minus the signal."""
     witness: str = ""
     """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, progress."""
+    message: str = ""
+    """What is known of it: a worker's error, or where a stuck one stands."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Seconds per part of the recovery: detect, decide, restart, restore, recompute."""
     steps_lost: int | None = None

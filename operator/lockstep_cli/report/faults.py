@@ -45,5 +45,6 @@ def _told_by(fault: Fault, unmatched: list[StatusFault], end: float) -> Fault:
         rank=seen.rank,
         exit_code=seen.exit_code,
         log_tail=tuple(seen.log_tail) or fault.log_tail,
+        message=seen.message or fault.message,
         seconds={**fault.seconds, **detect},
     )

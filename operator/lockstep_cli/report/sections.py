@@ -143,7 +143,8 @@ def fault_section(journal: Journal) -> str:
             (
                 f"<b>{number}</b>",
                 scale.clock(fault.at - journal.begin),
-                f"<b>{escape(fault.cause)}</b>{_exit(fault)}<br><span class='dim'>{escape(_where(fault))}</span>",
+                f"<b>{escape(fault.cause)}</b>{_exit(fault)}<br><span class='dim'>{escape(_where(fault))}</span>"
+                + (f"<br>{escape(fault.message)}" if fault.message else ""),
                 escape(fault.rung)
                 + (f"<br><span class='dim'>seen by {escape(fault.witness)}</span>" if fault.witness else ""),
                 cost,

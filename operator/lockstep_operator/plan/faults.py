@@ -224,6 +224,7 @@ def _fold_report(status: TrainingJobStatus, report: FaultReport, nodes: dict[str
         witness=report.witness,
         seconds={"detect": round(report.detect_seconds, 3)},
         log_tail=list(report.log_tail),
+        message=report.message,
     )
     _merge(faults, fresh)
     return status.model_copy(

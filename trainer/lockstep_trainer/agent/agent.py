@@ -100,6 +100,7 @@ class Agent:
             effects.KeepSnapshot: lambda effect: self.snapshots.keep(effect.state),
             effects.DropSnapshots: self._drop,
             effects.UploadState: lambda effect: self.uploads.order(effect, self.node.member.slot or 0),
+            effects.ExamineWorkers: lambda effect: self._spawn(self.workers.examine(effect.term)),
             effects.RequestSnapshot: lambda _: self.snapshots.request(),
             effects.Journal: lambda effect: self._journal(effect.line),
         }

@@ -68,6 +68,12 @@ class Watched:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        if not self.gone:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._descriptor, number)
+
     async def wait(self, since: float) -> Exit:
         """Its end. The code is in a file that zygote or supervisor write when they reap it, an instant later."""
         await self._gone.wait()

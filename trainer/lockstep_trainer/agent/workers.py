@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from lockstep_api.messages import Start, StepSummary, Term
+from lockstep_trainer.agent.examine import examine
 from lockstep_trainer.agent.output import Output
 from lockstep_trainer.agent.process import UNKNOWN_EXIT, Exit, Watched, read_exit
 from lockstep_trainer.agent.settings import Job, Settings
 from lockstep_trainer.agent.zygote_client import ZygoteClient, ZygoteError, ZygoteGoneError
-from lockstep_trainer.protocol.events import Event, WorkerEnded, WorkerReported, WorkersStepped
+from lockstep_trainer.protocol.events import Event, WorkerEnded, WorkerReported, WorkersExamined, WorkersStepped
 from lockstep_trainer.protocol.progress import StepFold
 from lockstep_trainer.steprecord import STARTING, StepReader, StepRecordError
 from lockstep_trainer.supervisor import write_json
@@ -164,6 +165,12 @@ class Workers:
         for worker in self._workers.values():
             if worker.term <= term and not worker.ended:
                 worker.kill()
+
+    async def examine(self, term: Term) -> None:
+        """Tell where the workers of this generation are: it makes no step any more."""
+        asked = [worker for worker in self._workers.values() if worker.term == term]
+        found = await asyncio.gather(*(examine(worker, listens=not self._job.command) for worker in asked))
+        self._tell(WorkersExamined(term, tuple(found)))
 
     async def poll(self) -> None:
         """Listen to the workers; never returns."""

@@ -54,6 +54,13 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class ExamineWorkers:
+    """Ask the workers of this generation where they are; answered by WorkersExamined within a second or so."""
+
+    term: Term
+
+
+@dataclass(frozen=True, slots=True)
 class Persist:
     """Write the node's memory to its volume before the next effect."""
 
@@ -178,4 +185,5 @@ Effect = (
     OpenStream | CloseStream | SendLeader | Launch | Kill | Persist
     | PostInvite | SendMember | DropMember | SendOperator | ChooseRestore | EnsureStore | Commit | Journal
     | CopySnapshot | PinSnapshot | KeepSnapshot | DropSnapshots | UploadState | RequestSnapshot
+    | ExamineWorkers
 )  # fmt: skip

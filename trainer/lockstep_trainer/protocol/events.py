@@ -11,6 +11,7 @@ from lockstep_api.messages import (
     Inventory,
     Invite,
     Join,
+    Position,
     RestorePoint,
     StateId,
     StepSummary,
@@ -78,6 +79,14 @@ class WorkersStepped:
     term: Term
     done: tuple[StepSummary, ...]
     section: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersExamined:
+    """Where the workers of this generation are, as far as they or the kernel say it."""
+
+    term: Term
+    positions: tuple[Position, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +253,7 @@ class WorkerReported:
 MemberEvent = (
     Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkersStepped
     | StateStaged | StateCopied | StateUploaded | UploadFailed | SnapshotsHeld | PodEnding
+    | WorkersExamined
 )  # fmt: skip
 LeaderEvent = (
     Tick | OperatorConnected | OperatorClosed | OperatorSaid | MemberConnected | MemberClosed | MemberSaid

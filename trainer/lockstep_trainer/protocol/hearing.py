@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lockstep_api.messages import (
     Abandon,
     Beat,
+    Examined,
     Join,
     Leaving,
     Quiesced,
@@ -84,6 +85,10 @@ def member_said(leader: Leader, event: events.MemberSaid, now: float) -> list[Ef
             return leader.keeping.uploaded(leader, peer, message, now)
         case UploadProblem():
             return leader.keeping.failed(leader, message, now)
+        case Examined():
+            if leader.examination:
+                leader.examination.answers[message.slot] = message.positions
+            return []
         case Leaving():
             return leader.keeping.leaving(leader, message, now)
 

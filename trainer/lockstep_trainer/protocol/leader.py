@@ -30,6 +30,7 @@ from lockstep_api.messages import (
 from lockstep_trainer.protocol import events, hearing, policy, watch
 from lockstep_trainer.protocol.durability import Durability
 from lockstep_trainer.protocol.effects import Effect, EnsureStore, Persist, SendOperator
+from lockstep_trainer.protocol.hangs import Examination
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.keeping import Keeping, KeepingMemory
 from lockstep_trainer.protocol.ledger import Ledger
@@ -101,6 +102,8 @@ class Leader:
         """When the present forming began."""
         self.started_at = now
         self.stepped_at = now
+        self.examination: Examination | None = None
+        """Under way while the running generation is suspected of being stuck."""
         self.done_at: float | None = None
         """When all workers had ended well."""
         self.abandoned = Term(self.epoch, self.generation)
@@ -208,7 +211,7 @@ class Leader:
     def _end_generation(self, cause: str, now: float) -> list[Effect]:
         assert self.running is not None
         self.abandoned = self.running.term
-        self.running = None
+        self.running = self.examination = None
         self.done_at = None
         self.formed_at = now
         self.durability.abandon()

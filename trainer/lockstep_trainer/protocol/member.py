@@ -15,6 +15,8 @@ from lockstep_api.messages import (
     Abandon,
     Beat,
     Committed,
+    Examine,
+    Examined,
     Inventory,
     Invite,
     Join,
@@ -33,6 +35,7 @@ from lockstep_api.messages import (
 from lockstep_trainer.protocol.effects import (
     CloseStream,
     Effect,
+    ExamineWorkers,
     Kill,
     Launch,
     OpenStream,
@@ -54,6 +57,7 @@ from lockstep_trainer.protocol.events import (
     Tick,
     UploadFailed,
     WorkerEnded,
+    WorkersExamined,
     WorkersStepped,
 )
 from lockstep_trainer.protocol.holdings import Holdings, HoldingsMemory
@@ -137,6 +141,7 @@ class Member:
             LeaderSaid: self._leader_said,
             WorkerEnded: self._worker_ended,
             WorkersStepped: self._workers_stepped,
+            WorkersExamined: self._workers_examined,
             StateStaged: lambda event, now: self._say(self.holdings.staged(event), now),
             StateCopied: lambda event, now: self._say(self.holdings.copied(event), now),
             StateUploaded: lambda event, now: self._say(self.holdings.uploaded(event), now),
@@ -257,6 +262,8 @@ class Member:
                 return self.holdings.ordered(message)
             case TakeSnapshot() if self.running and message.term == self.term:
                 return [RequestSnapshot(message.term)]
+            case Examine() if self.running and message.term == self.term:
+                return [ExamineWorkers(message.term)]
             case Release():
                 self.leader = None
                 return [*self._abandon(message.term, now), CloseStream(), Persist()]
@@ -344,6 +351,12 @@ class Member:
             self._progress_at = now
         self._said_at = now
         return [*effects, SendLeader(Steps(self.me.job_uid, event.term, self.slot, event.done, event.section))]
+
+    def _workers_examined(self, event: WorkersExamined, now: float) -> list[Effect]:
+        if not self.running or event.term != self.running.term or self.slot is None:
+            return []
+        self._said_at = now
+        return [SendLeader(Examined(self.me.job_uid, event.term, self.slot, event.positions))]
 
     # ----------------------------------------------------------------------------------- snapshots
 

@@ -104,6 +104,7 @@ _MEMBER_EVENTS = frozenset(
         events.LeaderSaid,
         events.WorkerEnded,
         events.WorkersStepped,
+        events.WorkersExamined,
         events.StateStaged,
         events.StateCopied,
         events.StateUploaded,

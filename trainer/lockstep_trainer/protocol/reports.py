@@ -10,9 +10,20 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from lockstep_api.messages import FaultReport, Leaving, Progress, Recovered, RestorePoint, StateId, StepSummary, Term
+from lockstep_api.messages import (
+    FaultReport,
+    Leaving,
+    Position,
+    Progress,
+    Recovered,
+    RestorePoint,
+    StateId,
+    StepSummary,
+    Term,
+)
 from lockstep_trainer.protocol.effects import Effect, Journal, Persist, SendOperator
 from lockstep_trainer.protocol.events import CommitDone
+from lockstep_trainer.protocol.hangs import Blame, group_alike
 from lockstep_trainer.protocol.lineage import begun_from
 from lockstep_trainer.protocol.policy import Fault
 
@@ -29,6 +40,8 @@ REMEMBER_SECONDS = 5.0
 LEDGER_SECONDS = 10.0
 """Between two ledger lines in the journal."""
 PACE_STEPS = 20
+HANG_RANKS = 32
+"""Places of a stuck generation's ranks, and lines of its wait-for graph, that the journal gets at most."""
 """Steps that throughput is taken over."""
 
 Rung = Literal["process", "container", "pod"]
@@ -196,6 +209,7 @@ class Reports:
             detect_seconds=round(max(0.0, fault.noticed - fault.at), 3),
             step=fault.step,
             log_tail=fault.log_tail,
+            message=fault.error or "",
         )
         self.unacknowledged.append(report)
         counts = self.fault_counts()
@@ -206,6 +220,13 @@ class Reports:
         line = {name: value for name, value in asdict(report).items() if name not in ("kind", "job_uid", "term")}
         effects: list[Effect] = [self._line(leader, now, "fault", **line), self._ledger(leader, now)]
         return [*effects, SendOperator(report)] if self.connected else effects
+
+    def hang(self, leader: Leader, found: Blame, positions: Iterable[Position], now: float) -> list[Effect]:
+        """The workers of a stuck generation have said where they are."""
+        late = [asdict(each) for each in found.late[:HANG_RANKS]]
+        places = [asdict(each) for each in group_alike(positions)[:HANG_RANKS]]
+        named = list(found.ranks)
+        return [self._line(leader, now, "hang", message=found.sentence, ranks=named, late=late, places=places)]
 
     def checkpoint(self, leader: Leader, done: CommitDone, now: float) -> list[Effect]:
         """A state is durable."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lockstep_api.messages import Abandon, Beat, ReplaceRequest
+from lockstep_api.messages import Abandon, Beat, Examine, ReplaceRequest
 from lockstep_trainer.protocol.effects import Effect, SendOperator
+from lockstep_trainer.protocol.hangs import Examination, blame
 from lockstep_trainer.protocol.member import BEAT_SECONDS
 from lockstep_trainer.protocol.progress import UNBOUNDED_SECTIONS
 
@@ -40,8 +42,32 @@ def watch(leader: Leader, now: float) -> list[Effect]:
     if leader.plan.reports_steps:
         sections = {peer.section for peer in leader.roster.members.values()}
         if now - max(leader.started_at, leader.stepped_at) > leader.plan.hang.allowed(median, sections):
-            return leader.fault(leader.suspect("Hang", "progress", now), now)
+            return _stuck(leader, now)
+    leader.examination = None
     return []
+
+
+def _stuck(leader: Leader, now: float) -> list[Effect]:
+    """No step for too long: first ask where all workers are, then end the generation with what they say."""
+    examination = leader.examination
+    if examination is None or examination.stepped_at != leader.stepped_at:
+        leader.examination = Examination(now, leader.stepped_at)
+        return leader.roster.say_all(Examine(leader.plan.job_uid, leader.term), now)
+    if not examination.over(leader.plan.nodes, now):
+        return []
+    found = blame(position for positions in examination.answers.values() for position in positions)
+    rank = found.ranks[0] if found.ranks else None
+    due = max(leader.started_at, leader.stepped_at) + (leader.median or 0.0)
+    positions = {position.rank: position for each in examination.answers.values() for position in each}
+    suspect = replace(
+        leader.suspect("Hang", "progress", now, slot=None if rank is None else rank // leader.plan.gpus_per_node),
+        at=min(now, due),
+        rank=rank,
+        error=found.sentence,
+        log_tail=positions[rank].frames if rank is not None else (),
+    )
+    effects = leader.reports.hang(leader, found, positions.values(), now)
+    return effects + leader.fault(suspect, now)
 
 
 def wait(leader: Leader, now: float) -> list[Effect]:

@@ -1,0 +1,99 @@
+"""A worker says where it is, while its main thread is stuck: in a collective that somebody never joined, in a data
+loader that never returns, in an endless loop.
+
+Its agent asks with two signals. The first one makes the interpreter's fault handler write all stacks to
+``stacks.txt``, which works even where a library holds the interpreter lock. The second one wakes a thread, which writes
+``position.json``: the main thread's frames, and how many collectives this rank has entered and left in each process
+group, by torch's flight recorder.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import logging
+import signal
+import sys
+import threading
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lockstep_api.messages import GroupCalls
+from lockstep_trainer.supervisor import write_json
+
+STACKS_SIGNAL = signal.SIGUSR1
+POSITION_SIGNAL = signal.SIGUSR2
+STACKS = "stacks.txt"
+POSITION = "position.json"
+_FRAMES = 12
+_COMMUNICATION = ("torch/distributed/", "torch/_ops.py")
+
+log = logging.getLogger(__name__)
+
+
+def answer_questions(folder: Path) -> None:
+    """From now on signals do not end this process but write to ``folder``. Called by the main thread, before there is
+    another one: they inherit that the second signal is not theirs."""
+    stacks = (folder / STACKS).open("w")
+    faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {POSITION_SIGNAL})
+    arguments = (folder / POSITION, threading.main_thread().ident)
+    threading.Thread(target=_answer, args=arguments, name="position", daemon=True).start()
+
+
+def _answer(path: Path, main: int) -> None:
+    while True:
+        signal.sigwait({POSITION_SIGNAL})
+        try:
+            frames, communicating = frames_of(sys._current_frames().get(main))
+            groups = [asdict(calls) for calls in group_calls()]
+            write_json(path, {"frames": frames, "communicating": communicating, "groups": groups})
+        except Exception:  # whoever asks does without
+            log.exception("could not tell where this worker is")
+
+
+def frames_of(frame: FrameType | None) -> tuple[list[str], bool]:
+    """``file.py:120 function`` of the innermost frames, and whether the first of them is torch's communication."""
+    communicating = frame is not None and any(part in frame.f_code.co_filename for part in _COMMUNICATION)
+    found: list[str] = []
+    while frame is not None and len(found) < _FRAMES:
+        place = "/".join(Path(frame.f_code.co_filename).parts[-2:])
+        found.append(f"{place}:{frame.f_lineno} {frame.f_code.co_name}")
+        frame = frame.f_back
+    return found, communicating
+
+
+def group_calls() -> list[GroupCalls]:
+    """Of all process groups of this rank; empty before there is one. Groups whose last call the recorder has forgotten
+    are left out: nobody waits in them."""
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import _dump_fr_trace_json
+    from torch.distributed import distributed_c10d
+
+    if not dist.is_initialized():
+        return []
+    trace: dict[str, Any] = json.loads(_dump_fr_trace_json(True, False))
+    entries = trace.get("entries", [])
+    calls: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        if not entry["is_p2p"]:
+            calls[entry["process_group"][0]].append(entry)
+    forgets = bool(entries) and entries[0].get("record_id", 0) > 0
+    found = []
+    for group, name in list(distributed_c10d._world.pg_names.items()):
+        ranks = dist.get_process_group_ranks(group)
+        digest = hashlib.sha256(json.dumps(ranks).encode()).hexdigest()[:8]
+        label = f"{group.group_desc or name} {digest}"
+        own = calls.get(name, [])
+        if own:
+            newest = own[-1]
+            done = max((entry["collective_seq_id"] for entry in own if entry["retired"]), default=0)
+            op = newest["profiling_name"].rpartition(":")[2]
+            found.append(GroupCalls(label, newest["collective_seq_id"], done, op))
+        elif not forgets:
+            found.append(GroupCalls(label, 0, 0))
+    return found
