@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lockstep_api.messages import Finished, Kept, Progress, Start, Term
+from lockstep_api.messages import Finished, Kept, Position, Progress, Start, Term
 from lockstep_trainer.protocol import effects, events
 from lockstep_trainer.protocol.member import Identity
 from lockstep_trainer.protocol.node import Node
@@ -266,6 +266,14 @@ class Agent:
                 delay = self.world.clockwork.between(0.01, 0.3)
                 self.world.clockwork.after(delay, lambda worker=worker: self.world.workers.end(worker, -9))  # type: ignore[misc]
 
+    def _examine(self, effect: effects.ExamineWorkers) -> None:
+        def answer() -> None:
+            found = [worker for worker in self.pod.workers if worker.start.term == effect.term]
+            positions = [Position(each.rank, 0, "forward", "S" if each.alive else "", each.alive) for each in found]
+            self.tell(events.WorkersExamined(effect.term, tuple(positions)))
+
+        self.world.clockwork.after(self.world.clockwork.between(0.02, 1.2), answer)
+
     def _persist(self, _: effects.Persist) -> None:
         self.pod.memory = Written(self.node.memory(), coded=self.world.coded)
 
@@ -324,6 +332,7 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     effects.SendLeader: Agent._send_leader,
     effects.Launch: Agent._launch,
     effects.Kill: Agent._kill,
+    effects.ExamineWorkers: Agent._examine,
     effects.Persist: Agent._persist,
     effects.PostInvite: Agent._post_invite,
     effects.SendMember: Agent._send_member,
