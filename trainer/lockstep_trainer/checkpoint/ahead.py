@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lockstep_trainer.checkpoint.archive import tensor_in
+from lockstep_trainer.checkpoint.archive import Alike
 from lockstep_trainer.checkpoint.arena import Arena
 from lockstep_trainer.checkpoint.fetch import Item, Read
 from lockstep_trainer.checkpoint.homes import Home, homes
@@ -54,7 +54,7 @@ class Ahead:
         max_bytes: int,
     ) -> None:
         self._store, self._folder, self._items, self._checksums = store, folder, items, checksums
-        self._targets = targets
+        self._targets, self._alike = targets, Alike()
         self._homes = homes((number for read in reads for number in read.items), items, targets)
         self._changed = Condition()
         self._arena = Arena(max_bytes)
@@ -156,7 +156,8 @@ class Ahead:
         if home is not None and home.fits(parts[0], parts[-1]):
             tensor = home.tensor
         else:
-            tensor = tensor_in(parts[0] if home is None else memoryview(bytearray().join(parts)), what)
+            data = parts[0] if home is None else memoryview(bytearray().join(parts))
+            tensor = self._alike.tensor_in(data, item.dtype, item.shape, what)
         if (tensor.dtype, tuple(tensor.shape)) != (item.dtype, item.shape):
             raise Corrupt(f"{what} hold {_text(tensor)}, and {METADATA} says {_text(item)}")
         for box, places in self._targets.get(number, {}).items():

@@ -25,8 +25,8 @@ WINDOW = 256 * 1024**2
 _READ_BYTES = 32 * 1024**2
 _READS = 4  # at least for each rank, where they can be: fewer can't be spread evenly
 _SMALL_BYTES = 1024**2
-"""A request costs some milliseconds, as much as this many bytes: smaller neighbours are read together even where
-different ranks need them."""
+"""A request costs some milliseconds, as much as this many bytes: a read may hold as many of which its reader needs
+nothing, or which others need as well."""
 _GAP_BYTES = 64 * 1024
 """Between items that are read together: what aligns them, or what nobody needs and is not worth a request."""
 _ALIGNMENT = 16  # bytes, of each box in a parcel: no dtype is wider
@@ -95,52 +95,57 @@ def plan(
     limit = min(max(share, _SMALL_BYTES), _READ_BYTES, window // 4)
     groups = list(_grouped(items, needed, limit))
     reads = []
-    for group, reader in zip(groups, _readers(items, groups, needed, hosts), strict=True):
-        first, last = items[group[0]], items[group[-1]]
-        others = sorted({rank for number in group for rank in needed[number]} - {reader})
-        parcels = _parcels(items, {rank: [want for n in group for want in by_item[rank][n]] for rank in others}, reader)
+    for group, reader in zip(groups, _readers(items, groups, hosts), strict=True):
+        first, last = items[group.items[0]], items[group.items[-1]]
+        others = sorted({rank for number in group.items for rank in needed[number]} - {reader})
+        boxes = {rank: [want for number in group.items for want in by_item[rank][number]] for rank in others}
         length = last.offset + last.length - first.offset
-        reads.append(Read(reader, first.file, first.offset, length, group, parcels))
+        reads.append(Read(reader, first.file, first.offset, length, group.items, _parcels(items, boxes, reader)))
     return tuple(_rounds(_in_turn(reads), window))
 
 
-def _grouped(items: Mapping[int, Item], needed: Mapping[int, set[int]], limit: int) -> Iterator[tuple[int, ...]]:
+def _grouped(items: Mapping[int, Item], needed: Mapping[int, set[int]], limit: int) -> Iterator[_Group]:
     """Neighbours in one file that are read together."""
     group: list[int] = []
     begin = end = 0
+    by_need: Counter[frozenset[int]] = Counter()  # bytes
     for number in sorted(needed, key=lambda number: (items[number].file, items[number].offset)):
-        item = items[number]
+        item, need = items[number], frozenset(needed[number])
         if group:
-            before = items[group[-1]]
-            apart = item.file != before.file or item.offset - end > _GAP_BYTES
+            apart = item.file != items[group[-1]].file or item.offset - end > _GAP_BYTES
             full = item.offset + item.length - begin > limit
-            large = end - begin >= _SMALL_BYTES or item.length >= _SMALL_BYTES
-            if apart or full or (large and needed[number] != needed[group[-1]]):
-                yield tuple(group)
+            most = max(by_need[each] + item.length * (each == need) for each in (*by_need, need))
+            if apart or full or by_need.total() + item.length - most > _SMALL_BYTES:
+                yield _Group(tuple(group), by_need.most_common(1)[0][0])
                 group = []
         if not group:
             begin = item.offset
+            by_need.clear()
         group.append(number)
+        by_need[need] += item.length
         end = item.offset + item.length
     if group:
-        yield tuple(group)
+        yield _Group(tuple(group), by_need.most_common(1)[0][0])
 
 
-def _readers(
-    items: Mapping[int, Item],
-    groups: Sequence[tuple[int, ...]],
-    needed: Mapping[int, set[int]],
-    hosts: Sequence[str],
-) -> list[int]:
-    """The reader of each group: of those who need it the one whose host, and who itself, has the least to read."""
-    sizes = [sum(items[number].length for number in group) for group in groups]
-    ranks = [set().union(*(needed[number] for number in group)) for group in groups]
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Items that are read together."""
+
+    items: tuple[int, ...]  # by offset
+    ranks: frozenset[int]  # that need most of it
+
+
+def _readers(items: Mapping[int, Item], groups: Sequence[_Group], hosts: Sequence[str]) -> list[int]:
+    """The reader of each group: of those who need most of it the one whose host, and who itself, has the least to
+    read."""
+    sizes = [sum(items[number].length for number in group.items) for group in groups]
     readers = [0] * len(groups)
     by_host: Counter[str] = Counter()
     by_rank: Counter[int] = Counter()
     # What leaves least choice comes first, and then the largest: the small ones fill up what they leave uneven.
-    for at in sorted(range(len(groups)), key=lambda at: (len(ranks[at]), -sizes[at], at)):
-        reader = min(ranks[at], key=lambda rank: (by_host[hosts[rank]], by_rank[rank], rank))
+    for at in sorted(range(len(groups)), key=lambda at: (len(groups[at].ranks), -sizes[at], at)):
+        reader = min(groups[at].ranks, key=lambda rank: (by_host[hosts[rank]], by_rank[rank], rank))
         readers[at] = reader
         by_host[hosts[reader]] += sizes[at]
         by_rank[reader] += sizes[at]

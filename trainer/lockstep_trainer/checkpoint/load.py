@@ -11,6 +11,7 @@ import logging
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from lockstep_trainer.agreement import by_first, from_all
 from lockstep_trainer.checkpoint.ahead import Ahead
 from lockstep_trainer.checkpoint.exchange import Exchange
 from lockstep_trainer.checkpoint.fetch import WINDOW, Item, plan
-from lockstep_trainer.checkpoint.manifest import METADATA, FileEntry, Manifest, Ranges, ranges_of
+from lockstep_trainer.checkpoint.manifest import METADATA, RANGES, FileEntry, Manifest, Ranges, ranges_of
 from lockstep_trainer.checkpoint.metadata import load_metadata
 from lockstep_trainer.checkpoint.pieces import Contents, pieces_of, targets_of
 from lockstep_trainer.errors import Corrupt, NotFound, StoreError, TrainerError
@@ -53,21 +54,29 @@ def load(
     UserError where ``state`` is not what was saved, in names, shapes or dtypes. ``state`` is then worthless.
     """
     where = f"{store.uri}/{folder}"
-    # Every rank needs the metadata; one reads it.
-    metadata = by_first(lambda: read_file(store, folder, manifest.file(METADATA)), group)
-    contents = Contents(load_metadata(metadata, f"{where}/{METADATA}"), where)
-    del metadata
-    pieces = _together(lambda: pieces_of(state, contents), group)
-    own = sorted({piece.want for piece in pieces})
-    answers = from_all((own, socket.gethostname()), group)
-    wants, hosts = [wanted for wanted, _ in answers], [host for _, host in answers]
-    numbers = {number for wanted in wants for number, _ in wanted}
-    items = _together(lambda: contents.items(numbers), group)
-    if dist.get_rank(group) == 0 and (strangers := contents.strangers(numbers)):
-        log.warning("%s has %d tensors that this job's state lacks, such as %s", where, len(strangers), strangers[0])
-    checksums = _checksums(items, store, folder, manifest, group)
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    with ThreadPoolExecutor(1, thread_name_prefix="ranges") as pool:
+        # They are wanted behind the plan, and take a request that need not wait for it.
+        coming = pool.submit(_ranges, store, folder, manifest, rank=rank, size=size)
+        # Every rank needs the metadata; one reads it.
+        metadata = by_first(lambda: read_file(store, folder, manifest.file(METADATA)), group)
+        contents = Contents(load_metadata(metadata, f"{where}/{METADATA}"), where)
+        del metadata
+        pieces = _together(lambda: pieces_of(state, contents), group)
+        own = sorted({piece.want for piece in pieces})
+        answers = from_all((own, socket.gethostname()), group)
+        wants, hosts = [wanted for wanted, _ in answers], [host for _, host in answers]
+        numbers = {number for wanted in wants for number, _ in wanted}
+        items = _together(lambda: contents.items(numbers), group)
+        if rank == 0 and (strangers := contents.strangers(numbers)):
+            log.warning(
+                "%s has %d tensors that this job's state lacks, such as %s", where, len(strangers), strangers[0]
+            )
+        found = from_all(_together(lambda: _checksums(items, coming.result(), where), group), group)
+    checksums = {number: checksum for each in found for number, checksum in each.items()}
+    if missing := next((item for number, item in items.items() if number not in checksums), None):
+        raise Corrupt(f"{where} has no file {_ranges_of(missing.file, where)} in its manifest")
     targets = targets_of(pieces)
-    rank = dist.get_rank(group)
     rounds = plan(items, wants, hosts, window=window)
     reads = [read for each in rounds for read in each if read.reader == rank]
     swap = Exchange(targets, group, max_bytes=window // 2)
@@ -119,38 +128,35 @@ def _gravest(errors: Sequence[TrainerError | None]) -> TrainerError:
     return min((error for error in errors if error is not None), key=order)
 
 
-def _checksums(
-    items: Mapping[int, Item], store: ObjectStore, folder: str, manifest: Manifest, group: Group
-) -> dict[int, str]:
-    """CRC64NVME of every item. The files of ranges are spread over the ranks, so that each is read once."""
+def _ranges(store: ObjectStore, folder: str, manifest: Manifest, *, rank: int, size: int) -> dict[str, Ranges]:
+    """This rank's share of the files of ranges, so that each is read once. Raises Corrupt."""
+    names = sorted(file.name for file in manifest.files if file.name.startswith(RANGES))
+    where = f"{store.uri}/{folder}"
+    return {
+        name: Ranges.from_bytes(read_file(store, folder, manifest.file(name)), f"{where}/{name}")
+        for name in names[rank::size]
+    }
+
+
+def _checksums(items: Mapping[int, Item], ranges: Mapping[str, Ranges], where: str) -> dict[int, str]:
+    """CRC64NVME of the items that these ranges speak of; raises Corrupt where they should and don't."""
     by_ranges: defaultdict[str, list[int]] = defaultdict(list)
     for number, item in items.items():
-        by_ranges[item.file].append(number)
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-
-    def read() -> dict[int, str]:
-        files: defaultdict[str, list[int]] = defaultdict(list)
-        for file, numbers in by_ranges.items():
-            files[_ranges_of(file, folder)] += numbers
-        found = {}
-        for name in sorted(files)[rank::size]:
-            entry = manifest.file(name)
-            where = f"{store.uri}/{folder}"
-            ranges = Ranges.from_bytes(read_file(store, folder, entry), f"{where}/{name}")
-            known = {
-                (file, offset, length): checksum
-                for file, pieces in ranges.files.items()
-                for offset, length, checksum in pieces
-            }
-            for number in files[name]:
-                item = items[number]
-                checksum = known.get((item.file, item.offset, item.length))
-                if checksum is None:
-                    raise Corrupt(f"{where}/{item.file}: bytes {item.offset}+{item.length} are not in {name}")
-                found[number] = checksum
-        return found
-
-    return {number: checksum for own in from_all(_together(read, group), group) for number, checksum in own.items()}
+        by_ranges[_ranges_of(item.file, where)].append(number)
+    found = {}
+    for name, each in ranges.items():
+        known = {
+            (file, offset, length): checksum
+            for file, pieces in each.files.items()
+            for offset, length, checksum in pieces
+        }
+        for number in by_ranges[name]:
+            item = items[number]
+            checksum = known.get((item.file, item.offset, item.length))
+            if checksum is None:
+                raise Corrupt(f"{where}/{item.file}: bytes {item.offset}+{item.length} are not in {name}")
+            found[number] = checksum
+    return found
 
 
 def _ranges_of(file: str, folder: str) -> str:

@@ -17,6 +17,8 @@ from lockstep_trainer.errors import Corrupt
 
 MANIFEST = "manifest.json"
 METADATA = ".metadata"
+RANGES = "ranges-r"
+"""What the names of files of ranges begin with."""
 LATEST = "latest"
 ANCESTORS = 8
 """Older states that ``latest`` names besides the newest: a manifest that can't be read can't name its parent."""
@@ -64,7 +66,7 @@ class Ranges(Document):
 
 def ranges_file(rank: int) -> str:
     """The name of a rank's ranges."""
-    return f"ranges-r{rank}.json"
+    return f"{RANGES}{rank}.json"
 
 
 def ranges_of(name: str) -> str:

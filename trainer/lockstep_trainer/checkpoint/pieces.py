@@ -98,9 +98,17 @@ def pieces_of(state: Mapping[str, Any], contents: Contents) -> list[Piece]:
     """
     tensors = dict(named(state))
     pieces = []
+    places = _Places()
     for name, tensor in tensors.items():
         metadata = contents.tensor(name, tensor)
-        chunks = _chunks(tensor)
+        chunks = places.of(tensor)
+        own = sum(math.prod(chunk.sizes) for chunk in chunks)
+        if len(chunks) == 1 and chunks[0] in metadata.chunks:  # as it was written: nothing to work out
+            whole = (0,) * tensor.dim(), tuple(chunks[0].sizes)
+            if own:
+                number = contents.number(MetadataIndex(name, chunks[0].offsets))
+                pieces.append(Piece((number, whole), _local(tensor)))
+            continue
         covered = 0
         for read in create_read_items_for_chunk_list(name, metadata, chunks):
             if not math.prod(read.lengths):
@@ -111,7 +119,7 @@ def pieces_of(state: Mapping[str, Any], contents: Contents) -> list[Piece]:
             box = tuple(read.storage_offsets), tuple(read.lengths)
             pieces.append(Piece((contents.number(read.storage_index), box), target))
             covered += target.numel()
-        if covered != (own := sum(math.prod(chunk.sizes) for chunk in chunks)):
+        if covered != own:
             raise Corrupt(f"{contents.where} has {covered} of the {own} numbers of {name} that are needed here")
     return pieces
 
@@ -144,13 +152,28 @@ def named(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Ten
             raise UserError(f"{name} in the training state is a {type(value).__name__}; a state has tensors only")
 
 
-def _chunks(tensor: Tensor) -> list[ChunkStorageMetadata]:
-    """The global places of what this rank has of the tensor."""
-    if not isinstance(tensor, DTensor):
-        return [ChunkStorageMetadata(torch.Size([0] * tensor.dim()), tensor.shape)]
-    if tensor.device_mesh.get_coordinate() is None:
-        return []
-    return tensor.__create_chunk_list__()  # type: ignore[no-any-return, no-untyped-call]
+class _Places:
+    """The global places of what this rank has of tensors; a parameter's and those of its optimizer's are the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, list[ChunkStorageMetadata]] = {}
+
+    def of(self, tensor: Tensor) -> list[ChunkStorageMetadata]:
+        """Of this one."""
+        if not isinstance(tensor, DTensor):
+            return [ChunkStorageMetadata(torch.Size([0] * tensor.dim()), tensor.shape)]
+        if tensor.device_mesh.get_coordinate() is None:
+            return []
+        key = tensor.device_mesh, tensor.placements, tensor.shape
+        if key not in self._known:
+            self._known[key] = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
+        return self._known[key]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this rank has of it."""
+    with torch.no_grad():
+        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def _text(tensor: Tensor) -> str:
