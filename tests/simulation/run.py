@@ -13,7 +13,7 @@ from simulation.world import World
 
 FAULTS = 10
 """In the mean, before everything heals."""
-PAUSES = (1.0, 2.0, 1.0, 2.5, 1.0, 2.0, 4.0)
+PAUSES = (1.0, 1.5, 1.0, 2.0, 1.0, 1.5, 3.0)
 """Seconds between two of them in the mean, by seed: some hit what the last one has left, some what has recovered."""
 HEAL_SECONDS = 75.0
 """(d) Progress within this time once faults stop: two leader deadlines, and a start."""
