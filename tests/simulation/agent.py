@@ -309,9 +309,18 @@ class Agent:
         self.world.clockwork.after(self.world.clockwork.between(0.01, 0.1), lambda: self.tell(answer))
 
     def _commit(self, effect: effects.Commit) -> None:
-        store = self.world.store
+        """Reads ``latest``, later swaps it under the condition that it is the same. Whoever lives reads it again where
+        it is not; the last request of a dead agent may still be on its way, and is refused."""
+        store, clockwork = self.world.store, self.world.clockwork
 
-        def attempt() -> None:
+        def read() -> None:
+            if self.alive:
+                seen = store.version
+                clockwork.after(clockwork.between(0.01, 0.2) + store.slowness, lambda: swap(seen))
+
+        def swap(seen: int) -> None:
+            if not self.alive and store.version != seen:
+                return
             try:
                 answer: Any = events.CommitDone(store.commit(effect))
             except Superseded:
@@ -320,10 +329,9 @@ class Agent:
                 answer = events.CommitFailed(effect.state, "refused")
             except Unavailable:
                 answer = events.CommitFailed(effect.state, "no answer")
-            self.world.clockwork.after(self.world.clockwork.between(0.01, 0.3), lambda: self.tell(answer))
+            clockwork.after(clockwork.between(0.01, 0.3), lambda: self.tell(answer))
 
-        # Requests of a dead agent may still be on their way.
-        self.world.clockwork.after(self.world.clockwork.between(0.01, 0.5) + store.slowness, attempt)
+        clockwork.after(clockwork.between(0.01, 0.3), read)
 
 
 _PERFORM: dict[type, Callable[[Any, Any], None]] = {
