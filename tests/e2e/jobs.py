@@ -128,7 +128,8 @@ class RunningJob:
             "for entry in pathlib.Path('/proc').glob('[0-9]*'):\n"
             "    try: words = (entry / 'cmdline').read_bytes().split(b'\\0')\n"
             "    except OSError: continue\n"
-            f"    if {module.encode()!r} in words and int(entry.name) != 1:\n"
+            "    standby = (entry / 'comm').read_text().strip() == 'agent (standby)'\n"
+            f"    if {module.encode()!r} in words and int(entry.name) != 1 and not standby:\n"
             "        os.kill(int(entry.name), signal.SIGKILL); print(entry.name); break\n"
             "else: raise SystemExit('not running')\n"
         )

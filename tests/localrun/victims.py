@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep_trainer.steprecord import StepReader, StepRecordError
+from lockstep_trainer.supervisor import AGENT_NAME, STANDBY_VARIABLE
 
 _FOLDER = re.compile(r"e(\d+)-g(\d+)-r(\d+)")
 
@@ -47,12 +48,31 @@ def workers(state: Path) -> Iterator[Victim]:
 
 
 def children_running(parent: int, module: str) -> list[int]:
-    """Children of a process that run ``python -m module``."""
+    """Children of a process that run ``python -m module``, those that stand by left out."""
+    return [pid for pid in _children(parent) if module in _command_line(pid) and not _stands_by(pid)]
+
+
+def standing_by(parent: int) -> list[int]:
+    """Children of a supervisor that wait for the end of the agent."""
+    return [pid for pid in _children(parent) if _stands_by(pid)]
+
+
+def _children(parent: int) -> list[int]:
     try:
         pids = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     except OSError:
         return []
-    return [pid for pid in pids if module in _command_line(pid) and alive(pid)]
+    return [pid for pid in pids if alive(pid)]
+
+
+def _stands_by(pid: int) -> bool:
+    """Whether it is such an agent, or is not even that yet."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return False
+    return f"\0{STANDBY_VARIABLE}=".encode() in environment and name != AGENT_NAME
 
 
 def descendants(root: int) -> set[int]:

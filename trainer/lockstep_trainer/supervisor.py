@@ -1,5 +1,9 @@
 """PID 1 of a pod: starts the agent and the zygote, starts them again when they die, reaps what is left behind.
 
+A second agent stands by: it has done its imports, which take a second of a busy core, and waits for a byte from the
+supervisor. So whoever talks to an agent that dies has the next one within milliseconds. It is started
+LOCKSTEP_STANDBY_SECONDS (20) behind the agent: first the workers' own start needs the cores.
+
 It knows nothing of training, so that there is next to nothing in it that can fail: standard library, one thread, one
 loop over signals. Workers are the zygote's children; if the zygote dies they become the supervisor's (it is the
 subreaper), go on, and their exit codes are kept in ``exits/<pid>.json`` for the agent.
@@ -18,14 +22,20 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 _LONGEST_PAUSE = 10.0
+STANDBY_VARIABLE = "LOCKSTEP_STANDBY"
+"""Descriptor that a standby waits at, in its environment."""
+STANDBY_NAME = "agent (standby)"
+AGENT_NAME = "lockstep-agent"
 _LIVED_WELL = 60.0
 """A service that lived this long, in seconds, is started again at once when it dies."""
 
@@ -59,6 +69,11 @@ def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
         os.kill(os.getpid(), number)
 
 
+def name_process(name: str) -> None:
+    """What ``ps`` shows as this process's name; at most 15 bytes."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
 def descendants(root: int) -> Iterator[int]:
     """Processes below ``root``, in no order."""
     children: dict[int, list[int]] = {}
@@ -86,16 +101,41 @@ class Service:
     started: float = 0.0  # monotonic
     next_start: float = 0.0
     pause: float = 0.0
+    standby: int | None = None
+    """Pid of a second one that waits."""
+    _wake: int = -1  # where it is woken
 
     def start(self, now: float) -> None:
-        self.pid = os.posix_spawn(
+        """Wake the one that stands by, or start one."""
+        if self.standby is not None:
+            self.pid, self.standby = self.standby, None
+            with suppress(BrokenPipeError):  # it has just died too: the next look finds that out
+                os.write(self._wake, b"1")
+            os.close(self._wake)
+        else:
+            self.pid = self._spawn()
+        self.started = now
+
+    def stand_by(self) -> None:
+        """Start a second one that waits."""
+        waits_at, self._wake = os.pipe()
+        os.set_inheritable(waits_at, True)
+        self.standby = self._spawn(**{STANDBY_VARIABLE: str(waits_at)})
+        os.close(waits_at)
+
+    def standby_ended(self) -> None:
+        """Without having been needed."""
+        self.standby = None
+        os.close(self._wake)
+
+    def _spawn(self, **environment: str) -> int:
+        return os.posix_spawn(
             sys.executable,
             [sys.executable, "-m", self.module],
-            {**os.environ, "LOCKSTEP_SUPERVISOR_PID": str(os.getpid())},
+            {**os.environ, "LOCKSTEP_SUPERVISOR_PID": str(os.getpid()), **environment},
             setsigmask=[],
             setsigdef=[signal.SIGTERM, signal.SIGINT],
         )
-        self.started = now
 
     def ended(self, now: float) -> None:
         """Start again at once the first time, then after 0.25, 0.5, 1 … 10 s."""
@@ -108,11 +148,13 @@ class Service:
 class Supervisor:
     """The loop."""
 
-    def __init__(self, run_dir: Path, grace: float) -> None:
+    def __init__(self, run_dir: Path, grace: float, standby_pause: float) -> None:
         self.exits = run_dir / "exits"
         self.grace = grace
+        self.standby_pause = standby_pause
         self.agent = Service("lockstep_trainer.agent")
         self.services = (self.agent, Service("lockstep_trainer.zygote"))
+        self.standby_at = 0.0
         self.deadline: float | None = None  # set by SIGTERM
 
     def run(self) -> None:
@@ -126,8 +168,14 @@ class Supervisor:
                 if service.pid is None and self.deadline is None:
                     if now >= service.next_start:
                         service.start(now)
+                        self.standby_at = now + self.standby_pause
                     else:
                         waits.append(service.next_start - now)
+            if self.agent.standby is None and self.deadline is None:
+                if now >= self.standby_at:
+                    self.agent.stand_by()
+                else:
+                    waits.append(self.standby_at - now)
             caught = signal.sigtimedwait(_SIGNALS, max(0.0, min(waits)))
             if caught and caught.si_signo != signal.SIGCHLD and self.deadline is None:
                 self.deadline = time.monotonic() + self.grace
@@ -145,6 +193,10 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if pid == self.agent.standby:
+                self.agent.standby_ended()
+                self.standby_at = time.monotonic() + max(1.0, self.standby_pause)
+                continue
             service = next((service for service in self.services if service.pid == pid), None)
             code = os.waitstatus_to_exitcode(status)
             if service is None:
@@ -177,7 +229,8 @@ def main() -> None:
     run_dir = os.environ.get("LOCKSTEP_RUN_DIR")
     if not run_dir:
         sys.exit("LOCKSTEP_RUN_DIR is not set: name the memory-backed folder of this pod")
-    supervisor = Supervisor(Path(run_dir), float(os.environ.get("LOCKSTEP_GRACE_SECONDS", "25")))
+    grace, pause = (os.environ.get(f"LOCKSTEP_{name}_SECONDS") for name in ("GRACE", "STANDBY"))
+    supervisor = Supervisor(Path(run_dir), float(grace or 25), float(pause or 20))
     supervisor.exits.mkdir(parents=True, exist_ok=True)
     starts = Path(run_dir, "container-starts")
     starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))

@@ -83,9 +83,7 @@ class Trainer:
         last_change = self.batches.steps + 1
         snapshots = folder.parent.parent / FOLDER
         sampler = self.loader.state(last_change=last_change)
-        self.keeper = Keeper(
-            job, orders, ranks, self.outbox, sampler=sampler, config=self.config, snapshots=snapshots
-        )
+        self.keeper = Keeper(job, orders, ranks, self.outbox, sampler=sampler, config=self.config, snapshots=snapshots)
         self.profiler = Profiler(folder, ranks.rank, ranks.device, sections)
         self.garbage = Garbage()
         self.meter = Meter.of(

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from aiohttp import ClientError, ClientSession, WSMsgType
 
+from localrun import victims
 from lockstep_api.messages import (
     EpochRequest,
     FaultAck,
@@ -67,6 +68,10 @@ class Pod:
         """Pid of the agent that runs now."""
         return _child(self.process.pid, "lockstep_trainer.agent")
 
+    def standby_pid(self) -> int | None:
+        """Pid of the agent that stands by; None before there is one."""
+        return next(iter(victims.standing_by(self.process.pid)), None)
+
     def zygote_pid(self) -> int:
         """Pid of the zygote that runs now."""
         return _child(self.process.pid, "lockstep_trainer.zygote")
@@ -82,13 +87,8 @@ class Pod:
 
 
 def _child(parent: int, module: str) -> int:
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                stat = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
-                command = Path("/proc", entry, "cmdline").read_bytes().split(b"\0")
-                if int(stat[1]) == parent and module.encode() in command:
-                    return int(entry)
+    for pid in victims.children_running(parent, module):
+        return pid
     raise LookupError(f"process {parent} has no child {module}")
 
 
@@ -288,6 +288,14 @@ async def gone(pid: int, timeout: float = 10.0) -> None:
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
+
+
+async def until(question: Callable[[], int | None], timeout: float = 20.0) -> int:
+    """The answer, once there is one."""
+    async with asyncio.timeout(timeout):
+        while (answer := question()) is None:
+            await asyncio.sleep(0.02)
+    return answer
 
 
 def kill(pid: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from integration.agent.harness import TOKEN, Cluster, Pod, gone, kill
+from integration.agent.harness import TOKEN, Cluster, Pod, gone, kill, until
 from lockstep_api.messages import Progress
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(120)]
@@ -96,6 +96,38 @@ def test_agent_is_killed(tmp_path: Path, slot: int) -> None:
             )
             assert [cluster.pods[slot].worker_pid(slot * 2 + local, 1) for local in range(2)] == workers
             assert cluster.pods[slot].agent_pid() != agent
+            release(out)
+            assert (await cluster.finished()).outcome == "succeeded"
+            assert cluster.faults() == []
+
+    asyncio.run(scenario())
+
+
+def test_the_agent_that_stands_by_takes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its imports are done: nothing but its start lies between the end of one agent and the next. A standby that dies
+    is replaced too."""
+    monkeypatch.setenv("LOCKSTEP_STANDBY_SECONDS", "0.01")
+
+    async def scenario() -> None:
+        out = held(tmp_path / "out")
+        async with Cluster.up(tmp_path / "pods", spec(out)) as cluster:
+            await cluster.running(1)
+            pod = cluster.pods[0]
+            workers = [pod.worker_pid(local, 1) for local in range(2)]
+            first = await until(pod.standby_pid)
+            kill(first)
+            await gone(first)
+            second = await until(pod.standby_pid)
+            agent = pod.agent_pid()
+            heard = len(cluster.heard)
+            kill(agent)
+            await gone(agent)
+            await cluster.wait_for(
+                lambda m: isinstance(m, Progress) and m.connected == 2 and m.state == "running", since=heard
+            )
+            assert pod.agent_pid() == second
+            assert [pod.worker_pid(local, 1) for local in range(2)] == workers
+            assert await until(pod.standby_pid) not in (first, second)
             release(out)
             assert (await cluster.finished()).outcome == "succeeded"
             assert cluster.faults() == []

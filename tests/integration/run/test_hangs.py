@@ -18,7 +18,7 @@ from lockstep_api.v1alpha1 import Fault
 pytestmark = [pytest.mark.run, pytest.mark.timeout(180)]
 
 STEPS = 400
-LOSS = '''
+LOSS = """
 import os
 import time
 from pathlib import Path
@@ -42,7 +42,7 @@ def loss(logits, targets):
 def wait_for_ever():
     while True:
         time.sleep(0.01)
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import gc
+import os
+
+from lockstep_trainer.supervisor import AGENT_NAME, STANDBY_NAME, STANDBY_VARIABLE, die_with_parent, name_process
 
 gc.disable()  # until all is imported: collections would look through the same new modules again and again
+if STANDBY_VARIABLE in os.environ:
+    name_process(STANDBY_NAME)
 
 # ruff: noqa: E402 (the reason stands above)
 import asyncio
 import logging
-import os
 import sys
 
 from lockstep_trainer.agent.agent import Agent, listen
 from lockstep_trainer.agent.settings import Job, Settings, SettingsError
-from lockstep_trainer.supervisor import die_with_parent
 
 
 def main() -> None:
     """Run the agent; ends with a sentence where its environment is wrong."""
     die_with_parent()
+    gc.freeze()  # what the imports made stays; later collections are short
+    gc.enable()
+    _stand_by()
+    name_process(AGENT_NAME)
     level = os.environ.get("LOCKSTEP_LOG_LEVEL", "INFO").upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
@@ -28,9 +35,17 @@ def main() -> None:
         listening = listen(settings)
     except SettingsError as error:
         sys.exit(f"agent: {error}")
-    gc.freeze()  # what the imports made stays; later collections are short
-    gc.enable()
     asyncio.run(_run(settings, job, listening))
+
+
+def _stand_by() -> None:
+    """Wait until the agent before this one has ended; the supervisor's end ends this process too."""
+    descriptor = os.environ.pop(STANDBY_VARIABLE, None)
+    if descriptor is None:
+        return
+    if not os.read(int(descriptor), 1):
+        sys.exit(0)
+    os.close(int(descriptor))
 
 
 async def _run(settings: Settings, job: Job, listening: object) -> None:
