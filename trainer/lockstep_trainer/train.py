@@ -121,7 +121,7 @@ class Trainer:
                 # Behind the last step it may have to wait until a buffer is free; elsewhere it only begins.
                 with self.sections("checkpoint" if self.step == recipe.steps else "stage"):
                     begun = time.perf_counter()
-                    self.keeper.take(self.step, self._state())
+                    self.keeper.take(self.step, self._state)
                     self.callbacks.checkpoint(Checkpoint(self.step, time.perf_counter() - begun))
             if evaluation and self.step % evaluation.every == 0 and self.step < recipe.steps:
                 with self.sections("evaluate"):

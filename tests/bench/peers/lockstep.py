@@ -54,11 +54,12 @@ class Lockstep:
 
     def begin(self, number: int) -> None:
         """At a boundary."""
+        begun = time.perf_counter()
         newest, state = self.newest, StateId(number, TERM.epoch, TERM.generation)
         if not self._stage.reserve(lambda held: held == newest):
             raise RuntimeError("no buffer is free")
         facts = Facts(state, self._header(state), Root(TERM, None), 0, f"samples-r{self._rank}.jsonl", "")
-        self._stage.begin(self.planned.sources(self._training.state()), facts)
+        self._stage.begin(self.planned.sources(self._training.state()), facts, begun=begun)
         self.newest, self.durable_at = state, None
         if self._line is not None:
             self._line.send(("upload", state))

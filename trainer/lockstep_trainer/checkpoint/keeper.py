@@ -272,8 +272,9 @@ class Keeper:
             self._pace.asked = True
         return taking
 
-    def take(self, step: int, state: Mapping[str, Any]) -> None:
-        """Begin the snapshot of ``state``, behind ``step``. ``state`` must not change before ``wait``.
+    def take(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Begin the snapshot of what ``state`` returns, behind ``step``; it must not change before ``wait``. All that
+        this takes counts as time that training stood still.
 
         Behind the last step, where nothing is left to do beside it, it is whole when this returns.
         """
@@ -284,6 +285,7 @@ class Keeper:
             self._stage.finish()
             while not self._stage.reserve(self._is_protected):  # the agent frees one, when a state is kept
                 time.sleep(_BUFFER_SECONDS)
+        begun = time.perf_counter()
         text = self._log.text() if self._logs else ""
         facts = Facts(
             state=StateId(step, self._orders.epoch, self._orders.generation),
@@ -294,7 +296,7 @@ class Keeper:
             log=text,
             left_out=self._left_out,
         )
-        self._stage.begin(self._planned.sources(state), facts)
+        self._stage.begin(self._planned.sources(state()), facts, begun=begun)
         self._pace.took(step)
         if last:
             self._stage.finish()

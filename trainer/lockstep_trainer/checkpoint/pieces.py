@@ -107,7 +107,7 @@ def pieces_of(state: Mapping[str, Any], contents: Contents) -> list[Piece]:
             whole = (0,) * tensor.dim(), tuple(chunks[0].sizes)
             if own:
                 number = contents.number(MetadataIndex(name, chunks[0].offsets))
-                pieces.append(Piece((number, whole), _local(tensor)))
+                pieces.append(Piece((number, whole), local(tensor)))
             continue
         covered = 0
         for read in create_read_items_for_chunk_list(name, metadata, chunks):
@@ -170,7 +170,7 @@ class _Places:
         return self._known[key]
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """What this rank has of it."""
     with torch.no_grad():
         return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()

@@ -27,10 +27,10 @@ from torch.distributed.checkpoint.default_planner import (
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import WriteItem
-from torch.distributed.checkpoint.utils import find_state_dict_object
 from torch.serialization import get_crc32_options, set_crc32_options, skip_data
 
 from lockstep_trainer.agreement import by_first
+from lockstep_trainer.checkpoint.pieces import local, named
 from lockstep_trainer.checkpoint.plan import Archive, Item, Packed, Plan, PlannedFile, aligned, pack, spread
 from lockstep_trainer.errors import TrainerError, UserError
 
@@ -58,8 +58,9 @@ class Planned:
 
     def sources(self, state: Mapping[str, Any]) -> list[Tensor]:
         """The tensors to copy, by item; ``state`` has the names and shapes of the one that was planned with."""
-        flat, _ = flatten_state_dict(dict(state))
-        return [find_state_dict_object(flat, index).detach() for index in self.indices]
+        # Training stands still for this: of each tensor only what this rank has of it is looked at.
+        flat = dict(named(state))
+        return [local(flat[index.fqn]) for index in self.indices]
 
 
 def plan_snapshots(

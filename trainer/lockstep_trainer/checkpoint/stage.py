@@ -89,10 +89,11 @@ class Stage:
             self._reserved.let_go()
             self._reserved = None
 
-    def begin(self, sources: Sequence[Tensor], facts: Facts) -> None:
-        """Begin to copy ``sources`` (``Planned.sources``), behind ``reserve``. Raises TrainerError where one of them is
-        not what was planned with."""
-        begun = time.perf_counter()
+    def begin(self, sources: Sequence[Tensor], facts: Facts, *, begun: float | None = None) -> None:
+        """Begin to copy ``sources`` (``Planned.sources``), behind ``reserve``. ``begun``: since when training has stood
+        still for this snapshot (``time.perf_counter``), now by default. Raises TrainerError where a source is not what
+        was planned with."""
+        begun = time.perf_counter() if begun is None else begun
         buffer, self._reserved = self._reserved, None
         assert buffer is not None
         for item, source in zip(self.planned.plan.items, sources, strict=True):

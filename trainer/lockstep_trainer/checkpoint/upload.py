@@ -7,8 +7,10 @@ against what the worker copied. No torch here: agents upload.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from lockstep_trainer.checkpoint.snapshots import Reading, Snapshot, reading, re
 from lockstep_trainer.errors import CheckpointError, Corrupt
 from lockstep_trainer.storage import ObjectStore
 from lockstep_trainer.storage.checksum import EMPTY, combine, crc64nvme
+
+_FILES = 4
+"""Of a rank at the same time; large ones go in parts besides."""
 
 
 class Stopped(CheckpointError):
@@ -51,27 +56,29 @@ def upload_rank(
         snapshot, plan = held.snapshot, held.plan
         descends_from = real_parent(parent, snapshot.root)
         key = step_folder(state)
-        files: list[StoredFile] = []
 
-        def put(name: str, data: memoryview | bytes, checksum: str) -> None:
+        def put(name: str, data: memoryview | bytes, checksum: str) -> StoredFile:
             if not wanted():
                 raise Stopped(f"{key}: another upload was ordered")
             store.put_buffer(f"{key}/{name}", data, crc64nvme=checksum)
-            files.append(StoredFile(name, len(data), checksum))
             sent(len(data))
+            return StoredFile(name, len(data), checksum)
 
+        small: list[tuple[str, bytes]] = []
+        large = []
         ranges: dict[str, tuple[tuple[int, int, str], ...]] = {}
         for number, file in enumerate(plan.files):
             checksum, pieces = _file_checksum(held, number)
             ranges[file.name] = pieces
-            put(file.name, held.data[file.offset : file.offset + file.size], checksum)
-        _put_small(put, ranges_file(plan.rank), Ranges(files=ranges).to_bytes())
+            large.append(partial(put, file.name, held.data[file.offset : file.offset + file.size], checksum))
+        small.append((ranges_file(plan.rank), Ranges(files=ranges).to_bytes()))
         if snapshot.samples is not None:
             since = descends_from.state.step if descends_from else 0
             _check_log(snapshot, since)
-            _put_small(put, snapshot.samples, sample_lines(held.samples.read_text(), since).encode())
+            small.append((snapshot.samples, sample_lines(held.samples.read_text(), since).encode()))
         if plan.metadata:
-            _put_small(put, METADATA, held.metadata.read_bytes())
+            small.append((METADATA, held.metadata.read_bytes()))
+        files = _at_once([*large, *(partial(put, name, data, crc64nvme(data)) for name, data in small)])
         header = json.dumps({**snapshot.header, "parent": _wire(descends_from)}) if plan.rank == 0 else None
         return RankUpload(tuple(files), header)
 
@@ -108,8 +115,14 @@ def _check_log(snapshot: Snapshot, since: int) -> None:
         )
 
 
-def _put_small(put: Callable[[str, bytes, str], None], name: str, data: bytes) -> None:
-    put(name, data, crc64nvme(data))
+def _at_once(calls: Sequence[Callable[[], StoredFile]]) -> list[StoredFile]:
+    """The results in order; small files are sent beside the large ones. After a failure no further call begins; raises
+    the first when those under way have ended."""
+    with ThreadPoolExecutor(_FILES, thread_name_prefix="files") as pool:
+        futures = [pool.submit(call) for call in calls]
+        if any(future.exception() for future in wait(futures, return_when=FIRST_EXCEPTION).done):
+            pool.shutdown(cancel_futures=True)
+        return [future.result() for future in futures if not future.cancelled()]
 
 
 def _wire(point: RestorePoint | None) -> dict[str, Any] | None:
