@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from demonstration.target import DemoError, Target
@@ -64,3 +66,14 @@ def cut_node(target: Target, node: str) -> None:
 def lose_pod(target: Target, namespace: str, pod: str) -> None:
     """Takes one pod away without a word, the nearest to a lost node where the machines are somebody else's."""
     target.kubectl("delete", "pod", pod, "-n", namespace, "--force", "--grace-period=0", "--wait=false")
+
+
+@contextmanager
+def drained(target: Target, node: str, job: str) -> Iterator[None]:
+    """Evicts the job's pods from a node, waits until they are gone, and opens the node again in the end."""
+    try:
+        selector = f"{constants.LABEL_JOB_NAME}={job}"
+        target.kubectl("drain", node, f"--pod-selector={selector}", "--delete-emptydir-data", "--timeout=90s")
+        yield
+    finally:
+        target.kubectl("uncordon", node)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from checker.chain import latest_pointer
 from checker.check import Verdict, check
 from checker.stores import BucketObjects
 from demonstration import faults, install
@@ -61,14 +62,22 @@ class RunningJob:
 
     @classmethod
     def training(
-        cls, target: Target, name: str, steps: int, *, every: int = 10, model: dict[str, Any] | None = None, **spec: Any
+        cls,
+        target: Target,
+        name: str,
+        steps: int,
+        *,
+        every: int = 10,
+        model: dict[str, Any] | None = None,
+        checkpoint: dict[str, Any] | None = None,
+        **spec: Any,
     ) -> RunningJob:
-        """A job of Lockstep's own trainer with checkpoints on the S3 server."""
+        """A job of Lockstep's own trainer with checkpoints on the S3 server; ``checkpoint``: further fields of that."""
         trainer = {**TRAINER, "recipe": {**TRAINER["recipe"], "steps": steps}, "model": model or TRAINER["model"]}
         s3 = {"endpoint": target.s3.endpoint_pods, "pathStyle": True, "secretRef": {"name": install.SECRET}}
         # The checker follows the chain to its beginning: nothing may be retired from it.
-        checkpoint = {"uri": f"s3://{BUCKET}/runs", "every": every, "keep": {"last": 10_000}, "s3": s3}
-        return cls(target, name, {"trainer": trainer, "checkpoint": checkpoint, **spec})
+        saved = {"uri": f"s3://{BUCKET}/runs", "every": every, "keep": {"last": 10_000}, "s3": s3, **(checkpoint or {})}
+        return cls(target, name, {"trainer": trainer, "checkpoint": saved, **spec})
 
     def __enter__(self) -> RunningJob:
         self.target.apply(self.manifest)
@@ -108,6 +117,14 @@ class RunningJob:
         """Waits for a phase."""
         return self.until(lambda job: job.status.phase == phase, seconds, phase)
 
+    def mended(self, before: TrainingJob, seconds: float = 120) -> TrainingJob:
+        """Waits until it has taken new steps after one more restart than ``before``."""
+        restarted = self.until(
+            lambda job: job.status.restarts.total > before.status.restarts.total and job.status.phase == "Running",
+            seconds, "recovery",
+        )  # fmt: skip
+        return self.until_step(restarted.status.progress.step + 2)
+
     @property
     def job(self) -> TrainingJob:
         """The job as it is now."""
@@ -135,11 +152,32 @@ class RunningJob:
         )
         self.target.exec(NAMESPACE, pod, ["python3", "-c", code])
 
+    @property
+    def uri(self) -> str:
+        """Where its checkpoints and its journal are."""
+        job = self.job
+        return f"s3://{BUCKET}/runs/{NAMESPACE}/{job.name}/{job.uid}"
+
+    @property
+    def objects(self) -> BucketObjects:
+        """What is there."""
+        return BucketObjects(self.uri, self.target.s3.endpoint_host)
+
     def check(self, steps: int | None = None) -> Verdict:
         """The checker's verdict; ``steps`` is how many the job was to do, None: as far as it came."""
-        job = self.job
-        uri = f"s3://{BUCKET}/runs/{NAMESPACE}/{job.name}/{job.uid}"
-        return check(BucketObjects(uri, self.target.s3.endpoint_host), steps=steps)
+        return check(self.objects, steps=steps)
+
+    def durable_step(self) -> int:
+        """The step of the newest checkpoint in the store, 0 where none is: what status can only repeat."""
+        point = latest_pointer(self.objects)["point"]
+        return int(point["state"]["step"]) if point else 0
+
+    def journal(self, kind: str) -> list[dict[str, Any]]:
+        """The journal's lines of this kind, by time."""
+        objects = self.objects
+        keys = [key for key in objects.names() if key.startswith("journal/")]
+        lines = [json.loads(line) for key in keys for line in objects.read(key).splitlines()]
+        return sorted((line for line in lines if line["kind"] == kind), key=lambda line: line["at"])
 
 
 def eventually(holds: Callable[[], bool], seconds: float, what: str) -> None:

@@ -40,19 +40,10 @@ def settle(job: RunningJob) -> TrainingJob:
     return job.until_step(job.job.status.progress.step + _RANDOM.randint(2, 20))
 
 
-def mended(job: RunningJob, before: TrainingJob, seconds: float = 120) -> TrainingJob:
-    """The job once it has taken new steps after one more restart."""
-    restarted = job.until(
-        lambda j: j.status.restarts.total > before.status.restarts.total and j.status.phase == "Running",
-        seconds, "recovery",
-    )  # fmt: skip
-    return job.until_step(restarted.status.progress.step + 2)
-
-
 def test_a_worker_killed(job: RunningJob) -> None:
     before, pods = settle(job), job.pod_names()
     told = faults.kill_worker(job.target, NAMESPACE, _RANDOM.choice(pods))
-    after = mended(job, before)
+    after = job.mended(before)
     fault = after.status.faults[-1]
     assert (fault.cause, fault.rung, fault.rank, fault.exit_code) == ("WorkerExited", "process", told["rank"], -9)
     assert job.pod_names() == pods
@@ -80,7 +71,7 @@ def test_the_operator_killed_costs_no_step(job: RunningJob) -> None:
 def test_a_pod_deleted_is_replaced(slot: int, job: RunningJob) -> None:
     before, pods = settle(job), job.pod_names()
     job.kubectl("delete", "pod", pods[slot], "--wait=false")
-    after = mended(job, before)
+    after = job.mended(before)
     assert after.status.restarts.pod == before.status.restarts.pod + 1
     now = job.pod_names()
     assert now[slot] != pods[slot]
@@ -107,7 +98,7 @@ def test_a_node_without_power_is_left_behind(job: RunningJob) -> None:
     node = pod["spec"]["nodeName"]
     faults.cut_node(job.target, node)
     try:
-        after = mended(job, before)
+        after = job.mended(before)
         assert node not in {pod["spec"]["nodeName"] for pod in job.pods()}
         assert after.status.faults[-1].rung == "pod"
     finally:
