@@ -16,6 +16,8 @@ Manifest = dict[str, Any]
 
 GPU_RESOURCE = "nvidia.com/gpu"
 GRACE_SECONDS = 30
+GRACE_MARGIN_SECONDS = 5
+"""What is left of a pod's grace period, half of it at most, when its processes have ended by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,12 @@ def agent_port(job: TrainingJob) -> int:
     )
 
 
+def until_end(job: TrainingJob) -> float:
+    """Seconds from SIGTERM in which the pod's processes have to end, a last checkpoint included."""
+    grace = float(job.spec.template.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS))
+    return max(grace - GRACE_MARGIN_SECONDS, grace / 2)
+
+
 def _environment(job: TrainingJob, new: NewPod, port: int) -> list[Manifest]:
     variables: list[Manifest] = [
         {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
@@ -135,6 +143,7 @@ def _environment(job: TrainingJob, new: NewPod, port: int) -> list[Manifest]:
             ("LOCKSTEP_STORE_PORT", str(constants.STORE_PORT)),
             ("LOCKSTEP_ORDINAL", str(new.ordinal)),
             ("LOCKSTEP_INCARNATION", str(new.incarnation)),
+            ("LOCKSTEP_GRACE_SECONDS", f"{until_end(job):g}"),
             ("LOCKSTEP_RUN_DIR", constants.VOLUME_MOUNT),
             ("LOCKSTEP_CONFIG_DIR", constants.CONFIG_MOUNT),
             ("LOCKSTEP_TOKEN_DIR", constants.TOKEN_MOUNT),

@@ -48,8 +48,15 @@ def test_every_variable_of_the_contract_is_set() -> None:
     assert names == {
         *("LOCKSTEP_POD_NAME", "LOCKSTEP_POD_UID", "LOCKSTEP_NAMESPACE", "LOCKSTEP_NODE_NAME", "LOCKSTEP_HOST"),
         *("LOCKSTEP_BIND", "LOCKSTEP_AGENT_PORT", "LOCKSTEP_STORE_PORT", "LOCKSTEP_ORDINAL", "LOCKSTEP_INCARNATION"),
-        *("LOCKSTEP_RUN_DIR", "LOCKSTEP_CONFIG_DIR", "LOCKSTEP_TOKEN_DIR"),
+        *("LOCKSTEP_RUN_DIR", "LOCKSTEP_CONFIG_DIR", "LOCKSTEP_TOKEN_DIR", "LOCKSTEP_GRACE_SECONDS"),
     }
+
+
+@pytest.mark.parametrize(("grace", "told"), [(None, "25"), (600, "595"), (2, "1"), (0, "0")])
+def test_the_agent_knows_how_long_its_pod_may_take_to_end(grace: int | None, told: str) -> None:
+    """A last checkpoint takes as long as it may, and no longer."""
+    pod = render({"spec": {} if grace is None else {"terminationGracePeriodSeconds": grace}})
+    assert {"name": "LOCKSTEP_GRACE_SECONDS", "value": told} in container(pod)["env"]
 
 
 def test_who_is_replaced_is_the_operators_decision() -> None:
