@@ -130,7 +130,7 @@ class DurableStore:
         attempt = 0
         while True:
             try:
-                restore = await self._call(lambda: self._open().fence(term, self._nonce))
+                chosen = await self._call(lambda: self._choose_now(term))
             except Superseded as error:
                 log.warning("%s", error)
                 self._tell(events.RestoreUnavailable(term, str(error)))
@@ -146,7 +146,7 @@ class DurableStore:
                 log.exception("choosing a restore point")
                 self._tell(events.RestoreUnavailable(term, f"{type(error).__name__}: {error}"))
             else:
-                self._tell(events.RestoreChosen(term, restore))
+                self._tell(chosen)
                 return
             await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
             attempt += 1
@@ -181,6 +181,15 @@ class DurableStore:
             store = open_store(spec.uri, spec.s3)
             self._chain = Chain(store, self._job.checkpoint_prefix, s3=spec.s3, resume_from=resume)
         return self._chain
+
+    def _choose_now(self, term: Term) -> events.RestoreChosen:
+        chain = self._open()
+        restore = chain.fence(term, self._nonce)
+        if restore is None or "://" in restore.manifest:
+            return events.RestoreChosen(term, restore)
+        listing = chain.manifest(restore)
+        uri = f"{chain.store.uri}/{restore.manifest}"
+        return events.RestoreChosen(term, restore, uri, listing.written_at, listing.verified)
 
     def _commit_now(self, order: Commit, begun: float) -> events.CommitDone:
         from lockstep_trainer.checkpoint.upload import listing_of

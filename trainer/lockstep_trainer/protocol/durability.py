@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from lockstep_api.messages import RestorePoint, StateId, StoredFile, Term
 from lockstep_trainer.protocol.effects import ChooseRestore, Commit, Effect
+from lockstep_trainer.protocol.events import RestoreChosen
 from lockstep_trainer.protocol.lineage import Lineage
 
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
@@ -78,16 +79,18 @@ class Durability:
         self._asked, self._asked_at = term, now
         return [ChooseRestore(term)]
 
-    def chosen(self, term: Term, restore: RestorePoint | None, now: float) -> bool:
+    def chosen(self, answer: RestoreChosen, now: float) -> bool:
         """The chain is fenced and has answered; false: to a question of another term."""
-        if term != self._asked:
+        if answer.term != self._asked:
             return False
+        restore = answer.restore
         self._asked = None
         self.known = self.fenced = True
         self.problem = None
         self.doubtful.clear()
-        if restore != self.durable:
+        if restore != self.durable or self.uri is None:
             self.found(restore, now)
+            self.durable_at, self.uri, self.verified = answer.at or now, answer.uri, answer.verified
         if self._waiting and (self.committed(self._waiting.state) or self._waiting.parent != restore):
             self._waiting = None
         return True

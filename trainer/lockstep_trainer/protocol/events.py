@@ -192,10 +192,14 @@ class InviteRefused:
 
 @dataclass(frozen=True, slots=True)
 class RestoreChosen:
-    """The chain is fenced to ``term``; this is its newest state, None: there is none yet."""
+    """The chain is fenced to ``term``; this is its newest state, None: there is none yet. What else is said of it is
+    for people, and only of a state of this job."""
 
     term: Term
     restore: RestorePoint | None
+    uri: str | None = None
+    at: float | None = None  # when it was written, Unix seconds
+    verified: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

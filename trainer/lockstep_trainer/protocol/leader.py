@@ -295,7 +295,7 @@ class Leader:
         return [Persist(), *self.reports.start(self, now), *self.roster.say_all(self.running, now)]
 
     def _restore_chosen(self, event: events.RestoreChosen, now: float) -> list[Effect]:
-        if not self.durability.chosen(event.term, event.restore, now):
+        if not self.durability.chosen(event, now):
             return []
         effects = self.keeping.chosen(self, now) + self.durability.push(self.term, now)
         return effects + (self.finish(now) if self.finishing else [])
