@@ -31,6 +31,8 @@ def _phase(job: TrainingJob, now: float) -> str:
         case Phase.STARTING:
             return f"Starting: {members}; the first step has not been done."
         case Phase.RUNNING:
+            if spec.checkpoint and progress.steps and progress.step >= progress.steps:
+                return f"Running: all {progress.steps} steps are done; its last checkpoint is not yet in the store."
             return f"Running. {seen}".strip()
         case Phase.RECOVERING:
             return f"Recovering: {members}. {seen}".strip()

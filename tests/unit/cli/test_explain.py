@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_api.v1alpha1 import CheckpointSpec, TrainingJob
 from lockstep_cli import explain, statustable
 
 NOW = 1_790_000_000.0
@@ -69,6 +69,14 @@ def test_a_degraded_checkpoint_is_said_while_running() -> None:
         "message": "S3 does not answer",
     }
     assert "S3 does not answer." in explain.why(make_job(phase="Running", conditions=[condition]), NOW)
+
+
+def test_a_job_that_only_waits_for_its_last_checkpoint_says_so() -> None:
+    job = make_job(phase="Running", progress={"step": 100, "steps": 100, "at": rfc3339(60)})
+    assert explain.why(job, NOW) == "Running. 60 s ago: step 100.", "without checkpoints there is nothing to wait for"
+    spec = job.spec.model_copy(update={"checkpoint": CheckpointSpec(uri="s3://bucket")})
+    said = explain.why(job.model_copy(update={"spec": spec}), NOW)
+    assert said == "Running: all 100 steps are done; its last checkpoint is not yet in the store."
 
 
 def test_the_status_table_leaves_out_what_is_not_known() -> None:
