@@ -59,11 +59,9 @@ class BucketObjects:
         return sorted(item["Key"].removeprefix(self._prefix) for page in pages for item in page.get("Contents", ()))
 
     def read(self, key: str) -> bytes:
-        """Content of an object; ``key`` may be a full URI in the same bucket, where a job began from another's."""
-        inside = f"s3://{self._bucket}/"
-        full = key.removeprefix(inside) if key.startswith(inside) else self._prefix + key
+        """Content of an object."""
         try:
-            return self._client.get_object(Bucket=self._bucket, Key=full)["Body"].read()
+            return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
         except self._client.exceptions.NoSuchKey:
             raise KeyError(key) from None
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from checker.chain import latest_pointer
@@ -163,9 +164,11 @@ class RunningJob:
         """What is there."""
         return BucketObjects(self.uri, self.target.s3.endpoint_host)
 
-    def check(self, steps: int | None = None) -> Verdict:
-        """The checker's verdict; ``steps`` is how many the job was to do, None: as far as it came."""
-        return check(self.objects, steps=steps)
+    def check(self, steps: int | None = None, origin: RunningJob | None = None) -> Verdict:
+        """The checker's verdict; ``steps`` is how many the job was to do, None: as far as it came. ``origin``: the job
+        from whose checkpoint it began, so that the lineage goes on in there."""
+        objects = Resumed(self.objects, origin.uri, origin.objects) if origin else self.objects
+        return check(objects, steps=steps)
 
     def durable_step(self) -> int:
         """The step of the newest checkpoint in the store, 0 where none is: what status can only repeat."""
@@ -178,6 +181,26 @@ class RunningJob:
         keys = [key for key in objects.names() if key.startswith("journal/")]
         lines = [json.loads(line) for key in keys for line in objects.read(key).splitlines()]
         return sorted((line for line in lines if line["kind"] == kind), key=lambda line: line["at"])
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The objects of a job, and behind them those of the job from whose checkpoint it began."""
+
+    own: BucketObjects
+    origin_uri: str
+    origin: BucketObjects
+
+    def names(self) -> list[str]:
+        """Names of its own objects."""
+        return self.own.names()
+
+    def read(self, key: str) -> bytes:
+        """Its own, else the other job's: a first manifest names its parent by URI, that one names its own by key."""
+        try:
+            return self.own.read(key)
+        except KeyError:
+            return self.origin.read(key.removeprefix(f"{self.origin_uri}/"))
 
 
 def eventually(holds: Callable[[], bool], seconds: float, what: str) -> None:

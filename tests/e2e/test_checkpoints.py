@@ -199,10 +199,10 @@ def test_other_jobs_begin_from_its_checkpoint(job: RunningJob, saved: Saved) -> 
             other.until_phase("Succeeded", 200)
             restored = other.journal("restore")[0]
             assert (restored["step"], restored["manifest"]) == (origin.step, origin.uri)
-            verdict = other.check(STEPS)
+            verdict = other.check(STEPS, origin=job)
             assert verdict.exact, verdict
             found = losses(other, origin.step)
-            assert found == (expected if nodes == 2 else pytest.approx(expected, rel=1e-3))
+            assert found == (expected if nodes == 2 else pytest.approx(expected, rel=1e-6))
         listed = {each.name: listing(job.target, each.uri) for each in (job, *begun.values())}
     assert [each["step"] for each in listed[job.name]][:2] == [STEPS, origin.step]
     for other in begun.values():
