@@ -226,6 +226,7 @@ def test_a_job_resumes_from_a_manifest_of_another(tmp_path: Path) -> None:
     assert second.fence(ONE, "a") == origin
     own = second.commit(listing(30, parent=origin), ONE, "a")
     assert [point for point, _ in second.lineage(second.latest())] == [own, origin]
+    assert [point for point, _ in second.lineage(second.latest(), foreign=False)] == [own]
     collect_garbage(second, Keep(last=1), now=1e12)
     assert first.newest() == points[1]
     with pytest.raises(UserError, match="is no manifest"):

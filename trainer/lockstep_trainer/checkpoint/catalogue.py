@@ -93,9 +93,8 @@ def read_job(store: ObjectStore, *, now: float | None = None, grace: float = 600
         raise UserError(f"{store.uri}: no job's checkpoints are here; `lockstep checkpoint ls` shows where there are")
     contents = Contents.of(store.list("step-"))
     found = []
-    for point, manifest in chain.lineage(latest):
-        if "://" not in point.manifest:
-            found.append(_on_chain(point, manifest, contents))
+    for point, manifest in chain.lineage(latest, foreign=False):
+        found.append(_on_chain(point, manifest, contents))
     members = tuple(Member(each.state, each.manifest is not None, each.whole) for each in found)
     known = Store(members, latest.pointer.term, time.time() if now is None else now, grace)
     on_chain = {each.state for each in found}

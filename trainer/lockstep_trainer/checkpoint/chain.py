@@ -111,16 +111,18 @@ class Chain:
         """The newest state whose manifest is whole, on the chain; None for a job without any checkpoint."""
         return self._newest(self.latest())
 
-    def lineage(self, latest: Latest) -> Iterator[tuple[RestorePoint, Manifest | Corrupt]]:
+    def lineage(self, latest: Latest, *, foreign: bool = True) -> Iterator[tuple[RestorePoint, Manifest | Corrupt]]:
         """The newest state, its parent, its parent's parent … with their manifests, as far as they are kept.
 
         Behind a manifest that can't be read it goes on with the ancestors that ``latest`` names, and where retention
         has removed a state with the newest marked one (``ancestors``). Ends at the first checkpoint or at one of
-        another job.
+        another job; unless ``foreign`` before that one, whose store need not be open to the reader.
         """
         point = latest.point
         seen: set[str] = set()
         while point is not None and point.manifest not in seen:
+            if "://" in point.manifest and not foreign:
+                return
             seen.add(point.manifest)
             manifest = self._read(point)
             yield point, manifest

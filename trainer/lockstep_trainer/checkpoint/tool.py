@@ -90,7 +90,7 @@ def _verify(request: Request, progress: _Progress) -> dict[str, Any]:
         if each.manifest is None:
             problems = [{"file": "manifest.json", "message": each.problem}]
         else:
-            met = verify(job.chain.store, each.manifest, progress.read)
+            met = verify(job.chain.store, each.manifest, progress.read, request.s3)
             problems = [{"file": problem.file, "message": problem.message} for problem in met]
         files = len(each.manifest.files) if each.manifest else 0
         size = each.manifest.size if each.manifest else 0

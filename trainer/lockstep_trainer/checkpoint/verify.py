@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from lockstep_api.v1alpha1 import S3Spec
 from lockstep_trainer.checkpoint.chain import locate, read_manifest
 from lockstep_trainer.checkpoint.manifest import MANIFEST, METADATA, FileEntry, Manifest, Ranges, ranges_of
 from lockstep_trainer.checkpoint.metadata import load_metadata
@@ -27,8 +28,11 @@ class Problem:
     message: str
 
 
-def verify(store: ObjectStore, manifest: Manifest, read: Callable[[int], None]) -> tuple[Problem, ...]:
-    """All that is wrong with a step folder whose manifest was verified. ``read`` is told bytes as they are read.
+def verify(
+    store: ObjectStore, manifest: Manifest, read: Callable[[int], None], s3: S3Spec | None = None
+) -> tuple[Problem, ...]:
+    """All that is wrong with a step folder whose manifest was verified. ``read`` is told bytes as they are read; ``s3``
+    is how the store of another job is reached, where the parent is in one.
 
     Each file's size and checksum, each range's; that ``.metadata`` can be read without running anything, and names only
     ranges with a checksum; and the parent, unless retention has removed it. Raises StoreError where the store fails.
@@ -58,7 +62,7 @@ def verify(store: ObjectStore, manifest: Manifest, read: Callable[[int], None]) 
     # Where ranges can't be read, that is said already.
     known = None if any(problem.file.startswith("ranges-") for problem in problems) else ranges
     problems += _metadata(small.get(METADATA), manifest, known)
-    problems += _parent(store, manifest)
+    problems += _parent(store, manifest, s3)
     return tuple(problems)
 
 
@@ -147,11 +151,11 @@ def _metadata(data: bytes | None, manifest: Manifest, ranges: dict[str, Pieces] 
     return []
 
 
-def _parent(store: ObjectStore, manifest: Manifest) -> list[Problem]:
+def _parent(store: ObjectStore, manifest: Manifest, s3: S3Spec | None) -> list[Problem]:
     parent = manifest.parent
     if parent is None:
         return []
-    home, key = locate(store, parent)
+    home, key = locate(store, parent, s3)
     try:
         home.get(key)
     except NotFound:  # retention has removed it
@@ -161,7 +165,7 @@ def _parent(store: ObjectStore, manifest: Manifest) -> list[Problem]:
             raise
         return []  # another job's store, that is not open to us
     try:
-        read_manifest(store, parent)
+        read_manifest(store, parent, s3)
     except Corrupt as error:
         return [Problem(MANIFEST, f"its parent: {error}")]
     return []
