@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lockstep_api import constants
-from lockstep_api.v1alpha1 import Condition, Fault, Phase, TrainingJob
+from lockstep_api.v1alpha1 import Condition, Phase, TrainingJob
 from lockstep_cli import times
+from lockstep_operator.plan.story import describe
 
 
 def why(job: TrainingJob, now: float) -> str:
@@ -67,39 +68,6 @@ def _last_fault(job: TrainingJob, now: float) -> list[str]:
     text = f"Last fault {times.ago(now - times.parse(fault.at))} ago: {describe(fault)}."
     count = job.status.restarts.total
     return [text, f"{count} restarts in all."] if count > 1 else [text]
-
-
-def describe(fault: Fault) -> str:
-    """What broke, what was done, what it cost: one clause without a full stop."""
-    what = {
-        "WorkerExited": "a worker died",
-        "AgentLost": "an agent died",
-        "StoreLost": "the rendezvous store died",
-        "PodLost": "a pod was lost",
-        "MemberLost": "a member was lost",
-        "NodeLost": "a node was lost",
-        "LeaderLost": "the leader was lost",
-        "ContainerRestarted": "a container was restarted",
-        "Hang": "no step was finished in time",
-    }.get(fault.cause, fault.cause)
-    where = [
-        f"rank {fault.rank}" if fault.rank is not None else "",
-        fault.pod or "",
-        f"node {fault.node}" if fault.node else "",
-    ]
-    named = ", ".join(part for part in where if part)
-    if fault.exit_code is not None:
-        what += f" by signal {-fault.exit_code}" if fault.exit_code < 0 else f" with exit code {fault.exit_code}"
-    done = {
-        "process": "its workers were started again in place",
-        "container": "its container was started again in place",
-        "spare": "a spare took the slot",
-        "pod": "a new pod took the slot",
-    }.get(fault.rung, fault.rung)
-    cost = f" in {sum(fault.seconds.values()):.1f} s" if fault.seconds else ""
-    steps = f", {fault.steps_lost} steps redone" if fault.steps_lost is not None else ""
-    why = f": {_stop(fault.message).removesuffix('.')}" if fault.message else ""
-    return f"{what}{f' ({named})' if named else ''}{why}; {done}{cost}{steps}"
 
 
 def _budgets(job: TrainingJob) -> list[str]:

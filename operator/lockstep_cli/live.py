@@ -13,8 +13,9 @@ from rich.text import Text
 
 from lockstep_api.constants import CONDITION_CHECKPOINT_DEGRADED
 from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
-from lockstep_cli import explain, statustable, times
+from lockstep_cli import statustable, times
 from lockstep_cli.report.scale import clock
+from lockstep_operator.plan.story import describe
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -60,7 +61,7 @@ def view(job: TrainingJob, history: History, now: float) -> RenderableType:
         body.add_row("  loss", Text(sparkline(list(history.losses)), style="blue"))
     for fault in status.faults[-4:]:
         at = clock(times.parse(fault.at) - history.started)
-        body.add_row(f"  fault {at}", Text(explain.describe(fault), style="yellow"))
+        body.add_row(f"  fault {at}", Text(describe(fault), style="yellow"))
     return Group(head, body)
 
 
@@ -89,7 +90,7 @@ class Lines:
             # A fault is told once, when its price is known or the job has moved on without it.
             if key not in self._faults and (fault.seconds or status.phase == Phase.RUNNING):
                 self._faults.add(key)
-                self._say(f"{stamp}  fault: {explain.describe(fault)}")
+                self._say(f"{stamp}  fault: {describe(fault)}")
         if status.phase and status.phase != self._phase:
             self._phase = status.phase
             self._say(f"{stamp}  {status.phase.value}")

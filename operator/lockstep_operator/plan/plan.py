@@ -10,7 +10,7 @@ from typing import get_args
 from lockstep_api import constants
 from lockstep_api.messages import FaultAck, FromOperator
 from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
-from lockstep_operator.plan import faults, ledger, lifecycle, pool, slots
+from lockstep_operator.plan import faults, ledger, lifecycle, pool, slots, story
 from lockstep_operator.plan import status as status_rules
 from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod, Plan, Target
 from lockstep_operator.plan.observed import Observed, Pod
@@ -97,6 +97,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     status = status.model_copy(update={"members": members, "ready": f"{members.ready}/{job.spec.nodes}"})
     status = status_rules.conditions(status, job, live, observed, leads=leads, now=now)
     events += status_rules.checkpoint_events(job.status, status)
+    events += story.fault_events(job.status, status)
 
     # What follows from the status.
     create, delete = _pods(job, status, observed, now)

@@ -1,0 +1,86 @@
+"""What happened, in words: the events of `kubectl describe`, and the clauses that `lockstep why` is made of."""
+
+from __future__ import annotations
+
+from lockstep_api.v1alpha1 import Fault, TrainingJobStatus
+from lockstep_operator.plan.actions import Event
+
+_WHAT = {
+    "WorkerExited": "a worker died",
+    "AgentLost": "an agent died",
+    "StoreLost": "the rendezvous store died",
+    "PodLost": "a pod was lost",
+    "MemberLost": "a member was lost",
+    "NodeLost": "a node was lost",
+    "LeaderLost": "the leader was lost",
+    "ContainerRestarted": "a container was restarted",
+    "Hang": "no step was finished in time",
+    "FinalCheckpointMissing": "the last checkpoint was lost before it was durable",
+}
+_DONE = {
+    "process": "its workers were started again in place",
+    "container": "its container was started again in place",
+    "spare": "a spare took the slot",
+    "pod": "a new pod took the slot",
+}
+_NEXT = {
+    "process": "its workers are started again in place",
+    "container": "its container is started again in place",
+    "spare": "a spare takes the slot",
+    "pod": "a new pod takes the slot",
+}
+_PARTS = ("detect", "decide", "restart", "restore", "first_step", "recompute")
+
+
+def describe(fault: Fault) -> str:
+    """What broke, what was done, what it cost: one clause without a full stop."""
+    cost = f" in {sum(fault.seconds.values()):.1f} s" if fault.seconds else ""
+    return f"{broke(fault)}; {_DONE.get(fault.rung, fault.rung)}{cost}{_redone(fault)}"
+
+
+def broke(fault: Fault) -> str:
+    """What broke, where, and what is known of it."""
+    what = _WHAT.get(fault.cause, fault.cause)
+    if fault.exit_code is not None:
+        what += f" by signal {-fault.exit_code}" if fault.exit_code < 0 else f" with exit code {fault.exit_code}"
+    places = (
+        f"rank {fault.rank}" if fault.rank is not None else "",
+        fault.pod or "",
+        f"node {fault.node}" if fault.node else "",
+    )
+    named = ", ".join(filter(None, places))
+    message = fault.message.removesuffix(".")
+    return f"{what}{f' ({named})' if named else ''}{f': {message}' if message else ''}"
+
+
+def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[Event, ...]:
+    """Faults that were mended without another pod (the loss of one is told by who gives it up), and recoveries."""
+    known = {_key(fault): fault for fault in before.faults}
+    events: list[Event] = []
+    for fault in after.faults:
+        old = known.get(_key(fault))
+        if old is None and fault.rung in ("process", "container"):
+            events.append(Event("Warning", fault.cause, _sentence(f"{broke(fault)}; {_NEXT[fault.rung]}")))
+        if fault.steps_lost is not None and (old is None or old.steps_lost is None):
+            parts = ", ".join(
+                f"{name.replace('_', ' ')} {fault.seconds[name]:.1f}" for name in _PARTS if fault.seconds.get(name)
+            )
+            took = f"{sum(fault.seconds.values()):.1f} s after {_WHAT.get(fault.cause, fault.cause)}"
+            text = f"training goes on where it was, {took}{f' ({parts})' if parts else ''}{_redone(fault)}"
+            events.append(Event("Normal", "Recovered", _sentence(text)))
+    return tuple(events)
+
+
+def _redone(fault: Fault) -> str:
+    if fault.steps_lost is None:
+        return ""
+    return f", {fault.steps_lost} step{'' if fault.steps_lost == 1 else 's'} redone"
+
+
+def _sentence(clause: str) -> str:
+    return f"{clause[:1].upper()}{clause[1:]}."
+
+
+def _key(fault: Fault) -> tuple[int, int, str | None, str]:
+    """What no later word on a fault changes: a loss may get another cause."""
+    return fault.epoch, fault.generation, fault.pod, fault.at

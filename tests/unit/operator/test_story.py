@@ -1,0 +1,44 @@
+"""What `kubectl describe` shows of a fault: what broke, what is done about it, what it cost; each once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lockstep_api.messages import Recovered, Term
+from unit.operator.builders import START, World, fault, make_job
+
+STUCK = "rank 3 keeps the others waiting: it is in loader.py:88 batch (step 7, section load)"
+
+
+def test_a_fault_and_its_recovery_are_events_once() -> None:
+    world = World(make_job(nodes=3))
+    world.train(step=10)
+    world.events.clear()
+    assert world.leader is not None
+    stuck = fault(1, 1, cause="Hang", witness="progress", exit_code=None, message=STUCK, detect_seconds=60.0)
+    world.leader = replace(world.leader, faults=(stuck,))
+    world.settle()
+    (event,) = world.events
+    assert (event.type, event.reason) == ("Warning", "Hang")
+    assert event.message == (
+        f"No step was finished in time (rank 3, run-1-0, node node-1): {STUCK}; its workers are started again in place."
+    )
+    world.events.clear()
+    recovered = Recovered("6f0c-uid", Term(1, 2), {"restart": 0.5, "restore": 1.5}, steps_lost=1, at=START)
+    world.leader = replace(world.leader, recovered=(recovered,))
+    world.settle()
+    (event,) = world.events
+    assert (event.type, event.reason) == ("Normal", "Recovered")
+    assert event.message == (
+        "Training goes on where it was, 62.0 s after no step was finished in time "
+        "(detect 60.0, restart 0.5, restore 1.5), 1 step redone."
+    )
+
+
+def test_a_lost_pod_is_told_by_who_gives_it_up() -> None:
+    world = World(make_job(nodes=2))
+    world.train(step=10)
+    world.events.clear()
+    del world.pods["run-1-0"]
+    world.settle()
+    assert [event.reason for event in world.events if event.type == "Warning"] == ["PodLost"]
