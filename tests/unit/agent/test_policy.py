@@ -19,6 +19,8 @@ from lockstep_trainer.protocol.policy import (
 )
 
 CRASH = Fault("WorkerExited", "exit", at=100.0, noticed=100.1, step=7, slot=1, rank=3, exit_code=-11)
+RAISED = replace(CRASH, exit_code=1, error="IndexError: list index out of range")
+DEVICE = replace(RAISED, error="AcceleratorError: CUDA error: uncorrectable ECC error encountered")
 RULES = Ladder(process_budget=2, rules=(RetryRule(frozenset({3}), fail=True), RetryRule(frozenset({4}), fail=False)))
 
 
@@ -35,6 +37,11 @@ def fault(**changes: object) -> Fault:
         pytest.param(CRASH, [CRASH], 1, Replace, id="same rank and step twice in a row: another pod"),
         pytest.param(CRASH, [CRASH, fault(step=5)], 1, Restart("process"), id="twice, but not in a row"),
         pytest.param(CRASH, [CRASH, CRASH], 1, Fail, id="three times: no pod will help"),
+        pytest.param(RAISED, [RAISED], 1, Fail, id="an exception on a fresh process again: the program's own"),
+        pytest.param(replace(RAISED, rank=2), [RAISED], 1, Fail, id="an exception of all ranks, another one first"),
+        pytest.param(RAISED, [replace(RAISED, error="KeyError: 1", step=6)], 1, Restart("process"), id="another error"),
+        pytest.param(DEVICE, [DEVICE], 1, Replace, id="an exception that hardware may have caused: another pod"),
+        pytest.param(replace(RAISED, exit_code=75), [replace(RAISED, exit_code=75)], 1, Replace, id="lost peers"),
         pytest.param(fault(step=9), [CRASH], 2, Replace, id="budget is used up"),
         pytest.param(fault(exit_code=65), [], 0, Fail, id="EX_DATAERR"),
         pytest.param(fault(exit_code=1, user_error=True), [], 0, Fail, id="user error"),

@@ -13,6 +13,10 @@ PEER_LOST_EXIT = 75
 CRASH_LOOP_REPLACE = 2
 CRASH_LOOP_FAIL = 3
 """So many faults in a row of one rank at one step are no chance: another pod is tried, then the job fails."""
+_OF_THE_DEVICE = ("cuda error", "cublas", "cudnn", "nccl", "ecc")
+"""In an exception's text: the GPU or its fabric may be to blame, not the program."""
+_OF_THE_PROGRAM = ("device-side assert", "out of memory")
+"""In one of these, all the same: an index that is out of range, a batch that is too large."""
 CONTAINER_RESTART_WINDOW = 600.0
 """Seconds: a second container restart of one slot within this time goes a rung up."""
 
@@ -111,6 +115,13 @@ def decide(fault: Fault, earlier: Sequence[Fault], restarts_used: int, ladder: L
         return failed
     repeats = 1 + _repeats(fault, earlier) if ladder.crash_loops else 1
     where = f"at step {fault.step}" + ("" if fault.rank is None else f" on rank {fault.rank}")
+    again = repeats >= CRASH_LOOP_REPLACE and _is_exception(fault) and earlier[-1].error == fault.error
+    if again and not _may_be_hardware(fault.error or ""):
+        return Fail(
+            "RepeatedError",
+            f"two faults in a row {where}, the second one in a fresh process, with the same exception: {fault.error}; "
+            "this is the program's own error: its last checkpoint is kept",
+        )
     if repeats >= CRASH_LOOP_FAIL:
         what = fault.error or _exit_text(fault)
         return Fail("CrashLoop", f"{repeats} faults in a row {where}, the last on another pod's turn: {what}")
@@ -147,13 +158,26 @@ def _exit_code_says(fault: Fault, rules: Iterable[RetryRule]) -> Fail | None:
 
 
 def _repeats(fault: Fault, earlier: Sequence[Fault]) -> int:
-    """How many of the newest earlier faults were at the same step and rank, without another between."""
+    """How many of the newest earlier faults were at the same step and place, without another between. An exception that
+    all ranks raise is reported of any of them."""
     count = 0
     for other in reversed(earlier):
-        if (other.step, other.rank, other.cause) != (fault.step, fault.rank, fault.cause):
+        alike = other.rank == fault.rank or (_is_exception(fault) and other.error == fault.error)
+        if (other.step, other.cause) != (fault.step, fault.cause) or not alike:
             break
         count += 1
     return count
+
+
+def _is_exception(fault: Fault) -> bool:
+    """Python ended the worker, and it left a sentence."""
+    raised = (fault.exit_code or 0) > 0 and fault.exit_code != PEER_LOST_EXIT
+    return fault.cause == "WorkerExited" and raised and bool(fault.error)
+
+
+def _may_be_hardware(error: str) -> bool:
+    text = error.lower()
+    return any(sign in text for sign in _OF_THE_DEVICE) and not any(sign in text for sign in _OF_THE_PROGRAM)
 
 
 def _exit_text(fault: Fault) -> str:
