@@ -104,14 +104,14 @@ class Faults:
         self.world.clockwork.after(self.world.clockwork.between(0.5, 15.0), back)
 
     def _mute(self, pod: Pod) -> None:
-        """What the store is told takes effect, and nobody hears of it; then who has asked is gone, or starts anew."""
-        self.world.store.mute = True
+        """A commit takes effect, and nobody hears of it; then who has asked for it is gone, or starts anew."""
+        store = self.world.store
+        store.mute, store.on_lost = True, lambda: self._soon(pod)
 
         def speak() -> None:
-            self.world.store.mute = False
+            store.mute, store.on_lost = False, None
 
-        self.world.clockwork.after(self.world.clockwork.between(1.0, 6.0), speak)
-        self._soon(pod)
+        self.world.clockwork.after(self.world.clockwork.between(2.0, 8.0), speak)
 
     def _slow_commits(self, pod: Pod) -> None:
         """Commits take seconds; meanwhile the generation that made them ends."""
@@ -126,7 +126,7 @@ class Faults:
     def _soon(self, pod: Pod) -> None:
         """Right behind a fault of the store comes another one: the chain must be asked before it is started from."""
         follow = self.world.random.choice([self._forget, self._forget, self._leader, self._worker])
-        self.world.clockwork.after(self.world.clockwork.between(0.3, 3.0), lambda: self._follow(follow, pod))
+        self.world.clockwork.after(self.world.clockwork.between(0.1, 2.0), lambda: self._follow(follow, pod))
 
     def _follow(self, fault: Callable[[Pod], None], pod: Pod) -> None:
         if self.world.network.faulty:

@@ -44,7 +44,9 @@ class SimulatedStore:
     manifests: dict[str, Entry] = field(default_factory=dict)
     away: bool = False
     mute: bool = False
-    """What arrives takes effect, and nothing is answered."""
+    """What is asked of ``latest`` takes effect, and nothing is answered."""
+    on_lost: Callable[[], None] | None = None
+    """Called once, when the answer to a commit is lost."""
     slowness: float = 0.0
     """Seconds more that a commit takes."""
     faulty: bool = True
@@ -52,7 +54,7 @@ class SimulatedStore:
 
     def put(self, state: StateId, slot: int, file: StoredFile) -> None:
         """Files of one slot; what is there already stays as it is."""
-        lost_answer = self._call()
+        lost_answer = self._call(latest=False)
         known = self.folders.setdefault(state, {}).setdefault(slot, file)
         assert known == file, "put with other content"
         if lost_answer:
@@ -68,7 +70,7 @@ class SimulatedStore:
 
     def fence(self, term: Term) -> RestorePoint | None:
         """Take ``latest`` for this term."""
-        lost_answer = self._call()
+        lost_answer = self._call(latest=True)
         if self.term > term:
             raise Superseded
         self.term = term
@@ -80,7 +82,7 @@ class SimulatedStore:
     def commit(self, effect: Commit) -> RestorePoint:
         """Append a state to the chain."""
         state, parent, term = effect.state, effect.parent, effect.term
-        lost_answer = self._call()
+        lost_answer = self._call(latest=True)
         if self.term > term:
             raise Superseded
         assert self.term.epoch == term.epoch, "committed without a fence"
@@ -96,14 +98,17 @@ class SimulatedStore:
         self.newest, self.term = point, term
         self.version += 1
         if lost_answer:
+            told, self.on_lost = self.on_lost, None
+            if told:
+                told()
             raise Unavailable
         return point
 
-    def _call(self) -> bool:
+    def _call(self, *, latest: bool) -> bool:
         """Raises Unavailable before any effect; True: the effect happens and its answer is lost."""
         if self.away:
             raise Unavailable
-        if self.mute:
+        if self.mute and latest:
             return True
         if self.faulty:
             chance = self.clockwork.random.random()
