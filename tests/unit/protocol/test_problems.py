@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from lockstep_api.messages import Inventory, Join, Membership, Quiesced, SlotInfo, Steps, StepSummary, Term
+from lockstep_api.messages import (
+    Inventory,
+    Join,
+    Membership,
+    Quiesced,
+    SlotInfo,
+    Staged,
+    StateId,
+    Steps,
+    StepSummary,
+    Term,
+)
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.leader import Leader
+from lockstep_trainer.protocol.snapshots import Snapshots
 
 JOB = "job"
 DAMAGED = "step-20-e1-g1/__0_0.distcp: its checksum differs"
@@ -63,3 +75,18 @@ def test_steps_do_not_hide_that_the_store_is_away() -> None:
     leader.durability.failed("the store does not answer", superseded=False, now=1.0)
     steps(leader, 1, 2.0)
     assert leader.keeping.problem(leader) == "the store does not answer"
+
+
+def test_a_state_that_nobody_keeps_is_told() -> None:
+    """Once a member gave a copy up without a word, and a job stood at its last step with nothing to be seen."""
+    snapshots = Snapshots(slots=2)
+    state = StateId(20, 1, 1)
+    snapshots.add(Staged(JOB, Term(1, 1), 0, state, copied=True), 10.0)
+    snapshots.add(Staged(JOB, Term(1, 1), 1, state, copied=False), 11.0)
+    assert snapshots.stuck(100.0) == ""
+    assert snapshots.stuck(135.0) == (
+        "no state was kept in memory for 125 s; step 20 waits: slot 1 has not brought its copy to its buddy"
+    )
+    snapshots.add(Staged(JOB, Term(1, 1), 1, state, copied=True), 136.0)
+    assert snapshots.next({}) == state
+    assert snapshots.stuck(500.0) == ""

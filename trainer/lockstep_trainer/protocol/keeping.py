@@ -69,6 +69,7 @@ class Keeping:
         self.restore_problem: str | None = None
         """What the workers met when they restored, until they make steps."""
         self._said_at = now
+        self._stuck = ""
         self._fell_back = False
         if memory:
             self.snapshots.blocked, self.uploads.seconds = memory.blocked, memory.seconds
@@ -100,7 +101,7 @@ class Keeping:
         kept = self.snapshots.kept
         if kept is not None and order_of(message.state) <= order_of(kept):
             return leader.roster.say(peer, Kept(self.plan.job_uid, leader.term, kept), now)
-        self.snapshots.add(message)
+        self.snapshots.add(message, now)
         effects = self.go_on(leader, now)
         for slot, said in self.snapshots.at.items():  # who waits for what will never come
             if self.snapshots.void(said.state):
@@ -189,11 +190,12 @@ class Keeping:
     def problem(self, leader: Leader) -> str | None:
         """Why states do not get where they should, for people."""
         of_store = leader.durability.problem or self.uploads.problem
-        return of_store or self.restore_problem or self.snapshots.alone or None
+        return of_store or self.restore_problem or self.snapshots.alone or self._stuck or None
 
     def repeat(self, leader: Leader, now: float) -> list[Effect]:
         """On each tick: what time alone makes due, and orders that may not have arrived."""
         effects = self.go_on(leader, now)
+        self._stuck = self.snapshots.stuck(now)
         if now - self._said_at < RESEND_SECONDS:
             return effects
         self._said_at = now

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from lockstep_api.messages import Staged, StateId
 from lockstep_trainer.protocol.lineage import order_of
 
+KEEP_SECONDS = 120.0
+"""Longer than this no state stays on its way to be kept, unless copies are slower than any network that trains."""
+
 
 @dataclass(slots=True)
 class Snapshots:
@@ -25,9 +28,13 @@ class Snapshots:
     """Seconds that the newest kept snapshot held training up, the largest over slots."""
     at: dict[int, Staged] = field(default_factory=dict)
     """What each slot is at, by its newest word."""
+    begun: float = 0.0
+    """Since when a state is on its way to be kept, where ``at`` is not empty."""
 
-    def add(self, message: Staged) -> None:
+    def add(self, message: Staged, now: float) -> None:
         """A slot has staged a state, or its buddy has it now."""
+        if not self.at:
+            self.begun = now
         known = self.at.get(message.slot)
         if known is None or (order_of(message.state), message.copied) > (order_of(known.state), known.copied):
             self.at[message.slot] = message
@@ -48,6 +55,19 @@ class Snapshots:
         self.blocked = max(said.blocked for said in self.at.values())
         self.at.clear()
         return self.kept
+
+    def stuck(self, now: float) -> str:
+        """Why nothing was kept for so long, for people; empty where all is well."""
+        if not self.at or now - self.begun < KEEP_SECONDS:
+            return ""
+        newest = max((said.state for said in self.at.values()), key=order_of)
+        away = [slot for slot in range(self.slots) if slot not in self.at]
+        alone = [slot for slot, said in sorted(self.at.items()) if not said.copied]
+        lacking = [f"slot {slot} has not staged it" for slot in away[:2]]
+        lacking += [f"slot {slot} has not brought its copy to its buddy" for slot in alone[:2]]
+        return (
+            f"no state was kept in memory for {now - self.begun:.0f} s; step {newest.step} waits: {', '.join(lacking)}"
+        )
 
     def begin(self, kept: StateId | None) -> None:
         """A new generation starts."""
