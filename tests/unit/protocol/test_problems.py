@@ -85,7 +85,7 @@ def test_a_state_that_nobody_keeps_is_told() -> None:
     snapshots.add(Staged(JOB, Term(1, 1), 1, state, copied=False), 11.0)
     assert snapshots.stuck(100.0) == ""
     assert snapshots.stuck(135.0) == (
-        "no state was kept in memory for 125 s; step 20 waits: slot 1 has not brought its copy to its buddy"
+        "no state was kept in memory for over 120 s; step 20 waits: slot 1 has not brought its copy to its buddy"
     )
     snapshots.add(Staged(JOB, Term(1, 1), 1, state, copied=True), 136.0)
     assert snapshots.next({}) == state

@@ -65,9 +65,8 @@ class Snapshots:
         alone = [slot for slot, said in sorted(self.at.items()) if not said.copied]
         lacking = [f"slot {slot} has not staged it" for slot in away[:2]]
         lacking += [f"slot {slot} has not brought its copy to its buddy" for slot in alone[:2]]
-        return (
-            f"no state was kept in memory for {now - self.begun:.0f} s; step {newest.step} waits: {', '.join(lacking)}"
-        )
+        reason = f"step {newest.step} waits: {', '.join(lacking)}"
+        return f"no state was kept in memory for over {KEEP_SECONDS:.0f} s; {reason}"
 
     def begin(self, kept: StateId | None) -> None:
         """A new generation starts."""
