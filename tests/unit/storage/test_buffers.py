@@ -49,6 +49,16 @@ def test_a_part_of_an_object_is_read_from_its_offset_on(store: ObjectStore) -> N
     assert checksum_of(store, "data", LARGE + 1) == CHECKSUM
 
 
+def test_a_part_is_read_into_pieces_of_memory_one_behind_the_other(store: ObjectStore) -> None:
+    store.put_buffer("data", DATA, crc64nvme=CHECKSUM)
+    sizes = (10, 0, s3parts.PART, 700, s3parts.PART, 30_000)
+    pieces = [memoryview(bytearray(size)) for size in sizes]
+    assert store.get_into("data", 100, *pieces) == LARGE - 100, "the object ends before the memory does"
+    assert b"".join(pieces)[: LARGE - 100] == DATA[100:]
+    assert not any(b"".join(pieces)[LARGE - 100 :])
+    assert store.get_into("data", LARGE, *pieces) == 0
+
+
 @pytest.mark.parametrize("size", [1000, LARGE])
 def test_the_same_content_again_is_success_another_an_error(store: ObjectStore, size: int) -> None:
     piece = DATA[:size]

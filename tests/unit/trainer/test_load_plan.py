@@ -166,6 +166,22 @@ def test_small_neighbours_are_one_request_and_large_ones_are_not() -> None:
     ]
 
 
+def test_a_few_bytes_that_others_need_do_not_cut_a_read_in_two() -> None:
+    """Between a rank's large shards stand small ones that both need: it reads them too, and passes them on."""
+    sizes = [MIB // 2, 1, MIB // 2, 1, MIB // 2]
+    items, end = {5: item("g", 0, 16 * MIB)}, 0
+    for number, size in enumerate(sizes):
+        items[number] = item("f", end, size)
+        end += items[number].length + 48
+    wants: list[list[Want]] = [
+        [(number, ((0,), (size,))) for number, size in enumerate(sizes)],
+        [*((number, ((0,), (1,))) for number in (1, 3)), (5, ((0,), (16 * MIB,)))],
+    ]
+    read, _ = sorted((read for each in plan(items, wants, ["a", "b"]) for read in each), key=lambda read: read.file)
+    assert (read.reader, read.items) == (0, (0, 1, 2, 3, 4))
+    assert [(parcel.route, [number for number, _ in parcel.wants]) for parcel in read.parcels] == [((0, 1), [1, 3])]
+
+
 def test_a_rank_is_sent_no_more_than_it_needs() -> None:
     """One shard of 16 MiB at a layout of 8: each of the others gets its eighth."""
     elements = 4 * MIB
