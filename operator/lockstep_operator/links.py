@@ -167,8 +167,7 @@ class Links:
                     self._hear(decode(frame.data))
             finally:
                 sender.cancel()
-                with suppress(asyncio.CancelledError):
-                    await sender
+                await asyncio.wait({sender})  # awaited itself, its cancellation and ours would look the same
         return True
 
     async def _send_all(self, socket: aiohttp.ClientWebSocketResponse) -> None:

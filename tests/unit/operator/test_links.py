@@ -165,3 +165,30 @@ def test_a_text_that_is_no_message_closes_the_stream_and_nothing_else() -> None:
         assert links.leader is not None
 
     run(test)
+
+
+def test_an_end_that_comes_while_a_stream_is_given_up_is_an_end() -> None:
+    """Once the job's end came just when the stream's sender was being stopped, was taken for the sender's, and the
+    links went on for ever."""
+
+    async def test(agent: StandIn, links: Links) -> None:
+        started, stopping = asyncio.Event(), asyncio.Event()
+
+        async def hold_on(socket: aiohttp.ClientWebSocketResponse) -> None:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                stopping.set()
+                await asyncio.sleep(0)  # takes a moment to end
+                raise
+
+        links._send_all = hold_on  # type: ignore[method-assign]
+        links.follow(replace(NOTHING, leader=agent.target()))
+        async with asyncio.timeout(20):
+            await started.wait()
+            await agent.sockets[0].send_str('{"kind": "Surprise"}')
+            await stopping.wait()
+            await links.close()
+
+    run(test)
