@@ -146,11 +146,13 @@ def test_a_store_away_stops_no_step_and_the_last_one_waits_for_it(job: RunningJo
     assert job.target.cluster is not None
     job.target.cluster.s3_stop()
     try:
-        assert job.job.status.progress.step < STEPS
+        before = job.job
+        assert before.status.progress.step < STEPS
         waiting = job.until(
             lambda j: j.status.progress.step == STEPS and degraded(j) is not None, 120, "CheckpointDegraded"
         )
         assert waiting.status.phase == "Running"
+        assert waiting.status.restarts == before.status.restarts
         condition = degraded(waiting)
         assert condition is not None
         told = " ".join(lockstep_tool(job.target, "why", job.name, "-n", NAMESPACE).split())
