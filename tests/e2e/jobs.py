@@ -139,6 +139,12 @@ class RunningJob:
         """Their names."""
         return [pod["metadata"]["name"] for pod in self.pods()]
 
+    def event_reasons(self) -> set[str]:
+        """Reasons of the job's events: what `kubectl describe` shows."""
+        selector = f"involvedObject.name={self.name},involvedObject.kind={constants.KIND}"
+        found = json.loads(self.kubectl("get", "events", "--field-selector", selector, "-o", "json"))
+        return {event["reason"] for event in found["items"]}
+
     def kill_in(self, pod: str, module: str) -> None:
         """SIGKILL to the process of a pod that runs ``python -m module``."""
         code = (

@@ -47,6 +47,7 @@ def test_a_worker_killed(job: RunningJob) -> None:
     fault = after.status.faults[-1]
     assert (fault.cause, fault.rung, fault.rank, fault.exit_code) == ("WorkerExited", "process", told["rank"], -9)
     assert job.pod_names() == pods
+    eventually(lambda: {"WorkerExited", "Recovered"} <= job.event_reasons(), 10, "the events of the fault")
 
 
 def test_an_agent_killed_costs_no_step(job: RunningJob) -> None:
