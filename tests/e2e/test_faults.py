@@ -77,6 +77,7 @@ def test_a_pod_deleted_is_replaced(slot: int, job: RunningJob) -> None:
     now = job.pod_names()
     assert now[slot] != pods[slot]
     assert now[1 - slot] == pods[1 - slot]
+    job.until(lambda j: j.status.faults[-1].steps_lost is not None, 60, "what the fault has cost")
 
 
 def test_an_s3_outage_delays_checkpoints_and_nothing_else(job: RunningJob) -> None:

@@ -34,6 +34,8 @@ def member_connected(leader: Leader, event: events.MemberConnected, now: float) 
         return effects  # a stranger was sent away; a spare is only listened to
     if leader.running is None:  # steps of a generation that goes on are still to be reported, and are no repetition
         leader.ledger.highest = max(leader.ledger.highest, inventory.step)
+        if leader.recovery:
+            leader.recovery.highest = max(leader.recovery.highest, inventory.step)
     if inventory.term > leader.term:
         return effects + leader.ask_for_epoch("a member has seen a newer generation: the leader's count is lost")
     if leader.running is None:

@@ -90,6 +90,9 @@ class Leader:
         highest = memory.ledger.highest if memory and memory.ledger else 0
         phase = "starting" if membership.epoch <= 1 and not history else "recovering"
         self.ledger = ledger or Ledger(plan.nodes * plan.gpus_per_node, now, highest, phase)  # type: ignore[arg-type]
+        if self.recovery is None and not same and phase == "recovering":
+            # The fault took the leader itself: what it cost so far the operator knows, the rest is measured from here.
+            self.recovery = Recovery(now, now, highest)
         self.reports = (memory.reports if memory and memory.reports else None) or Reports()
         self.reports.new_leader(self, now)
         self.steps = StepFold(plan.nodes)
