@@ -65,7 +65,7 @@ MUTATIONS = (
     Mutation(
         "trust-a-lost-answer", "durability",
         "            self.known = False\n", "            pass\n",
-        "a commit without an answer may have taken effect: ask the chain",
+        "a commit without an answer may have taken effect: ask the chain", first=356,
     ),
     Mutation(
         "start-while-committing", "keeping",
@@ -75,7 +75,7 @@ MUTATIONS = (
     Mutation(
         "believe-an-old-answer", "durability",
         "return self._committing is not None and self._committing.state == state", "return True",
-        "an answer to an earlier epoch's commit says nothing about this one's",
+        "an answer to an earlier epoch's commit says nothing about this one's", first=140,
     ),
     Mutation(
         "succeed-before-it-is-durable", "leader",
@@ -83,14 +83,9 @@ MUTATIONS = (
         "a job has succeeded when its last state is durable",
     ),
     Mutation(
-        "believe-an-old-generation", "hearing",
-        "if message.term != leader.term:", "if False:",
-        "messages of an older generation are dropped", first=470,
-    ),
-    Mutation(
         "obey-an-old-start", "member",
         "if start.term <= self.term or self.running:", "if self.running:",
-        "a Start is obeyed once, and never after an Abandon of its generation",
+        "a Start is obeyed once, and never after an Abandon of its generation", first=193,
     ),
     Mutation(
         "keep-workers-without-memory", "member",
@@ -112,7 +107,7 @@ MUTATIONS = (
         "count-a-silent-member-in", "roster",
         "return all(peer.connected and peer.quiet for peer in self.members.values())",
         "return all(peer.quiet for peer in self.members.values() if peer.connected)",
-        "a generation needs all its members",
+        "a generation needs all its members", first=31,
     ),
     Mutation(
         "keep-what-not-all-are-at", "snapshots",
@@ -161,6 +156,40 @@ MUTATIONS = (
         "who is at a state that some slot is past is told that it is void",
     ),
     Mutation(
+        "end-without-a-last-checkpoint", "leader",
+        "(now >= self._stop_until or (ready and memory is None))", "True",
+        "a job that is stopped leaves its newest state in the store, where there is time", first=120,
+    ),
+    Mutation(
+        "forget-the-upload", "holdings",
+        "if (upload := self.memory.upload) and upload.files is None and not upload.gone:",
+        "if (upload := self.memory.upload) and False:",
+        "a new agent goes on with the old one's upload", first=202,
+    ),
+    Mutation(
+        "start-from-half-a-set", "lineage",
+        "if len(found) == len(members)]", "if found]",
+        "a generation starts from memory where every slot has a copy",
+    ),
+    Mutation(
+        "try-a-corrupt-copy-for-ever", "keeping",
+        "self.tries[last] = TRIES if gave_up else self.tries.get(last, 0) + 1", "self.tries[last] = 0",
+        "a snapshot that generations could not start from is not tried again", first=133,
+    ),
+    Mutation(
+        "give-up-a-copy-that-is-busy", "transfers",
+        "self._copy_again(effect, 0.2)", "pass",
+        "an agent goes on trying until the buddy has the copy", package="simulation.",
+    ),
+)  # fmt: skip
+
+UNSEEN = (
+    Mutation(
+        "believe-an-old-generation", "hearing",
+        "if message.term != leader.term:", "if False:",
+        "messages of an older generation are dropped",
+    ),
+    Mutation(
         "commit-off-the-lineage", "durability",
         "if self._waiting and not lineage.holds(self._waiting.state):", "if False:",
         "what no generation descends from any more is not committed",
@@ -176,37 +205,12 @@ MUTATIONS = (
         "an order whose parent the chain does not name any more is dropped",
     ),
     Mutation(
-        "end-without-a-last-checkpoint", "leader",
-        "(now >= self._stop_until or (ready and memory is None))", "True",
-        "a job that is stopped leaves its newest state in the store, where there is time",
-    ),
-    Mutation(
-        "forget-the-upload", "holdings",
-        "if (upload := self.memory.upload) and upload.files is None and not upload.gone:",
-        "if (upload := self.memory.upload) and False:",
-        "a new agent goes on with the old one's upload",
-    ),
-    Mutation(
-        "start-from-half-a-set", "lineage",
-        "if len(found) == len(members)]", "if found]",
-        "a generation starts from memory where every slot has a copy",
-    ),
-    Mutation(
-        "try-a-corrupt-copy-for-ever", "keeping",
-        "self.tries[last] = TRIES if gave_up else self.tries.get(last, 0) + 1", "self.tries[last] = 0",
-        "a snapshot that generations could not start from is not tried again",
-    ),
-    Mutation(
-        "give-up-a-copy-that-is-busy", "transfers",
-        "self._copy_again(effect, 0.2)", "pass",
-        "an agent goes on trying until the buddy has the copy", package="simulation.",
-    ),
-    Mutation(
         "copy-over-what-is-newer", "volume",
         " and order_of(s.state) < order_of(state)", "",
         "a late copy takes no newer one's place", package="simulation.",
     ),
 )  # fmt: skip
+"""Changes that several hundred schedules have not shown yet. Not tried by the tests."""
 
 
 class _Loader(SourceFileLoader):
@@ -239,7 +243,7 @@ class _Finder(MetaPathFinder):
 
 def main() -> None:
     """Exits 0 where the mutant was found out, 1 where it survived."""
-    mutation = next(mutation for mutation in MUTATIONS if mutation.name == sys.argv[1])
+    mutation = next(mutation for mutation in (*MUTATIONS, *UNSEEN) if mutation.name == sys.argv[1])
     sys.meta_path.insert(0, _Finder(mutation))
     from simulation.run import run
 
