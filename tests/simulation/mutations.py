@@ -210,7 +210,7 @@ UNSEEN = (
         "a late copy takes no newer one's place", package="simulation.",
     ),
 )  # fmt: skip
-"""Changes that several hundred schedules have not shown yet. Not tried by the tests."""
+"""Changes that eight hundred schedules have not shown. Not tried by the tests."""
 
 
 class _Loader(SourceFileLoader):
