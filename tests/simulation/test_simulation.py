@@ -15,7 +15,7 @@ import pytest
 from simulation import batch, schedules
 from simulation.batch import Count, Failure, State, resumed, tried
 from simulation.invariants import Violation
-from simulation.mutations import MUTATIONS, Mutation
+from simulation.mutations import GUARDS, MUTATIONS, Mutation
 from simulation.run import Outcome, run
 
 TESTS = Path(__file__).parents[1]
@@ -45,9 +45,9 @@ def test_codecs_change_nothing() -> None:
         assert run(4) == plain
 
 
-@pytest.mark.parametrize("mutation", [pytest.param(m, id=m.name) for m in MUTATIONS])
+@pytest.mark.parametrize("mutation", [pytest.param(m, id=m.name) for m in (*MUTATIONS, *GUARDS)])
 def test_changed_rule_is_noticed(mutation: Mutation) -> None:
-    """Each one-line change of the rules makes some seed fail: the simulation would have found that bug."""
+    """Each one-line change of the rules makes some seed fail, or the rule's own test."""
     done = subprocess.run(
         [sys.executable, "-m", "simulation.mutations", mutation.name],
         cwd=TESTS, capture_output=True, text=True, check=False,

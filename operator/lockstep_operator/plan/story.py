@@ -14,6 +14,7 @@ _WHAT = {
     "NodeLost": "a node was lost",
     "LeaderLost": "the leader was lost",
     "ContainerRestarted": "a container was restarted",
+    "StaleRestore": "workers began behind a state that the chain had left",
     "Hang": "no step was finished in time",
     "FinalCheckpointMissing": "the last checkpoint was lost before it was durable",
 }
