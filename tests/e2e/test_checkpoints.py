@@ -120,6 +120,7 @@ def test_after_a_power_cut_the_state_comes_from_the_buddy(job: RunningJob, saved
     finally:
         job.target.cluster.power_on(int(node.removeprefix("node")))
     assert after.status.progress.step > memory_step(before)
+    job.until(lambda j: j.status.faults[-1].restored_from == "buddy", 60, "the status to say where the state was")
     assert (durable_step(after), job.durable_step()) == (0, 0)
 
 

@@ -72,6 +72,7 @@ class Recovered:
     seconds: dict[str, float]  # decide, restart, restore, first_step, recompute
     steps_lost: int
     at: float
+    source: str = ""  # where its state was: memory, buddy (the memory of another pod), store; "": nowhere, or not said
     kind: Literal["Recovered"] = "Recovered"
 
 

@@ -181,6 +181,8 @@ class Fault(StatusModel):
     """Seconds per part of the recovery: detect, decide, restart, restore, recompute."""
     steps_lost: int | None = None
     """Steps that had to be computed again."""
+    restored_from: str = ""
+    """Where the state was that training went on from: memory, buddy (the memory of another pod) or store."""
     log_tail: list[str] = Field(default_factory=list)
     """Last lines of the worker's output."""
 

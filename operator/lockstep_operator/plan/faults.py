@@ -257,7 +257,11 @@ def _fold_recovered(status: TrainingJobStatus, recovered: Recovered) -> Training
         if fault.steps_lost is None and Term(fault.epoch, fault.generation) < recovered.term:
             faults = list(status.faults)
             faults[index] = fault.model_copy(
-                update={"seconds": {**fault.seconds, **recovered.seconds}, "steps_lost": recovered.steps_lost}
+                update={
+                    "seconds": {**fault.seconds, **recovered.seconds},
+                    "steps_lost": recovered.steps_lost,
+                    "restored_from": recovered.source,
+                }
             )
             return status.model_copy(update={"faults": faults})
     return status

@@ -30,6 +30,11 @@ _NEXT = {
     "spare": "a spare takes the slot",
     "pod": "a new pod takes the slot",
 }
+_FROM = {
+    "memory": " from its pods' memory",
+    "buddy": " from the memory of a buddy",
+    "store": " from the last checkpoint in the store",
+}
 _PARTS = ("detect", "decide", "restart", "restore", "first_step", "recompute")
 
 
@@ -67,7 +72,8 @@ def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[E
                 f"{name.replace('_', ' ')} {fault.seconds[name]:.1f}" for name in _PARTS if fault.seconds.get(name)
             )
             took = f"{sum(fault.seconds.values()):.1f} s after {_WHAT.get(fault.cause, fault.cause)}"
-            text = f"training goes on where it was, {took}{f' ({parts})' if parts else ''}{_redone(fault)}"
+            source = _FROM.get(fault.restored_from, "")
+            text = f"training goes on{source}, {took}{f' ({parts})' if parts else ''}{_redone(fault)}"
             events.append(Event("Normal", "Recovered", _sentence(text)))
     return tuple(events)
 

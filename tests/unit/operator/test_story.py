@@ -24,13 +24,15 @@ def test_a_fault_and_its_recovery_are_events_once() -> None:
         f"No step was finished in time (rank 3, run-1-0, node node-1): {STUCK}; its workers are started again in place."
     )
     world.events.clear()
-    recovered = Recovered("6f0c-uid", Term(1, 2), {"restart": 0.5, "restore": 1.5}, steps_lost=1, at=START)
+    recovered = Recovered(
+        "6f0c-uid", Term(1, 2), {"restart": 0.5, "restore": 1.5}, steps_lost=1, at=START, source="buddy"
+    )
     world.leader = replace(world.leader, recovered=(recovered,))
     world.settle()
     (event,) = world.events
     assert (event.type, event.reason) == ("Normal", "Recovered")
     assert event.message == (
-        "Training goes on where it was, 62.0 s after no step was finished in time "
+        "Training goes on from the memory of a buddy, 62.0 s after no step was finished in time "
         "(detect 60.0, restart 0.5, restore 1.5), 1 step redone."
     )
 

@@ -76,10 +76,12 @@ def test_a_new_leader_tells_what_the_loss_of_the_old_one_cost() -> None:
     leader.handle(events.RestoreChosen(leader.abandoned, point), 11.0)
     leader.handle(events.StoreReady("10.0.0.1", 1), 11.0)
     assert leader.running is not None
-    told = []
+    told = leader.handle(
+        events.WorkerReported({"kind": "restore", "source": "store", "manifest": point.manifest}), 11.5
+    )
     for step in range(41, 49):
         done = StepSummary(step, 12.0 + step / 10, 0.1, 2.0, 256, 1.0, 1e-3)
         told += leader.handle(events.MemberSaid(1, Steps("job", leader.term, 0, (done,), "forward")), 13.0)
     (recovered,) = [e.message for e in told if isinstance(e, SendOperator) and isinstance(e.message, Recovered)]
-    assert recovered.steps_lost == 7
+    assert (recovered.steps_lost, recovered.source) == (7, "store")
     assert sum(recovered.seconds.values()) == pytest.approx(6.8)  # until step 48, from the epoch's begin

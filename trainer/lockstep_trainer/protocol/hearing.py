@@ -134,7 +134,11 @@ def _worker_exited(leader: Leader, peer: Peer, message: WorkerExited, now: float
 
 def worker_reported(leader: Leader, event: events.WorkerReported, now: float) -> list[Effect]:
     """A line of rank 0's."""
-    effects = leader.keeping.restored(leader, event.line, now) if event.line.get("kind") == "restore" else []
+    effects: list[Effect] = []
+    if event.line.get("kind") == "restore":
+        if leader.recovery:
+            leader.recovery.source = str(event.line.get("source") or "")
+        effects = leader.keeping.restored(leader, event.line, now)
     return [*effects, *leader.reports.worker_reported(leader, event.line, now)]
 
 

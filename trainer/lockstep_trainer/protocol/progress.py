@@ -108,12 +108,15 @@ class Recovery:
     restored_at: float | None = None
     first_step_at: float | None = None
     restored_step: int = 0
+    source: str = ""
+    """Where rank 0 found its state: memory, store."""
     sections: dict[int, str] = field(default_factory=dict)
 
     def again(self, now: float) -> None:
         """Another fault: what was reached since counts as deciding."""
         self.quiesced_at = self.restore_at = self.restored_at = self.first_step_at = None
         self.noticed_at = min(self.noticed_at, now)
+        self.source = ""
         self.sections.clear()
 
     def section(self, slot: int, name: str, now: float) -> None:

@@ -292,10 +292,12 @@ class Reports:
         lost = max(0, recovery.highest - restored)
         seconds = recovery.seconds(at)
         told = {name: value for name, value in seconds.items() if name != "detect"}  # detect is in the fault report
+        memory = leader.running.memory
+        source = "buddy" if recovery.source == "memory" and memory and any(memory.sources) else recovery.source
         self.dirty = True
         return [
-            self._line(leader, now, "recovered", seconds=seconds, steps_lost=lost),
-            SendOperator(Recovered(leader.plan.job_uid, leader.term, told, lost, at)),
+            self._line(leader, now, "recovered", seconds=seconds, steps_lost=lost, source=source),
+            SendOperator(Recovered(leader.plan.job_uid, leader.term, told, lost, at, source)),
         ]
 
     def _ledger(self, leader: Leader, now: float) -> Journal:
