@@ -95,6 +95,16 @@ WRONG = (
         ),
     ),
     Wrong(
+        "a rule that matches nothing",
+        {"spec.resilience": {"retry": [{"action": "Fail"}]}},
+        ("resilience.retry: a rule needs exitCodes, logPattern or both",),
+    ),
+    Wrong(
+        "a pattern that is no regular expression",
+        {"spec.resilience": {"retry": [{"action": "Fail", "logPattern": "a(b"}]}},
+        ("resilience.retry: logPattern is no regular expression",),
+    ),
+    Wrong(
         "more degrees than GPUs",
         {"spec.parallelism": {"tensor": 2, "pipeline": 2, "context": 2}},
         ("parallelism: replicate × tensor × pipeline × context = 8 does not divide the 4 GPUs",),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, model_validator
 
-from lockstep_api.v1alpha1.base import Model
+from lockstep_api.v1alpha1.base import Model, cel
+
+_NO_PATTERN = "resilience.retry: logPattern is no regular expression"
+_ONE_OF = "resilience.retry: a rule needs exitCodes, logPattern or both"
 
 
 class BudgetsSpec(Model):
@@ -32,21 +36,41 @@ class HangSpec(Model):
 
 
 class RetryAction(StrEnum):
-    """What an exit code means."""
+    """What a worker's end means."""
 
     RESTART = "Restart"
     """Take the ladder, as for any fault."""
     FAIL = "Fail"
     """The user's error: the job fails at once."""
+    EXCLUDE_NODE = "ExcludeNode"
+    """The node's error: the slot gets another pod at once, and new pods stay away from that node for ten minutes."""
 
 
 class RetryRule(Model):
-    """What is done when a worker exits with one of these codes; the first rule that matches counts."""
+    """What is done when a worker ends like this; the first rule that matches counts."""
 
-    exit_codes: list[Annotated[int, Field(ge=1, le=255)]] = Field(min_length=1, max_length=64)
-    """Exit codes."""
+    model_config = cel(
+        ("has(self.exitCodes) || has(self.logPattern)", _ONE_OF),
+        # An expression that does not compile is an error of the evaluation, which names it.
+        ("!has(self.logPattern) || ''.matches(self.logPattern) in [true, false]", _NO_PATTERN),
+    )
+
+    exit_codes: list[Annotated[int, Field(ge=1, le=255)]] | None = Field(default=None, min_length=1, max_length=64)
+    """Exit codes, any of which it must have; left out: any end."""
+    log_pattern: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    """Regular expression that one of its last 20 lines of output, or its error, must contain; left out: any text."""
     action: RetryAction
     """Action."""
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> Self:
+        if self.exit_codes is None and self.log_pattern is None:
+            raise ValueError(_ONE_OF)
+        try:
+            re.compile(self.log_pattern or "")
+        except re.error as error:
+            raise ValueError(f"{_NO_PATTERN}: {self.log_pattern!r}: {error}") from None
+        return self
 
 
 class ResilienceSpec(Model):
@@ -55,7 +79,7 @@ class ResilienceSpec(Model):
     budgets: BudgetsSpec = Field(default_factory=BudgetsSpec)
     """Budgets per rung."""
     retry: list[RetryRule] = Field(default_factory=list, max_length=32)
-    """Rules on exit codes."""
+    """Rules on exit codes and last lines of output."""
     hang: HangSpec = Field(default_factory=HangSpec)
     """Hang detection."""
     rejoin_grace_seconds: float = Field(default=5, ge=0.1, le=3600)

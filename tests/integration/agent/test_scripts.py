@@ -207,7 +207,7 @@ def test_fatal_exit_code(tmp_path: Path) -> None:
         async with Cluster.up(tmp_path / "pods", job) as cluster:
             finished = await cluster.finished()
             assert (finished.outcome, finished.reason) == ("failed", "FatalExitCode")
-            assert "rank 2 exited with 3" in finished.message
+            assert "rank 2 ended by exit code 3" in finished.message
 
     asyncio.run(scenario())
 

@@ -21,7 +21,15 @@ from lockstep_trainer.protocol.policy import (
 CRASH = Fault("WorkerExited", "exit", at=100.0, noticed=100.1, step=7, slot=1, rank=3, exit_code=-11)
 RAISED = replace(CRASH, exit_code=1, error="IndexError: list index out of range")
 DEVICE = replace(RAISED, error="AcceleratorError: CUDA error: uncorrectable ECC error encountered")
-RULES = Ladder(process_budget=2, rules=(RetryRule(frozenset({3}), fail=True), RetryRule(frozenset({4}), fail=False)))
+RULES = Ladder(
+    process_budget=2,
+    rules=(
+        RetryRule("Fail", frozenset({3})),
+        RetryRule("Restart", frozenset({4})),
+        RetryRule("ExcludeNode", frozenset({9}), r"NVLink.*down"),
+        RetryRule("Fail", pattern="licence .* expired"),
+    ),
+)
 
 
 def fault(**changes: object) -> Fault:
@@ -47,6 +55,9 @@ def fault(**changes: object) -> Fault:
         pytest.param(fault(exit_code=1, user_error=True), [], 0, Fail, id="user error"),
         pytest.param(fault(exit_code=3), [], 0, Fail, id="declared fatal"),
         pytest.param(fault(exit_code=4), [], 0, Restart("process"), id="declared harmless"),
+        pytest.param(fault(exit_code=9, log_tail=("a", "NVLink 3 is down")), [], 0, Replace, id="its node is blamed"),
+        pytest.param(fault(exit_code=9, log_tail=("a",)), [], 0, Restart("process"), id="the code without the line"),
+        pytest.param(fault(error="the licence has expired"), [], 0, Fail, id="a line that is declared fatal"),
         pytest.param(fault(cause="Hang", slot=None, rank=None, exit_code=None), [], 2, Fail, id="nobody to replace"),
         pytest.param(fault(cause="ContainerRestarted"), [], 5, Restart("container"), id="container, once"),
         pytest.param(

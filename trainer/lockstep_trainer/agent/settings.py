@@ -132,7 +132,11 @@ class Job:
             ladder=Ladder(
                 process_budget=resilience.get("budgets", {}).get("process", 10),
                 rules=tuple(
-                    RetryRule(frozenset(rule["exitCodes"]), fail=rule["action"] == "Fail")
+                    RetryRule(
+                        rule["action"],
+                        frozenset(rule["exitCodes"]) if "exitCodes" in rule else None,
+                        rule.get("logPattern"),
+                    )
                     for rule in resilience.get("retry", ())
                 ),
                 crash_loops=trainer is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,10 +24,20 @@ CONTAINER_RESTART_WINDOW = 600.0
 
 @dataclass(frozen=True, slots=True)
 class RetryRule:
-    """Exit codes that have a meaning of their own."""
+    """Ends of a worker that have a meaning of their own."""
 
-    exit_codes: frozenset[int]
-    fail: bool
+    action: Literal["Restart", "Fail", "ExcludeNode"]
+    exit_codes: frozenset[int] | None = None
+    """None: any."""
+    pattern: str | None = None
+    """Searched for in the error and the last lines of output; None: any."""
+
+    def matches(self, fault: Fault) -> bool:
+        """Whether the worker ended like this."""
+        if self.exit_codes is not None and fault.exit_code not in self.exit_codes:
+            return False
+        lines = (fault.error or "", *fault.log_tail)
+        return self.pattern is None or any(re.search(self.pattern, line) for line in lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +122,8 @@ def decide(fault: Fault, earlier: Sequence[Fault], restarts_used: int, ladder: L
     ``earlier`` are the faults before it, oldest first; ``restarts_used`` counts restarts in place since the last
     checkpoint beyond a fault became durable.
     """
-    if fault.cause == "WorkerExited" and (failed := _exit_code_says(fault, ladder.rules)):
-        return failed
+    if fault.cause == "WorkerExited" and (said := _rules_say(fault, ladder.rules)):
+        return said
     repeats = 1 + _repeats(fault, earlier) if ladder.crash_loops else 1
     where = f"at step {fault.step}" + ("" if fault.rank is None else f" on rank {fault.rank}")
     again = repeats >= CRASH_LOOP_REPLACE and _is_exception(fault) and earlier[-1].error == fault.error
@@ -147,14 +158,17 @@ def decide(fault: Fault, earlier: Sequence[Fault], restarts_used: int, ladder: L
     return Restart("process")
 
 
-def _exit_code_says(fault: Fault, rules: Iterable[RetryRule]) -> Fail | None:
+def _rules_say(fault: Fault, rules: Iterable[RetryRule]) -> Decision | None:
     if fault.user_error or fault.exit_code == USER_ERROR_EXIT:
         return Fail("UserError", fault.error or f"rank {fault.rank} refused its configuration or data (exit code 65)")
-    for rule in rules:
-        if fault.exit_code in rule.exit_codes:
-            text = f"rank {fault.rank} exited with {fault.exit_code}, which resilience.retry declares fatal"
-            return Fail("FatalExitCode", f"{text}: {fault.error}" if fault.error else text) if rule.fail else None
-    return None
+    rule = next((rule for rule in rules if rule.matches(fault)), None)
+    if rule is None or rule.action == "Restart":
+        return None
+    if rule.action == "ExcludeNode" and fault.slot is not None:
+        return Replace(fault.slot, "resilience.retry blames its node")
+    text = f"rank {fault.rank} ended by {_exit_text(fault)}, which resilience.retry declares fatal"
+    reason = "FatalLogPattern" if rule.exit_codes is None else "FatalExitCode"
+    return Fail(reason, f"{text}: {fault.error}" if fault.error else text)
 
 
 def _repeats(fault: Fault, earlier: Sequence[Fault]) -> int:
