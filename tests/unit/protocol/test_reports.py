@@ -43,12 +43,15 @@ def test_the_checks_of_a_commit_are_told_until_another_state_is_the_durable_one(
     leader.durability.chosen(events.RestoreChosen(Term(1, 1), None), 0.0)
     leader.durability.ready(Pending(STATE, None, "{}", ()), Term(1, 1), 1.0)
     assert progress(leader.handle(events.OperatorConnected(), 1.0)).durable_verified == ()
-    leader.handle(events.CommitDone(POINT, "file:///a", verified=CHECKS), 2.0)
+    uri = f"file:///a/{POINT.manifest}"
+    leader.handle(events.CommitDone(POINT, uri, verified=CHECKS), 2.0)
     told = progress(leader.handle(events.Tick(), 3.0))
-    assert (told.durable, told.durable_uri, told.durable_verified) == (POINT, "file:///a", CHECKS)
-    leader.durability.found(None, 4.0)  # the workers found it corrupt
+    assert (told.durable, told.durable_uri, told.durable_verified) == (POINT, uri, CHECKS)
+    parent = RestorePoint(StateId(10, 1, 1), "step-10-e1-g1/manifest.json", "00")
+    leader.durability.found(parent, 4.0)  # the workers found the newer one corrupt
     leader.reports.dirty = True
-    assert progress(leader.handle(events.Tick(), 5.0)).durable_verified == ()
+    told = progress(leader.handle(events.Tick(), 5.0))
+    assert (told.durable, told.durable_uri, told.durable_verified) == (parent, f"file:///a/{parent.manifest}", ())
 
 
 def test_a_new_leader_says_which_checkpoint_is_durable() -> None:

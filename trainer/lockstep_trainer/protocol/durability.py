@@ -96,8 +96,17 @@ class Durability:
         return True
 
     def found(self, restore: RestorePoint | None, now: float) -> None:
-        """It is what the job has, and this leader did not make it."""
-        self.durable, self.durable_at, self.uri, self.verified = restore, now, None, ()
+        """It is what the job has, and this leader did not make it: an ancestor of what is corrupt, say."""
+        uri = self._uri_of(restore) if restore else None
+        self.durable, self.durable_at, self.uri, self.verified = restore, now, uri, ()
+
+    def _uri_of(self, restore: RestorePoint) -> str | None:
+        """Manifests of a job lie below one prefix; another job's are named in full."""
+        if "://" in restore.manifest:
+            return restore.manifest
+        if self.durable is None or self.uri is None or not self.uri.endswith(self.durable.manifest):
+            return None
+        return self.uri.removesuffix(self.durable.manifest) + restore.manifest
 
     def silent(self, now: float) -> bool:
         """The chain was fenced in this epoch and leaves a question open for long."""
