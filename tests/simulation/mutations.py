@@ -67,29 +67,14 @@ MUTATIONS = (
         "a new epoch fences the chain and starts from what it names",
     ),
     Mutation(
-        "trust-a-lost-answer", "durability",
-        "            self.known = False\n", "            pass\n",
-        "a commit without an answer may have taken effect: ask the chain", first=356,
-    ),
-    Mutation(
         "start-while-committing", "keeping",
         "return not durability.busy, point", "return True, point",
         "no restore point is chosen while a commit is under way",
     ),
     Mutation(
-        "believe-an-old-answer", "durability",
-        "return self._committing is not None and self._committing.state == state", "return True",
-        "an answer to an earlier epoch's commit says nothing about this one's", first=140,
-    ),
-    Mutation(
         "succeed-before-it-is-durable", "leader",
         "if self.durability.pending or durable is None or durable.state.step < last:", "if False:",
         "a job has succeeded when its last state is durable",
-    ),
-    Mutation(
-        "obey-an-old-start", "member",
-        "if start.term <= self.term or self.running:", "if self.running:",
-        "a Start is obeyed once, and never after an Abandon of its generation", first=193,
     ),
     Mutation(
         "keep-workers-without-memory", "member",
@@ -160,25 +145,9 @@ MUTATIONS = (
         "who is at a state that some slot is past is told that it is void",
     ),
     Mutation(
-        "end-without-a-last-checkpoint", "leader",
-        "(now >= self._stop_until or (ready and memory is None))", "True",
-        "a job that is stopped leaves its newest state in the store, where there is time", first=120,
-    ),
-    Mutation(
-        "forget-the-upload", "holdings",
-        "if (upload := self.memory.upload) and upload.files is None and not upload.gone:",
-        "if (upload := self.memory.upload) and False:",
-        "a new agent goes on with the old one's upload", first=202,
-    ),
-    Mutation(
         "start-from-half-a-set", "lineage",
         "if len(found) == len(members)]", "if found]",
         "a generation starts from memory where every slot has a copy",
-    ),
-    Mutation(
-        "try-a-corrupt-copy-for-ever", "keeping",
-        "self.tries[last] = TRIES if gave_up else self.tries.get(last, 0) + 1", "self.tries[last] = 0",
-        "a snapshot that generations could not start from is not tried again", first=133,
     ),
     Mutation(
         "give-up-a-copy-that-is-busy", "transfers",
@@ -188,6 +157,43 @@ MUTATIONS = (
 )  # fmt: skip
 
 GUARDS = (
+    Mutation(
+        "trust-a-lost-answer", "durability",
+        "            self.known = False\n", "            pass\n",
+        "a commit without an answer may have taken effect: ask the chain",
+        test="unit/protocol/test_guards.py",
+    ),
+    Mutation(
+        "believe-an-old-answer", "durability",
+        "return self._committing is not None and self._committing.state == state", "return True",
+        "an answer to an earlier epoch's commit says nothing about this one's",
+        test="unit/protocol/test_guards.py",
+    ),
+    Mutation(
+        "obey-an-old-start", "member",
+        "if start.term <= self.term or self.running:", "if self.running:",
+        "a Start is obeyed once, and never after an Abandon of its generation",
+        test="unit/protocol/test_guards.py",
+    ),
+    Mutation(
+        "end-without-a-last-checkpoint", "leader",
+        "(now >= self._stop_until or (ready and memory is None))", "True",
+        "a job that is stopped leaves its newest state in the store, where there is time",
+        test="unit/protocol/test_guards.py",
+    ),
+    Mutation(
+        "forget-the-upload", "holdings",
+        "if (upload := self.memory.upload) and upload.files is None and not upload.gone:",
+        "if (upload := self.memory.upload) and False:",
+        "a new agent goes on with the old one's upload",
+        test="unit/protocol/test_guards.py",
+    ),
+    Mutation(
+        "try-a-corrupt-copy-for-ever", "keeping",
+        "self.tries[last] = TRIES if gave_up else self.tries.get(last, 0) + 1", "self.tries[last] = 0",
+        "a snapshot that generations could not start from is not tried again",
+        test="unit/protocol/test_guards.py",
+    ),
     Mutation(
         "believe-an-old-generation", "hearing",
         "if message.term != leader.term:", "if False:",
@@ -219,7 +225,7 @@ GUARDS = (
         package="lockstep_trainer.agent.", test="unit/agent/test_copies.py",
     ),
 )  # fmt: skip
-"""Rules that others nearly always make up for: eight hundred schedules did not need them. Each has a test of its own,
+"""Rules that others nearly always make up for: hundreds of schedules do not need them. Each has a test of its own,
 which the change must make fail."""
 
 

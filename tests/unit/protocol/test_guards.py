@@ -4,24 +4,35 @@ alone. ``simulation.mutations`` changes them one by one and runs these tests."""
 from __future__ import annotations
 
 from lockstep_api.messages import (
+    Abandon,
+    Copies,
     Inventory,
+    Invite,
     Join,
     Membership,
+    Origin,
     Quiesced,
+    Rendezvous,
     RestorePoint,
     SlotInfo,
     Staged,
+    Start,
     StateId,
+    Steps,
+    StepSummary,
+    Stop,
     Term,
     Upload,
     WorkerExited,
 )
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.durability import Durability, Pending
-from lockstep_trainer.protocol.effects import Commit, Effect, SendMember
+from lockstep_trainer.protocol.effects import ChooseRestore, Commit, Effect, Launch, SendMember, UploadState
+from lockstep_trainer.protocol.holdings import Holdings, HoldingsMemory, UploadOrder
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.leader import Leader
 from lockstep_trainer.protocol.lineage import Lineage
+from lockstep_trainer.protocol.member import Identity, Member, MemberMemory
 
 JOB = "job"
 SLOT = SlotInfo(0, "pod", "uid", "boot", "10.0.0.1:1")
@@ -94,3 +105,79 @@ def commits(effects: list[Effect]) -> list[StateId]:
 def orders(effects: list[Effect]) -> list[Upload]:
     found = [effect.message for effect in effects if isinstance(effect, SendMember)]
     return [message for message in found if isinstance(message, Upload)]
+
+
+def test_a_commit_without_an_answer_is_asked_about() -> None:
+    """It may have taken effect: whoever starts from what is known without asking starts behind the chain."""
+    durability = Durability(enabled=True)
+    durability.choose(Term(1, 0), 0.0)
+    durability.chosen(events.RestoreChosen(Term(1, 0), None), 0.0)
+    durability.begin(Lineage().grown(Term(1, 1), None))
+    durability.ready(Pending(StateId(20, 1, 1), None, "{}", ()), Term(1, 1), 1.0)
+    assert durability.choose(Term(1, 1), 1.5) == []
+    durability.failed("no answer", superseded=False, now=2.0)
+    durability.abandon()
+    assert durability.choose(Term(1, 1), 3.0) == [ChooseRestore(Term(1, 1))]
+
+
+def test_the_answer_to_another_commit_is_none() -> None:
+    leader = leading()
+    state, older = StateId(10, 1, 1), StateId(8, 1, 1)
+    leader.durability.ready(Pending(state, None, "{}", ()), leader.term, 1.0)
+    leader.handle(events.CommitDone(RestorePoint(older, "step-8-e1-g1/manifest.json", "00")), 2.0)
+    assert leader.durability.durable is None
+    leader.handle(events.CommitDone(RestorePoint(state, "step-10-e1-g1/manifest.json", "00")), 3.0)
+    assert leader.durability.durable is not None
+
+
+def test_a_start_is_obeyed_once() -> None:
+    """It may be said again by a leader that has not heard that its generation is over."""
+    member = Member(Identity(JOB, "pod", "uid", "boot"), MemberMemory(), leaderless_seconds=20.0, now=0.0)
+    member.handle(events.Invited(Invite(JOB, 1, 0, "uid", "boot", "10.0.0.1:1")), 0.0)
+    member.handle(events.StreamOpened(1), 0.0)
+    start = Start(JOB, Term(1, 1), 1, 1, Rendezvous("10.0.0.1", 1, "1/1"), None)
+    assert launches(member.handle(events.LeaderSaid(1, start), 1.0)) == 1
+    member.handle(events.LeaderSaid(1, Abandon(JOB, Term(1, 1), "again")), 2.0)
+    member.handle(events.WorkerEnded(Term(1, 1), 0, -9, 2.1), 2.1)
+    assert member.running is None
+    assert launches(member.handle(events.LeaderSaid(1, start), 3.0)) == 0
+
+
+def test_a_stopped_job_brings_its_newest_state_to_the_store_first() -> None:
+    """Its workers may die of the stop: what they have left in memory is as good."""
+    leader = leading()
+    state = StateId(7, 1, 1)
+    done = StepSummary(7, 1.9, 0.1, 2.0, 256, 1.0, 1e-3)
+    leader.handle(events.MemberSaid(1, Steps(JOB, leader.term, 0, (done,), "forward")), 2.0)
+    leader.handle(events.MemberSaid(1, Staged(JOB, leader.term, 0, state, True)), 2.0)
+    leader.handle(events.OperatorSaid(Stop(JOB, 1, "suspended", seconds=60.0)), 3.0)
+    leader.handle(events.MemberSaid(1, WorkerExited(JOB, leader.term, 0, 0, -9)), 4.0)
+    copies = (Copies(state, 0, 0),)
+    leader.handle(events.MemberSaid(1, Quiesced(JOB, leader.abandoned, 0, Origin(Term(1, 1), 0), copies)), 5.0)
+    leader.handle(events.StoreReady("10.0.0.1", 2), 5.0)
+    assert leader.finished is None
+    assert leader.running is not None, "workers begin from it, only to bring it to the store"
+
+
+def test_a_new_agent_goes_on_with_the_upload() -> None:
+    order = Upload(JOB, Term(1, 1), StateId(10, 1, 1), None)
+    remembered = HoldingsMemory(origin=Origin(Term(1, 1), 0), upload=UploadOrder(order))
+    assert UploadState(order.term, order.state, None) in Holdings(remembered).resume(None)
+
+
+def test_a_snapshot_that_workers_gave_up_on_is_not_tried_again() -> None:
+    leader = leading()
+    state = StateId(7, 1, 1)
+    leader.handle(events.MemberSaid(1, Staged(JOB, leader.term, 0, state, True)), 2.0)
+    copies = (Copies(state, 0, 0),)
+    for number in (2, 3):
+        leader.handle(events.MemberSaid(1, WorkerExited(JOB, leader.term, 0, 0, 1, error="it is damaged")), number)
+        origin = Origin(leader.term, 7)
+        leader.handle(events.MemberSaid(1, Quiesced(JOB, leader.abandoned, 0, origin, copies)), number + 0.5)
+        leader.handle(events.StoreReady("10.0.0.1", number), number + 0.5)
+        assert leader.running is not None
+        assert (leader.running.memory is not None) is (number == 2)
+
+
+def launches(effects: list[Effect]) -> int:
+    return sum(isinstance(effect, Launch) for effect in effects)
