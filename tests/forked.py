@@ -33,15 +33,20 @@ def run_ranks(ranks: int, body: Callable[[int], None], *, timeout: float = 60.0)
     """Run ``body(rank)`` on each of ``ranks`` forked processes that share a gloo group; fails where one does."""
 
     def rank_main(rank: int, port: int) -> None:
-        client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        dist.init_process_group("gloo", store=client, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
-        torch.set_num_threads(1)
+        meet(rank, ranks, port, timeout=timeout)
         body(rank)
 
     with rendezvous_store() as port:
         codes = wait_all(start_all([partial(rank_main, rank, port) for rank in range(ranks)]))
     assert codes == [0] * ranks, f"exit codes by rank: {codes}"
+
+
+def meet(rank: int, ranks: int, port: int, *, timeout: float = 60.0) -> None:
+    """Join the process group of ``ranks``, in one of them."""
+    client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", store=client, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
+    torch.set_num_threads(1)
 
 
 def run_workers(folders: list[Path]) -> list[int]:

@@ -16,7 +16,6 @@ import logging
 import signal
 import sys
 import threading
-from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -40,6 +39,7 @@ def answer_questions(folder: Path) -> None:
     another one: they inherit that the second signal is not theirs."""
     stacks = (folder / STACKS).open("w")
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
+    signal.signal(POSITION_SIGNAL, lambda *_: None)  # a thread that does not block it must not die of it
     signal.pthread_sigmask(signal.SIG_BLOCK, {POSITION_SIGNAL})
     arguments = (folder / POSITION, threading.main_thread().ident)
     threading.Thread(target=_answer, args=arguments, name="position", daemon=True).start()
@@ -70,30 +70,38 @@ def frames_of(frame: FrameType | None) -> tuple[list[str], bool]:
 def group_calls() -> list[GroupCalls]:
     """Of all process groups of this rank; empty before there is one. Groups whose last call the recorder has forgotten
     are left out: nobody waits in them."""
+    import torch
     import torch.distributed as dist
-    from torch._C._distributed_c10d import _dump_fr_trace_json
+    from torch._C import _distributed_c10d as recorders
     from torch.distributed import distributed_c10d
 
     if not dist.is_initialized():
         return []
-    trace: dict[str, Any] = json.loads(_dump_fr_trace_json(True, False))
-    entries = trace.get("entries", [])
-    calls: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for entry in entries:
-        if not entry["is_p2p"]:
-            calls[entry["process_group"][0]].append(entry)
-    forgets = bool(entries) and entries[0].get("record_id", 0) > 0
-    found = []
-    for group, name in list(distributed_c10d._world.pg_names.items()):
-        ranks = dist.get_process_group_ranks(group)
-        digest = hashlib.sha256(json.dumps(ranks).encode()).hexdigest()[:8]
-        label = f"{group.group_desc or name} {digest}"
-        own = calls.get(name, [])
-        if own:
-            newest = own[-1]
-            done = max((entry["collective_seq_id"] for entry in own if entry["retired"]), default=0)
-            op = newest["profiling_name"].rpartition(":")[2]
-            found.append(GroupCalls(label, newest["collective_seq_id"], done, op))
-        elif not forgets:
-            found.append(GroupCalls(label, 0, 0))
+    traces = {"gloo": recorders._dump_fr_trace_json(True, False)}
+    if torch.cuda.is_available():
+        traces["nccl"] = recorders._dump_nccl_trace_json(True, False)
+    groups = [
+        (name, f"{group.group_desc or name} {_digest(dist.get_process_group_ranks(group))}")
+        for group, name in list(distributed_c10d._world.pg_names.items())
+    ]
+    found: list[GroupCalls] = []
+    for backend, trace in traces.items():
+        entries = json.loads(trace).get("entries", [])
+        prefix = f"{backend} " if len(traces) > 1 else ""
+        found += (calls for name, label in groups if (calls := _calls(name, prefix + label, entries)))
     return found
+
+
+def _calls(name: str, label: str, entries: list[dict[str, Any]]) -> GroupCalls | None:
+    """Of one group in one recorder, which keeps the newest entries only."""
+    own = [entry for entry in entries if entry["process_group"][0] == name and not entry["is_p2p"]]
+    if not own:
+        forgets = bool(entries) and entries[0].get("record_id", 0) > 0
+        return None if forgets else GroupCalls(label, 0, 0)
+    newest = own[-1]
+    done = max((entry["collective_seq_id"] for entry in own if entry["retired"]), default=0)
+    return GroupCalls(label, newest["collective_seq_id"], done, newest["profiling_name"].rpartition(":")[2])
+
+
+def _digest(ranks: list[int]) -> str:
+    return hashlib.sha256(json.dumps(ranks).encode()).hexdigest()[:8]
