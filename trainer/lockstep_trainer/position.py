@@ -72,11 +72,11 @@ def group_calls() -> list[GroupCalls]:
     are left out: nobody waits in them."""
     import torch
     import torch.distributed as dist
-    from torch._C import _distributed_c10d as recorders
     from torch.distributed import distributed_c10d
 
     if not dist.is_initialized():
         return []
+    recorders: Any = torch._C._distributed_c10d
     traces = {"gloo": recorders._dump_fr_trace_json(True, False)}
     if torch.cuda.is_available():
         traces["nccl"] = recorders._dump_nccl_trace_json(True, False)

@@ -20,6 +20,7 @@ from lockstep_trainer.position import POSITION, POSITION_SIGNAL, STACKS, STACKS_
 def ask(folder: Path, pid: int) -> dict[str, Any]:
     """As the agent does."""
     path = folder / POSITION
+    path.unlink(missing_ok=True)
     os.kill(pid, STACKS_SIGNAL)
     os.kill(pid, POSITION_SIGNAL)
     deadline = time.monotonic() + 30
@@ -46,19 +47,16 @@ def test_counts_of_both_ranks_show_who_never_came(tmp_path: Path) -> None:
             time.sleep(0.01)
         waiting = int((tmp_path / "r0" / "pid").read_text())
         deadline = time.monotonic() + 30
-        while True:
-            (tmp_path / "r0" / POSITION).unlink(missing_ok=True)
-            theirs = ask(tmp_path / "r0", waiting)
-            if theirs["communicating"]:
+        while True:  # a moment until rank 0 is in there, and until the recorder knows that the first one has ended
+            theirs, own = ask(tmp_path / "r0", waiting), ask(folder, os.getpid())
+            counts = [
+                next((each["entered"], each["done"]) for each in said["groups"] if each["group"].startswith("rows "))
+                for said in (theirs, own)
+            ]
+            if theirs["communicating"] and counts == [(2, 1), (1, 1)]:
                 break
-            assert time.monotonic() < deadline, theirs
-        own = ask(folder, os.getpid())
+            assert time.monotonic() < deadline, (counts, theirs)
         dist.all_reduce(torch.ones(2), group=rows)
-        counts = {
-            who: next((each["entered"], each["done"]) for each in said["groups"] if each["group"].startswith("rows "))
-            for who, said in (("rank 0", theirs), ("rank 1", own))
-        }
-        assert counts == {"rank 0": (2, 1), "rank 1": (1, 1)}
         assert {each["group"] for each in theirs["groups"]} == {each["group"] for each in own["groups"]}
         assert not own["communicating"]
         assert any("test_position.py" in frame and " run" in frame for frame in own["frames"])
@@ -72,7 +70,8 @@ def test_a_question_before_there_is_a_group_ends_nobody(tmp_path: Path) -> None:
     def run() -> None:
         answer_questions(tmp_path)
         (tmp_path / "listens").touch()
-        signal.pause()
+        while True:
+            signal.pause()  # ends with each signal
 
     (pid,) = start_all([run])
     try:
