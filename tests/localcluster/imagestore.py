@@ -64,7 +64,12 @@ class Containerd:
         with open_image(path) as images:
             todo, present = self._lacking(images)
             for image in todo:
-                self._import(image, present)
+                try:
+                    self._import(image, present)
+                except ClusterError:
+                    # A layer that was there a moment ago belonged to an image that this name meant before: containerd
+                    # collects it as garbage while the new one is unpacked. Now with everything.
+                    self._import(image, set())
 
     def _import(self, image: Image, present: set[str]) -> None:
         with tempfile.TemporaryFile() as errors:
