@@ -26,6 +26,9 @@ LIMITS = {
     "fp32": {"loss": 1e-5, "norm": 1e-5, "gradient": 2e-5},
     "bf16": {"loss": 2e-2, "norm": 1e-1, "gradient": 1e-1},
 }
+MIXTURES_IN_BF16 = 3e-1
+"""Of gradients: rounding sends a few tokens to other experts. A single process in bf16 is as far from float64 (2.1e-1,
+the router of the last layer; a dense model 0.6e-1)."""
 SECONDS = 240.0  # that a cell may take
 
 
@@ -142,7 +145,9 @@ def _judge(cell: _Running, seconds: float, late: bool) -> Result:
         why = f"took more than {SECONDS:.0f} s" if late else "a rank failed"
         return Result(cell.case, seconds, cell.cpu_seconds, {}, f"{why}:\n{log[-4000:]}")
     errors = json.loads((cell.folder / "result.json").read_text())
-    limits = LIMITS[cell.case.precision]
+    limits = dict(LIMITS[cell.case.precision])
+    if cell.case.precision == "bf16" and cell.case.config.experts:
+        limits["gradient"] = MIXTURES_IN_BF16
     wrong = [
         f"{kind} error {errors[kind]:.1e} above {limit:.0e} {errors.get(f'{kind} of', '')}".rstrip()
         for kind, limit in limits.items()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from parity.cases import SAMPLES, STEPS
-from parity.run import LIMITS, Result
+from parity.run import LIMITS, MIXTURES_IN_BF16, Result
 
 _HEAD = f"""# Parity
 
@@ -17,7 +17,8 @@ unequal numbers of targets, clipped, and compared with a single process in float
 to a power of ten: of the loss and of the gradient's norm the largest over the steps, of the gradients (first step) and
 of the parameters (after the last step) the largest over all names, each ‖difference‖ / ‖reference‖. The limit is
 {LIMITS["fp64"]["gradient"]:.0e}; rows in fp32 and bf16 run the default kernels and have limits of their own
-({LIMITS["fp32"]["gradient"]:.0e} and {LIMITS["bf16"]["gradient"]:.0e} for gradients).
+({LIMITS["fp32"]["gradient"]:.0e} and {LIMITS["bf16"]["gradient"]:.0e} for gradients; {MIXTURES_IN_BF16:.0e} where
+bf16's rounding may send tokens to other experts, as it does in a single process).
 
 Names: model, then degrees above 1 of r(eplicate), s(hard), t(ensor), p(ipeline), c(ontext), e(xpert), then the options.
 
