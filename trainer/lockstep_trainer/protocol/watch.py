@@ -55,10 +55,10 @@ def _stuck(leader: Leader, now: float) -> list[Effect]:
         return leader.roster.say_all(Examine(leader.plan.job_uid, leader.term), now)
     if not examination.over(leader.plan.nodes, now):
         return []
-    found = blame(position for positions in examination.answers.values() for position in positions)
+    positions = {position.rank: position for answer in examination.answers.values() for position in answer}
+    found = blame(positions.values())
     rank = found.ranks[0] if found.ranks else None
     due = max(leader.started_at, leader.stepped_at) + (leader.median or 0.0)
-    positions = {position.rank: position for each in examination.answers.values() for position in each}
     suspect = replace(
         leader.suspect("Hang", "progress", now, slot=None if rank is None else rank // leader.plan.gpus_per_node),
         at=min(now, due),
