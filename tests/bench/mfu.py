@@ -70,11 +70,16 @@ class Work:
         return self.samples * self.length
 
 
-def work_here() -> Work:
-    """What suits this machine."""
+def work_here(samples: int | None = None) -> Work:
+    """What suits this machine, or with so many samples."""
+    work = _work_here()
+    return work if samples is None else replace(work, samples=samples)
+
+
+def _work_here() -> Work:
     config = model_config(ModelSpec(preset="llama3-1b"), tokens=128_256)
     if torch.cuda.is_available():
-        return Work(config, length=4096, samples=4, device="cuda", compiled=True)
+        return Work(config, length=4096, samples=2, device="cuda", compiled=True)
     small = replace(config, dim=256, layers=4, heads=8, kv_heads=4, ffn_dim=768, vocab_size=4096)
     return Work(small, length=256, samples=8, device="cpu", compiled=False)
 
@@ -152,11 +157,11 @@ SIDES: dict[str, Callable[[Work], Callable[[Tensor], None]]] = {
 }
 
 
-def run_side(name: str, steps: int) -> dict[str, Any]:
+def run_side(name: str, steps: int, samples: int | None) -> dict[str, Any]:
     """Seconds of each step behind the warm-up: wall time on a GPU, CPU time without one."""
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = True
-    work = work_here()
+    work = work_here(samples)
     step = SIDES[name](work)
     random = torch.Generator().manual_seed(0)
     seconds = []
@@ -178,23 +183,24 @@ def _clock(work: Work) -> float:
     return time.process_time()
 
 
-def in_own_process(name: str, steps: int) -> dict[str, Any]:
+def in_own_process(name: str, steps: int, samples: int | None) -> dict[str, Any]:
     """The same in a process that nothing has run in before."""
     command = [sys.executable, __file__, "--side", name, "--steps", str(steps)]
+    command += ["--samples", str(samples)] if samples is not None else []
     told = subprocess.check_output(command, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     found: dict[str, Any] = json.loads(told.splitlines()[-1])
     return found
 
 
-def compare(rounds: int, steps: int) -> dict[str, Any]:
+def compare(rounds: int, steps: int, samples: int | None) -> dict[str, Any]:
     """All sides in turns."""
-    work = work_here()
+    work = work_here(samples)
     names = [name for name in SIDES if work.device == "cuda" or "bfloat16" not in name]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     memory = dict.fromkeys(names, 0)
     for _ in range(rounds):
         for name in names:
-            found = in_own_process(name, steps)
+            found = in_own_process(name, steps, samples)
             seconds[name] += found["seconds"]
             memory[name] = max(memory[name], found["memory"])
             print(f"{name}: {statistics.median(found['seconds']):.4f} s a step", file=sys.stderr, flush=True)
@@ -235,17 +241,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--side", choices=SIDES, help="run one side in this process")
+    parser.add_argument(
+        "--samples", type=int, help="of a step; 2 on a GPU, so that the peer's logits fit beside the rest"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(run_side(arguments.side, arguments.steps)), flush=True)
+        print(json.dumps(run_side(arguments.side, arguments.steps, arguments.samples)), flush=True)
         os._exit(0)  # destructors of process groups abort now and then
     result = {
         **results.origin(
             "tokens per second of one device, Lockstep and transformers, the same model and batch",
             f"torch {torch.__version__}",
         ),
-        **compare(arguments.rounds, arguments.steps),
+        **compare(arguments.rounds, arguments.steps, arguments.samples),
     }
     results.add(result, arguments.results)
 

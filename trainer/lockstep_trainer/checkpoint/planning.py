@@ -142,8 +142,8 @@ def _decide(offers: list[Any]) -> tuple[list[Any], bytes]:
     packed = [pack(rank, numbers, offers[rank][1]) for rank, numbers in enumerate(chosen)]
     plans = [SavePlan([offers[rank][0][place.piece] for place in places]) for rank, (_, places) in enumerate(packed)]
     plans, metadata = create_default_global_save_plan(plans)
-    if problems := _validate_global_plan(plans, metadata):
-        raise TrainerError(f"the ranks' parts of the state do not fit together: {'; '.join(map(str, problems))[:500]}")
+    if problems := _problems(plans, metadata):
+        raise TrainerError(f"the ranks' parts of the state do not fit together: {problems[:500]}")
     storage: dict[MetadataIndex, _StorageInfo] = {}
     for rank, (files, places) in enumerate(packed):
         for write, place in zip(plans[rank].items, places, strict=True):
@@ -160,6 +160,14 @@ def _decide(offers: list[Any]) -> tuple[list[Any], bytes]:
         version=CURRENT_DCP_VERSION,
     )
     return packed, pickle.dumps(whole)
+
+
+def _problems(plans: list[SavePlan], metadata: Metadata) -> str:
+    """What is wrong with a plan, in torch's words; empty where nothing is."""
+    found: Any = _validate_global_plan(plans, metadata)
+    if isinstance(found, bool):  # torch before 2.15 says only whether it is right, and logs the rest
+        return "" if found else "see the log above"
+    return "; ".join(map(str, found))
 
 
 def _assemble(pieces: list[_Piece], files: tuple[PlannedFile, ...], places: tuple[Packed, ...]) -> _Assembled:
