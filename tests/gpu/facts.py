@@ -31,7 +31,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 def nvml_answers() -> dict[str, Any]:
     """What each query that a health check may make is answered with, the refusals by name."""
-    import pynvml as nvml
+    import pynvml as nvml  # type: ignore[import-not-found]  # in the package nvidia-ml-py
 
     nvml.nvmlInit()
     gpu = nvml.nvmlDeviceGetHandleByIndex(0)

@@ -1,5 +1,5 @@
-"""A whole job on one GPU: agent, worker, NCCL, compiled blocks in bf16; then the same with workers killed in every part of
-a step: bit for bit the same losses. Behind it the phases of start and recovery, a profile, and the export."""
+"""A whole job on one GPU: agent, worker, NCCL, compiled blocks in bf16; then the same with workers killed in parts of a
+step: bit for bit the same losses. What comes back are the phases of start and recovery."""
 
 from __future__ import annotations
 

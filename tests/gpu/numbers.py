@@ -152,7 +152,7 @@ def _against_float64(function: Callable[..., Tensor], *inputs: Tensor) -> float:
 
 
 def _optimizer(name: str) -> float:
-    """Five steps of an optimizer on both, in float32: the largest difference of a weight, relative to how far it went."""
+    """Five steps of an optimizer on both, in float32: a weight's largest difference, relative to how far it went."""
     spec = OptimizerSpec.model_validate({"name": name, "lr": 1e-2})
     results = []
     for device in (CPU, GPU):
@@ -170,9 +170,8 @@ def _optimizer(name: str) -> float:
                 parameter.grad = torch.randn(parameter.shape, generator=random).to(device)
             clip(named, float(squares(named, Layout(), set()).sqrt()), 1.0)
             optimizer.step()
-        results.append(
-            [parameter.detach().cpu() - old for parameter, old in zip(part.parameters(), before, strict=True)]
-        )
+        after = [parameter.detach().cpu() for parameter in part.parameters()]
+        results.append([new - old for new, old in zip(after, before, strict=True)])
     errors = [float((ours - right).norm() / right.norm()) for right, ours in zip(*results, strict=True)]
     bound = 1e-4 if name == "adamw" else 0.05  # Muon orthogonalizes in bfloat16 on a GPU
     assert max(errors) < bound, f"{name} is off by {max(errors):.2g}"
