@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric as Family
 
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_operator.plan.nodes.records import Exclusion, NodeRecord
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "docs/reference"
@@ -155,7 +156,7 @@ def operator_metrics() -> list[Metric]:
     """What the operator exposes, asked of the operator's own registry with one job of which everything is known."""
     from lockstep_operator.metrics import OperatorMetrics
 
-    metrics = OperatorMetrics(lambda: [_job()], lambda: 0.0)
+    metrics = OperatorMetrics(lambda: [_job()], lambda: 0.0, _Nodes())
     metrics.reconciled(_job(), 0.1, ValueError())
     return [_metric(family) for family in metrics.registry.collect()]
 
@@ -165,6 +166,19 @@ def _metric(family: Family) -> Metric:
     name = series[0].name if family.type == "counter" else family.name
     labels = tuple(label for label in series[0].labels if label != "le")
     return Metric(name, family.type, labels, family.documentation)
+
+
+class _Nodes:
+    """One node, excluded."""
+
+    held = ""
+
+    @property
+    def records(self) -> dict[str, NodeRecord]:
+        return {"any": NodeRecord(exclusion=Exclusion(0.0, "score", ""))}
+
+    def excluded(self) -> frozenset[str]:
+        return frozenset({"any"})
 
 
 def _job() -> TrainingJob:

@@ -29,6 +29,12 @@ LABEL_ROLE = f"{GROUP}/role"
 ANNOTATION_AGENT_PORT = f"{GROUP}/agent-port"
 """Port of the agent, where it is not the default."""
 
+LABEL_NODE_MEMORY = f"{GROUP}/node-memory"
+"""On the ConfigMap that remembers the faults of nodes; the command-line tool finds it by this label."""
+TAINT_EXCLUDED = f"{GROUP}/excluded"
+"""Taint of a node that new pods stay away from, where the administrator allows taints; its value says who excluded
+it."""
+
 MANAGED_BY = f"{GROUP}/operator"
 """Value of ``spec.managedBy`` that this operator serves."""
 

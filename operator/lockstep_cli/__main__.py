@@ -12,11 +12,24 @@ import json
 import sys
 from collections.abc import Sequence
 
-from lockstep_cli.commands import checkpoint, data, logs, model, profile, report, run, status, submit, validate, why
+from lockstep_cli.commands import (
+    checkpoint,
+    data,
+    logs,
+    model,
+    nodes,
+    profile,
+    report,
+    run,
+    status,
+    submit,
+    validate,
+    why,
+)
 from lockstep_cli.errors import CliError, ManifestError
 from lockstep_cli.output import Output
 
-_COMMANDS = (run, validate, submit, status, why, logs, report, profile, checkpoint, model, data)
+_COMMANDS = (run, validate, submit, status, why, logs, report, profile, checkpoint, model, data, nodes)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,11 +20,14 @@ from lockstep_operator import handlers
 from lockstep_operator.backends.kubernetes import KubernetesBackend
 from lockstep_operator.cache import ClusterCache
 from lockstep_operator.errors import ConfigError
+from lockstep_operator.events import EventPoster
 from lockstep_operator.health import serve
 from lockstep_operator.jobs import Jobs
 from lockstep_operator.kube import KubeClient, credentials
 from lockstep_operator.lease import Lease
 from lockstep_operator.metrics import OperatorMetrics
+from lockstep_operator.nodememory import NodeMemory
+from lockstep_operator.plan.nodes.exclusion import Limits
 from lockstep_operator.plan.pods import PodDefaults
 
 log = logging.getLogger("lockstep_operator")
@@ -48,6 +51,9 @@ class Options:
     lease: str
     lease_namespace: str
     identity: str
+    node_memory: str
+    node_limits: Limits
+    taint_nodes: bool
     log_level: str
 
 
@@ -62,6 +68,25 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--health-port", type=int, default=8081, help="default: %(default)s")
     parser.add_argument("--lease", default="lockstep-operator", help="name of the Lease; default: %(default)s")
     parser.add_argument("--lease-namespace", default=os.environ.get("POD_NAMESPACE", "default"))
+    limits = Limits()
+    parser.add_argument(
+        "--node-memory",
+        default="lockstep-operator-nodes",
+        help="ConfigMap beside the Lease that remembers faults of nodes; default: %(default)s",
+    )
+    parser.add_argument(
+        "--exclude-nodes-per-hour",
+        type=int,
+        default=limits.per_hour,
+        help="at most so many by their score; 0: none; default: %(default)s",
+    )
+    parser.add_argument(
+        "--exclude-nodes-share",
+        type=float,
+        default=limits.share,
+        help="of the cluster, at most, at any time; default: %(default)s",
+    )
+    parser.add_argument("--taint-nodes", action="store_true", help="taint excluded nodes (needs the right to)")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     given = parser.parse_args(argv)
     return Options(
@@ -75,6 +100,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         lease_namespace=given.lease_namespace,
         # The process is part of the name: a container that starts again must not believe it still holds the lease.
         identity=f"{os.environ.get('POD_NAME', socket.gethostname())}_{os.getpid()}_{os.urandom(3).hex()}",
+        node_memory=given.node_memory,
+        node_limits=_limits(given.exclude_nodes_per_hour, given.exclude_nodes_share),
+        taint_nodes=given.taint_nodes,
         log_level=given.log_level,
     )
 
@@ -82,20 +110,30 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 async def run(options: Options) -> int:
     """Serve until the lease is lost or a signal comes; the exit code."""
     async with KubeClient(credentials()) as client:
-        caches: list[ClusterCache] = []
-
-        def backend(jobs: Jobs) -> KubernetesBackend:
-            caches.append(ClusterCache(client, options.namespaces, jobs.wake))
-            return KubernetesBackend(client, caches[0], PodDefaults(options.trainer_image), options.master_key)
-
+        events = EventPoster(client)
+        cache = ClusterCache(client, options.namespaces)
+        memory = NodeMemory(
+            client,
+            events,
+            options.lease_namespace,
+            options.node_memory,
+            nodes=cache.nodes,
+            limits=options.node_limits,
+            taint=options.taint_nodes,
+        )
+        cache.nodes_changed = memory.look
+        defaults = PodDefaults(options.trainer_image)
+        backend = KubernetesBackend(
+            client, cache, memory=memory, events=events, defaults=defaults, master_key=options.master_key
+        )
         jobs = Jobs(client, options.namespaces, backend)
-        cache = caches[0]
+        cache.wake = jobs.wake
         working = False
 
         def age() -> float:
             return cache.age() if working else 0.0
 
-        metrics = OperatorMetrics(jobs.known, age)
+        metrics = OperatorMetrics(jobs.known, age, memory)
         jobs.reporter = metrics
         lease = Lease(client, options.lease_namespace, options.lease, options.identity)
         async with serve(
@@ -109,16 +147,17 @@ async def run(options: Options) -> int:
             working = True
             metrics.leading.set(1)
             try:
-                return await _work(options, jobs, cache, lease)
+                return await _work(options, jobs, cache, memory, lease)
             finally:
                 await jobs.close()
                 await lease.release()
 
 
-async def _work(options: Options, jobs: Jobs, cache: ClusterCache, lease: Lease) -> int:
+async def _work(options: Options, jobs: Jobs, cache: ClusterCache, memory: NodeMemory, lease: Lease) -> int:
     """The first of these to end ends the others: the lease, the watches, Kopf. Exit code 1 asks for a new start."""
     watching = asyncio.create_task(cache.run(), name="pods and nodes")
-    tasks = [watching, asyncio.create_task(lease.hold(), name="lease")]
+    remembering = asyncio.create_task(memory.run(), name="memory of nodes")
+    tasks = [watching, remembering, asyncio.create_task(lease.hold(), name="lease")]
     synced = asyncio.create_task(cache.synced())
     try:
         await asyncio.wait([*tasks, synced], return_when=asyncio.FIRST_COMPLETED)
@@ -178,6 +217,14 @@ async def _until_signal(options: Options) -> int:
     with suppress(asyncio.CancelledError):
         await work
     return 0
+
+
+def _limits(per_hour: int, share: float) -> Limits:
+    if per_hour < 0:
+        raise ConfigError(f"--exclude-nodes-per-hour {per_hour}: choose 0 (none) or more")
+    if not 0 <= share <= 1:
+        raise ConfigError(f"--exclude-nodes-share {share}: choose a share between 0 and 1, such as 0.1")
+    return Limits(per_hour, share)
 
 
 def _master_key(path: Path) -> bytes:

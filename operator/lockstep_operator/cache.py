@@ -1,105 +1,26 @@
-"""Memory of the cluster's pods and nodes: one paged list, then a watch, trimmed to what plans look at.
-
-A watch can miss a deletion: after every new list what is kept is compared with it by uid.
-"""
+"""Memory of the cluster's pods and nodes, trimmed to what plans look at."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
 
 from lockstep_api import constants
-from lockstep_operator.errors import ApiError, ExpiredError
-from lockstep_operator.kube import NODES, PODS, KubeClient, Manifest, Resource
+from lockstep_operator.informer import Informer
+from lockstep_operator.kube import NODES, PODS, KubeClient, Manifest
+from lockstep_operator.plan.nodes import notices
 from lockstep_operator.plan.observed import Node, Pod
 from lockstep_operator.plan.times import unix
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-PAUSE_SECONDS = (0.2, 10.0)
-"""First and longest pause after a failed list or watch."""
-
-
-class Informer(Generic[T]):
-    """Keeps ``items``, by uid, equal to what the server has. ``changed`` gets the old and the new one."""
-
-    def __init__(
-        self,
-        client: KubeClient,
-        resource: Resource,
-        trim: Callable[[Manifest], T],
-        changed: Callable[[T | None, T | None], None],
-        *,
-        namespace: str | None = None,
-        labels: str = "",
-    ) -> None:
-        self._client, self._trim, self._changed, self._labels = client, trim, changed, labels
-        self._path = resource.path(namespace)
-        self.items: dict[str, T] = {}
-        self.synced = asyncio.Event()
-        self.heard = time.monotonic()
-        """When the server was last heard, for the watch's age."""
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        version, pause = "", PAUSE_SECONDS[0]
-        while True:
-            try:
-                if not version:
-                    version = await self._list()
-                    self.synced.set()
-                version = await self._watch(version)
-                pause = PAUSE_SECONDS[0]
-                continue
-            except ExpiredError:
-                version = ""
-                continue
-            except ApiError as error:
-                log.warning("%s: %s", self._path, error)
-                version = ""  # what was missed meanwhile only a list can tell
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, PAUSE_SECONDS[1])
-
-    async def _list(self) -> str:
-        page = await self._client.list(self._path, labels=self._labels)
-        self.heard = time.monotonic()
-        there = {manifest["metadata"]["uid"]: manifest for manifest in page.items}
-        for uid in set(self.items) - set(there):
-            self._set(uid, None)
-        for uid, manifest in there.items():
-            self._set(uid, self._trim(manifest))
-        return page.resource_version
-
-    async def _watch(self, version: str) -> str:
-        async for kind, manifest in self._client.watch(self._path, version, labels=self._labels):
-            self.heard = time.monotonic()
-            version = manifest["metadata"]["resourceVersion"]
-            if kind != "BOOKMARK":
-                self._set(manifest["metadata"]["uid"], None if kind == "DELETED" else self._trim(manifest))
-        self.heard = time.monotonic()
-        return version
-
-    def _set(self, uid: str, new: T | None) -> None:
-        old = self.items.get(uid)
-        if old == new:
-            return
-        if new is None:
-            del self.items[uid]
-        else:
-            self.items[uid] = new
-        self._changed(old, new)
-
 
 class ClusterCache:
-    """Pods of all jobs, and nodes. ``wake`` is called with the uid of a job whose pods or nodes changed."""
+    """Pods of all jobs, and nodes. ``wake`` is called with the uid of a job whose pods or nodes changed,
+    ``nodes_changed`` when any node did."""
 
-    def __init__(self, client: KubeClient, namespaces: tuple[str, ...], wake: Callable[[str], None]) -> None:
-        self._wake = wake
+    def __init__(self, client: KubeClient, namespaces: tuple[str, ...]) -> None:
+        self.wake: Callable[[str], None] = lambda uid: None
+        self.nodes_changed: Callable[[], None] = lambda: None
         self._by_job: dict[str, dict[str, Pod]] = {}  # job uid → pod uid → pod
         scopes: tuple[str | None, ...] = namespaces or (None,)
         self._pod_informers = [
@@ -142,13 +63,14 @@ class ClusterCache:
                 del self._by_job[job_uid]
         else:
             pods[pod.uid] = pod
-        self._wake(job_uid)
+        self.wake(job_uid)
 
     def _node_changed(self, old: Node | None, new: Node | None) -> None:
         name = (new or old).name  # type: ignore[union-attr]  # one of them is set
+        self.nodes_changed()
         for job_uid, pods in self._by_job.items():
             if any(pod.node == name for pod in pods.values()):
-                self._wake(job_uid)
+                self.wake(job_uid)
 
 
 def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
@@ -162,6 +84,7 @@ def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
     conditions = {one["type"]: one for one in status.get("conditions", [])}
     scheduled = conditions.get("PodScheduled", {})
     unscheduled = scheduled.get("message", "") if scheduled.get("status") == "False" else ""
+    disrupted = conditions.get("DisruptionTarget", {})
     port = metadata.get("annotations", {}).get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT)
     address = status.get("podIP", "")
     host = f"[{address}]" if ":" in address else address
@@ -175,6 +98,9 @@ def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
         node=spec.get("nodeName", ""),
         address=f"{host}:{port}" if address else "",
         deleting="deletionTimestamp" in metadata,
+        deleted_at=_deleted_at(metadata),
+        disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+        bad_device=_bad_device(container),
         restarts=container.get("restartCount", 0),
         running="running" in state,
         waiting=waiting.get("reason", ""),
@@ -186,14 +112,39 @@ def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
 
 
 def trim_node(manifest: Manifest) -> Node:
-    """Its condition, and whether it was declared out of service."""
-    conditions = {one["type"]: one["status"] for one in manifest.get("status", {}).get("conditions", [])}
-    taints = {taint["key"] for taint in manifest.get("spec", {}).get("taints", [])}
+    """Its conditions, taints and GPUs."""
+    spec, status = manifest.get("spec", {}), manifest.get("status", {})
+    conditions = {one["type"]: one["status"] for one in status.get("conditions", [])}
+    taints = {taint["key"]: taint.get("value", "") for taint in spec.get("taints", [])}
     return Node(
         name=manifest["metadata"]["name"],
         ready=conditions.get("Ready") == "True" and "node.kubernetes.io/unreachable" not in taints,
-        out_of_service="node.kubernetes.io/out-of-service" in taints,
+        out_of_service=not notices.OUT_OF_SERVICE.isdisjoint(taints),
+        cordoned=bool(spec.get("unschedulable")),
+        leaving=notices.leaving(taints, conditions),
+        sick=notices.sick(taints, conditions),
+        gpus=_gpus(status.get("capacity", {})),
+        gpus_healthy=_gpus(status.get("allocatable", {})),
+        taint=taints.get(constants.TAINT_EXCLUDED),
     )
+
+
+def _deleted_at(metadata: Manifest) -> float | None:
+    """When its deletion was asked for: the timestamp is when the time of grace will have passed."""
+    if "deletionTimestamp" not in metadata:
+        return None
+    return unix(metadata["deletionTimestamp"]) - float(metadata.get("deletionGracePeriodSeconds") or 0)
+
+
+def _bad_device(container: Manifest) -> str:
+    """A device of the container that its plugin calls unhealthy (Kubernetes 1.36 and newer tell: KEP-4680)."""
+    devices = (one for status in container.get("allocatedResourcesStatus", []) for one in status.get("resources", []))
+    return next((device.get("resourceID", "") for device in devices if device.get("health") == "Unhealthy"), "")
+
+
+def _gpus(resources: Manifest) -> int:
+    """GPUs of any vendor; partitions of one are not counted, since they come and go with its configuration."""
+    return sum(int(count) for name, count in resources.items() if name.endswith("/gpu"))
 
 
 def _number(text: str | None) -> int | None:

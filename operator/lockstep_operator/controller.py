@@ -64,6 +64,7 @@ class JobController:
         self._refusal: Refusal | None = None
         self._refusals = 0
         self._written = 0.0
+        self._told: list[tuple[str, str | None, str]] = []
 
     def wake(self) -> None:
         """Something changed."""
@@ -126,6 +127,10 @@ class JobController:
                 due.append(0.0)  # decisions may call for more
         elif wait is not None:
             due.append(self._written + wait - now)
+        told = [(fault.at, fault.pod, fault.cause) for fault in self.job.status.faults]
+        if told != self._told:
+            self._backend.learn(self.job)  # what the status says: an operator that dies here is told it again
+            self._told = told
         if decided.fence:
             self._fenced = decided.fence
         self._links.follow(decided)
@@ -143,6 +148,7 @@ class JobController:
         return Observed(
             pods=pods,
             nodes=self._backend.nodes(),
+            excluded=self._backend.excluded(),
             children=frozenset(self._children),
             creating=frozenset(self._created),
             agents=self._links.agents(pods),

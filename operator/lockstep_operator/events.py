@@ -1,4 +1,4 @@
-"""Kubernetes events on jobs: what was decided, for `kubectl describe`."""
+"""Kubernetes events on jobs and nodes: what was decided, for `kubectl describe`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import uuid4
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_operator.errors import ApiError
-from lockstep_operator.kube import EVENTS, KubeClient
+from lockstep_operator.kube import EVENTS, KubeClient, Manifest
 from lockstep_operator.plan.actions import Event
 from lockstep_operator.plan.times import rfc3339
 
@@ -31,9 +31,24 @@ class EventPoster:
         self._posted: OrderedDict[tuple[str, Event], float] = OrderedDict()
 
     async def post(self, job: TrainingJob, event: Event) -> None:
-        """Never fails: an event is a courtesy."""
+        """On a job. Never fails: an event is a courtesy."""
+        about = {
+            "apiVersion": constants.API_VERSION,
+            "kind": constants.KIND,
+            "name": job.name,
+            "namespace": job.namespace,
+            "uid": job.uid,
+        }
+        await self._post(about, job.namespace, event)
+
+    async def post_on_node(self, node: str, event: Event) -> None:
+        """On a node, with its name for a uid, as the kubelet does: `kubectl describe node` looks for that one. Events
+        on what is in no namespace are in ``default``. Never fails."""
+        await self._post({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}, "default", event)
+
+    async def _post(self, about: Manifest, namespace: str, event: Event) -> None:
         now = time.time()
-        key = (job.uid, event)
+        key = (about["uid"], event)
         if now - self._posted.get(key, 0.0) < REPEAT_SECONDS:
             return
         self._posted[key] = now
@@ -43,14 +58,8 @@ class EventPoster:
         body = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{job.name}.{uuid4().hex[:16]}", "namespace": job.namespace},
-            "involvedObject": {
-                "apiVersion": constants.API_VERSION,
-                "kind": constants.KIND,
-                "name": job.name,
-                "namespace": job.namespace,
-                "uid": job.uid,
-            },
+            "metadata": {"name": f"{about['name']}.{uuid4().hex[:16]}", "namespace": namespace},
+            "involvedObject": about,
             "type": event.type,
             "reason": event.reason,
             "message": event.message[:MESSAGE_LIMIT],
@@ -62,6 +71,6 @@ class EventPoster:
             "reportingInstance": os.environ.get("POD_NAME", "lockstep-operator"),
         }
         try:
-            await self._client.create(EVENTS.path(job.namespace), body)
+            await self._client.create(EVENTS.path(namespace), body)
         except ApiError as error:
-            log.warning("%s: event %s could not be posted: %s", job.name, event.reason, error)
+            log.warning("%s: event %s could not be posted: %s", about["name"], event.reason, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 
 import aiohttp
@@ -32,11 +32,8 @@ RELIST_SECONDS = 60.0
 class Jobs:
     """Keeps the controllers."""
 
-    def __init__(
-        self, client: KubeClient, namespaces: tuple[str, ...], backend: Callable[[Jobs], KubernetesBackend]
-    ) -> None:
-        self._client, self._namespaces = client, namespaces
-        self._backend = backend(self)
+    def __init__(self, client: KubeClient, namespaces: tuple[str, ...], backend: KubernetesBackend) -> None:
+        self._client, self._namespaces, self._backend = client, namespaces, backend
         self._running: dict[str, tuple[JobController, asyncio.Task[None]]] = {}
         self._pod_creations = asyncio.Semaphore(PARALLEL_POD_CREATIONS)
         self._probes = asyncio.Semaphore(PARALLEL_PROBES)

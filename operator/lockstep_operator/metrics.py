@@ -4,22 +4,43 @@ label called ``job`` would be renamed by Prometheus.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lockstep_api.v1alpha1 import Phase, TrainingJob
+from lockstep_operator.plan.nodes.records import Records
+from lockstep_operator.plan.nodes.score import scores
 from lockstep_operator.plan.times import unix
 
 _JOB = ["namespace", "job_name"]
 
 
+class Remembered(Protocol):
+    """The memory of nodes, as far as it is shown."""
+
+    held: str
+
+    @property
+    def records(self) -> Records:
+        """By node."""
+        ...
+
+    def excluded(self) -> frozenset[str]:
+        """Nodes that new pods stay away from."""
+        ...
+
+
 class OperatorMetrics:
     """Everything that the operator exposes. ``jobs`` gives the jobs as they are known now."""
 
-    def __init__(self, jobs: Callable[[], Iterable[TrainingJob]], watch_age: Callable[[], float]) -> None:
+    def __init__(
+        self, jobs: Callable[[], Iterable[TrainingJob]], watch_age: Callable[[], float], memory: Remembered
+    ) -> None:
         self.registry = CollectorRegistry()
         self._reconcile = Histogram(
             "lockstep_operator_reconcile_seconds",
@@ -40,6 +61,7 @@ class OperatorMetrics:
             "lockstep_operator_leading", "1 on the replica that holds the lease", registry=self.registry
         )
         self.registry.register(_JobCollector(jobs))
+        self.registry.register(_NodeCollector(memory))
 
     def reconciled(self, job: TrainingJob, seconds: float, error: BaseException | None) -> None:
         """One pass has ended."""
@@ -67,6 +89,36 @@ class _JobCollector(Collector):
                 for extra, value in values(job):
                     family.add_metric([job.namespace, job.name, *extra], value)
             yield family
+
+
+class _NodeCollector(Collector):
+    """What is remembered of nodes. Only nodes with faults have series: a few of thousands."""
+
+    def __init__(self, memory: Remembered) -> None:
+        self._memory = memory
+
+    def collect(self) -> Iterable[Metric]:
+        """Called at each scrape."""
+        now, records = time.time(), self._memory.records
+        score = GaugeMetricFamily(
+            "lockstep_node_score", "Faults that speak against the node, each halved once a week", labels=["node"]
+        )
+        for node, value in scores(records, now).items():
+            score.add_metric([node], value)
+        yield score
+        excluded = GaugeMetricFamily(
+            "lockstep_node_excluded", "1 while new pods stay away from the node", labels=["node", "by"]
+        )
+        for node in self._memory.excluded():
+            exclusion = records[node].exclusion
+            excluded.add_metric([node, exclusion.by if exclusion else ""], 1)
+        yield excluded
+        held = GaugeMetricFamily(
+            "lockstep_node_exclusion_held",
+            "1 while the breaker keeps nodes in use that are over the threshold",
+        )
+        held.add_metric([], 1 if self._memory.held else 0)
+        yield held
 
 
 _Values = Callable[[TrainingJob], Iterable[tuple[list[str], float]]]

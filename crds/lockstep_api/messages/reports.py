@@ -51,6 +51,7 @@ class FaultReport:
     step: int = 0  # newest step when it happened
     log_tail: tuple[str, ...] = ()
     message: str = ""  # what is known of it, a sentence for people
+    blame: Literal["", "Suspected", "Named"] = ""  # of the node: its GPU or fabric may be at fault; a rule says it is
     kind: Literal["FaultReport"] = "FaultReport"
 
 

@@ -24,13 +24,14 @@ from lockstep_api.v1alpha1.data import DataSource, DataSpec, DataStage, Tokenize
 from lockstep_api.v1alpha1.job import PodTemplate, TrainingJob, TrainingJobSpec
 from lockstep_api.v1alpha1.parallelism import ParallelismSpec
 from lockstep_api.v1alpha1.recipe import BatchRampSpec, OptimizerSpec, RecipeSpec, ScheduleSpec
-from lockstep_api.v1alpha1.resilience import BudgetsSpec, HangSpec, ResilienceSpec, RetryAction, RetryRule
+from lockstep_api.v1alpha1.resilience import BudgetsSpec, HangSpec, NodesSpec, ResilienceSpec, RetryAction, RetryRule
 from lockstep_api.v1alpha1.status import (
     BudgetsUsed,
     CheckpointInterval,
     CheckpointStatus,
     Condition,
     DurableCheckpoint,
+    ExcludedNode,
     Fault,
     LedgerState,
     Members,
@@ -57,6 +58,7 @@ __all__ = [
     "DataStage",
     "DurableCheckpoint",
     "EvaluateSpec",
+    "ExcludedNode",
     "ExportSpec",
     "Fault",
     "GenerateSpec",
@@ -69,6 +71,7 @@ __all__ = [
     "Model",
     "ModelSpec",
     "ModuleName",
+    "NodesSpec",
     "OptimizerSpec",
     "ParallelismSpec",
     "Phase",

@@ -87,6 +87,9 @@ class TrainingJobSpec(Model):
     """True deletes the pods and keeps the checkpoints; false goes on from the newest."""
     managed_by: str = Field(default=constants.MANAGED_BY, max_length=63)
     """Which controller serves this job; another value makes this operator leave it alone."""
+    startup_deadline_seconds: int | None = Field(default=None, ge=1)
+    """Fail the job when it has not finished a step so long after it was started or resumed, with the sentence of what
+    it was waiting for. Without it the job waits."""
     active_deadline_seconds: int | None = Field(default=None, ge=1)
     """Fail the job when it has run this long, time in suspension left out."""
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0)

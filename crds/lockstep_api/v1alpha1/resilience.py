@@ -43,7 +43,8 @@ class RetryAction(StrEnum):
     FAIL = "Fail"
     """The user's error: the job fails at once."""
     EXCLUDE_NODE = "ExcludeNode"
-    """The node's error: the slot gets another pod at once, and new pods stay away from that node for ten minutes."""
+    """The node's error: the slot gets another pod at once, and this job's new pods stay away from that node for
+    resilience.nodes.excludeSeconds."""
 
 
 class RetryRule(Model):
@@ -73,6 +74,21 @@ class RetryRule(Model):
         return self
 
 
+class NodesSpec(Model):
+    """What is done about nodes. Faults that blame a node are also remembered across jobs: a node with too many of them
+    is avoided by all jobs."""
+
+    exclude_per_hour: int = Field(default=4, ge=0, le=1000)
+    """At most so many nodes are excluded by this job's own faults in any hour. So many at once point to something that
+    they share, or to the program; then no more are excluded, and an event says so."""
+    exclude_seconds: float = Field(default=86_400, ge=0)
+    """How long this job's new pods stay away from a node that a fault has named: a retry rule with ExcludeNode, an
+    unhealthy GPU, a verdict."""
+    force_delete_after_seconds: float = Field(default=60, ge=0, le=86_400)
+    """Pods that were deleted so long ago are deleted by force where their node is not ready: nobody is there to confirm
+    their end. Where the node is gone or out of service that is done at once, and elsewhere never."""
+
+
 class ResilienceSpec(Model):
     """What is done when something breaks."""
 
@@ -82,6 +98,8 @@ class ResilienceSpec(Model):
     """Rules on exit codes and last lines of output."""
     hang: HangSpec = Field(default_factory=HangSpec)
     """Hang detection."""
+    nodes: NodesSpec = Field(default_factory=NodesSpec)
+    """Nodes."""
     rejoin_grace_seconds: float = Field(default=5, ge=0.1, le=3600)
     """How long a member without a stream may take to come back once steps have stopped."""
     leader_deadline_seconds: float = Field(default=60, ge=1, le=3600)

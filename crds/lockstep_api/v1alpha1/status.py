@@ -174,7 +174,9 @@ class Fault(StatusModel):
     exit_code: int | None = None
     """Exit code, or minus the signal."""
     witness: str = ""
-    """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, progress."""
+    """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, devicePlugin, taint, progress."""
+    blame: str = ""
+    """Named: a rule or a verdict says that the node is to blame; Suspected: the worker's error may be its GPU's."""
     message: str = ""
     """What is known of it: a worker's error, or where a stuck one stands."""
     seconds: dict[str, float] = Field(default_factory=dict)
@@ -185,6 +187,19 @@ class Fault(StatusModel):
     """Where the state was that training went on from: memory, buddy (the memory of another pod) or store."""
     log_tail: list[str] = Field(default_factory=list)
     """Last lines of the worker's output."""
+
+
+class ExcludedNode(StatusModel):
+    """A node that this job's new pods stay away from."""
+
+    node: str
+    """Kubernetes node."""
+    since: str
+    """When the fault was noticed that named it, RFC 3339."""
+    until: str
+    """RFC 3339."""
+    reason: str = ""
+    """Cause of that fault."""
 
 
 class LedgerState(StatusModel):
@@ -246,6 +261,8 @@ class TrainingJobStatus(StatusModel):
     """Ordinal → incarnation of its newest pod, where that is not 0: names are never used twice."""
     faults: list[Fault] = Field(default_factory=list)
     """The last ten."""
+    excluded_nodes: list[ExcludedNode] = Field(default_factory=list)
+    """Nodes that new pods stay away from because of this job's own faults."""
     fault_cursor: str = "0/0"
     """epoch/generation of the newest fault that was counted: none is counted twice."""
     start_time: str | None = None

@@ -22,6 +22,14 @@ class Backend(Protocol):
         """Nodes by name; empty where nothing is known of them."""
         ...
 
+    def excluded(self) -> frozenset[str]:
+        """Nodes that new pods of all jobs stay away from."""
+        ...
+
+    def learn(self, job: TrainingJob) -> None:
+        """Hear of the faults in the job's status, for the memory of nodes. Telling the same again changes nothing."""
+        ...
+
     def token(self, job: TrainingJob) -> str:
         """The job's bearer token."""
         ...

@@ -20,6 +20,7 @@ from lockstep_operator.kube import (
     KubeClient,
     Resource,
 )
+from lockstep_operator.nodememory import NodeMemory
 from lockstep_operator.plan import children, pods
 from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod
 from lockstep_operator.plan.observed import Node, Pod
@@ -30,9 +31,18 @@ _CHILDREN: dict[ChildKind, Resource] = {"Service": SERVICES, "Secret": SECRETS, 
 class KubernetesBackend:
     """All jobs of a cluster, or of some of its namespaces."""
 
-    def __init__(self, client: KubeClient, cache: ClusterCache, defaults: pods.PodDefaults, master_key: bytes) -> None:
-        self._client, self._cache, self._defaults, self._master_key = client, cache, defaults, master_key
-        self._events = EventPoster(client)
+    def __init__(
+        self,
+        client: KubeClient,
+        cache: ClusterCache,
+        *,
+        memory: NodeMemory,
+        events: EventPoster,
+        defaults: pods.PodDefaults,
+        master_key: bytes,
+    ) -> None:
+        self._client, self._cache, self._memory, self._events = client, cache, memory, events
+        self._defaults, self._master_key = defaults, master_key
 
     def pods(self, job: TrainingJob) -> tuple[Pod, ...]:
         """From the cache."""
@@ -41,6 +51,14 @@ class KubernetesBackend:
     def nodes(self) -> Mapping[str, Node]:
         """From the cache."""
         return self._cache.nodes()
+
+    def excluded(self) -> frozenset[str]:
+        """From the memory of nodes."""
+        return self._memory.excluded()
+
+    def learn(self, job: TrainingJob) -> None:
+        """Into the memory of nodes."""
+        self._memory.learn(job)
 
     def token(self, job: TrainingJob) -> str:
         """HMAC-SHA256 of the job's uid under the operator's master key: the operator need not read the Secret that it

@@ -80,6 +80,13 @@ class LocalBackend:
         """None: this machine's own condition is nobody's witness."""
         return {}
 
+    def excluded(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    def learn(self, job: TrainingJob) -> None:
+        """There is one node, and no other job."""
+
     def token(self, job: TrainingJob) -> str:
         """A fresh one for each run."""
         return self._token

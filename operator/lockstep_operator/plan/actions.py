@@ -19,7 +19,8 @@ class NewPod:
     name: str
     ordinal: int
     incarnation: int
-    avoid_nodes: tuple[str, ...] = ()  # lately lost, perhaps not yet known to the scheduler
+    avoid_nodes: tuple[str, ...] = ()  # lately lost, perhaps not yet known to the scheduler: a preference
+    exclude_nodes: tuple[str, ...] = ()  # never there
 
 
 @dataclass(frozen=True, slots=True)

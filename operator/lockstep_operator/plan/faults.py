@@ -7,10 +7,12 @@ of leader and members, the node's condition, missing progress. One witness alone
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lockstep_api.messages import FaultReport, Recovered, Term
 from lockstep_api.v1alpha1 import Fault, TrainingJob, TrainingJobStatus
+from lockstep_operator.plan.departures import Departure, settled, suspect
 from lockstep_operator.plan.observed import Leader, Observed, Pod
 from lockstep_operator.plan.pool import bump, current
 from lockstep_operator.plan.slots import FRESH_ANSWER
@@ -19,8 +21,8 @@ from lockstep_operator.plan.times import rfc3339, unix
 AGREED_SILENCE = 5.0
 """Seconds of silence after which a leader is lost if a second witness agrees (PROTOCOLS §3.5: leaderDeadline)."""
 KEPT_FAULTS = 10
-AVOID_NODE_SECONDS = 600.0
-"""How long new pods avoid a node that was lost: until the cluster has surely noticed by itself."""
+CONFIRM_SECONDS = 600.0
+"""A node that is not ready so soon after its member fell silent is why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,34 +33,51 @@ class Loss:
     ordinal: int
     slot: int | None  # None: it held none
     node: str
-    cause: str  # PodLost, PodFailed, PodDeleted, ContainerCrashLoop, NodeLost, LeaderLost, or the leader's word
+    # PodLost, PodFailed, PodDeleted, NodeDrained, ContainerCrashLoop, NodeLost, NodeLeaving, NodeExcluded,
+    # GpuUnhealthy, LeaderLost, or the leader's word
+    cause: str
     witness: str
+    message: str = ""
     counts: bool = True  # against the budget and in status.faults
 
 
 # ------------------------------------------------------------------------------------------ who is lost
 
 
-def losses(job: TrainingJob, status: TrainingJobStatus, observed: Observed, now: float) -> list[Loss]:
-    """Pods to give up now, by slot, then by ordinal."""
+def losses(
+    job: TrainingJob,
+    status: TrainingJobStatus,
+    observed: Observed,
+    leaving: Mapping[str, Departure],
+    *,
+    heirs: bool,
+    now: float,
+) -> list[Loss]:
+    """Pods to give up now, by slot, then by ordinal. ``heirs``: others are ready for the slots of all who leave."""
     by_name = {pod.name: pod for pod in observed.pods}
     found: list[Loss] = []
     for slot_text, name in sorted(status.slots.items(), key=lambda entry: int(entry[0])):
         pod = by_name.get(name)
-        reason = _member_lost(job, status, observed, now, slot=int(slot_text), pod=pod, name=name)
+        slot = int(slot_text)
+        why = leaving.get(name) if heirs else None
+        reason = _member_lost(job, status, observed, now, slot=slot, pod=pod, name=name, leaving=why)
         if reason:
             ordinal = pod.ordinal if pod else _ordinal(name)
-            found.append(Loss(name, ordinal, int(slot_text), pod.node if pod else "", *reason))
+            found.append(Loss(name, ordinal, slot, pod.node if pod else "", *reason))
     members = set(status.slots.values())
     for pod in sorted(current(observed.pods, status.incarnations).values(), key=lambda pod: pod.ordinal):
         if pod.name in members:
             continue
         if pod.ended:
-            found.append(Loss(pod.name, pod.ordinal, None, pod.node, "PodFailed", "podStatus"))
+            found.append(Loss(pod.name, pod.ordinal, None, pod.node, "PodFailed", "podStatus", _disrupted(pod)))
         elif pod.deleting:  # somebody's wish, not a fault; it held no slot
-            found.append(Loss(pod.name, pod.ordinal, None, pod.node, "PodDeleted", "podStatus", counts=False))
+            reason = _deleted(pod, observed)
+            found.append(Loss(pod.name, pod.ordinal, None, pod.node, *reason, counts=False))
         elif _node_down(pod, observed):
             found.append(Loss(pod.name, pod.ordinal, None, pod.node, "NodeLost", "nodeCondition", counts=False))
+        elif (why := leaving.get(pod.name)) and settled(pod, now):
+            reason = (why.cause, why.witness, why.why)
+            found.append(Loss(pod.name, pod.ordinal, None, pod.node, *reason, counts=False))
     return found
 
 
@@ -71,25 +90,48 @@ def _member_lost(
     slot: int,
     pod: Pod | None,
     name: str,
-) -> tuple[str, str] | None:
-    """(cause, witness) if the member must be given up."""
+    leaving: Departure | None,
+) -> tuple[str, str, str] | None:
+    """(cause, witness, what more is known) if the member must be given up."""
     if pod is None:
-        return None if name in observed.creating else ("PodLost", "podStatus")
+        return None if name in observed.creating else ("PodLost", "podStatus", "")
     if pod.ended:
-        return "PodFailed", "podStatus"
+        return "PodFailed", "podStatus", _disrupted(pod)
     if pod.deleting:
-        return "PodDeleted", "podStatus"
+        return _deleted(pod, observed)
     if pod.waiting == "CrashLoopBackOff":
-        return "ContainerCrashLoop", "podStatus"
+        return "ContainerCrashLoop", "podStatus", ""
     request = observed.leader.replace if observed.leader else None
     if request and request.epoch == status.epoch and slot in request.slots:
         # The leader has seen two things itself: no stream, and no step for the time of grace.
-        return request.cause, request.witness
-    if _node_down(pod, observed) and stalled(job, status, observed.leader, now):
-        return "NodeLost", "nodeCondition"
+        return request.cause, request.witness, ""
+    stands = stalled(job, status, observed.leader, now)
+    if _node_down(pod, observed) and stands:
+        node = observed.nodes.get(pod.node)
+        planned = node is not None and node.cordoned  # somebody works on it
+        return "NodeDrained" if planned else "NodeLost", "nodeCondition", ""
+    if leaving and (stands or stopped(status, observed)):
+        return leaving.cause, leaving.witness, leaving.why
+    if stands and suspect(job, pod, observed):
+        return "GpuUnhealthy", "devicePlugin", "the device plugin offers fewer GPUs than the pod has"
     if slot == 0 and (witness := leader_lost(job, pod, observed, now)):
-        return "LeaderLost", witness
+        return "LeaderLost", witness, ""
     return None
+
+
+def _deleted(pod: Pod, observed: Observed) -> tuple[str, str, str]:
+    node = observed.nodes.get(pod.node)
+    return "NodeDrained" if node and (node.cordoned or node.leaving) else "PodDeleted", "podStatus", _disrupted(pod)
+
+
+def _disrupted(pod: Pod) -> str:
+    return pod.disruption
+
+
+def stopped(status: TrainingJobStatus, observed: Observed) -> bool:
+    """The leader has said that this epoch's workers have ended."""
+    said = observed.leader.finished if observed.leader else None
+    return said is not None and said.term.epoch == status.epoch
 
 
 def leader_lost(job: TrainingJob, pod: Pod, observed: Observed, now: float) -> str | None:
@@ -127,16 +169,28 @@ def stalled(job: TrainingJob, status: TrainingJobStatus, leader: Leader | None, 
     return now - last >= max(AGREED_SILENCE, 3 * newest.seconds if newest else 0.0)
 
 
-def may_force(pod: Pod, observed: Observed) -> bool:
-    """Whether the pod may be deleted without its kubelet's word: nobody is there to give it."""
-    return _node_down(pod, observed)
+def may_force(job: TrainingJob, pod: Pod, observed: Observed, now: float) -> bool:
+    """Whether the pod may be deleted without its kubelet's word: nobody is there to give it. A kubelet that was only
+    away for a moment has some time to come back and end the pod in order."""
+    if not _node_down(pod, observed):
+        return False
+    node = observed.nodes.get(pod.node)
+    if node is None or node.out_of_service:
+        return True
+    return now >= (force_at(job, pod) or now + 1)
+
+
+def force_at(job: TrainingJob, pod: Pod) -> float | None:
+    """When the pod may be deleted by force if its node is not ready by then; None if nobody has deleted it yet."""
+    wait = job.spec.resilience.nodes.force_delete_after_seconds
+    return None if pod.deleted_at is None else pod.deleted_at + wait
 
 
 def _node_down(pod: Pod, observed: Observed) -> bool:
     if not pod.node or not observed.nodes:
         return False
     node = observed.nodes.get(pod.node)
-    return node is None or not node.ready or node.out_of_service
+    return node is None or node.down
 
 
 def _ordinal(pod_name: str) -> int:
@@ -171,6 +225,7 @@ def record(
             node=loss.node or None,
             pod=loss.pod,
             witness=loss.witness,
+            message=loss.message,
             seconds={"detect": round(detect, 3)} if loss.slot is not None else {},
         )
         _merge(faults, fresh)
@@ -225,6 +280,7 @@ def _fold_report(status: TrainingJobStatus, report: FaultReport, nodes: dict[str
         seconds={"detect": round(report.detect_seconds, 3)},
         log_tail=list(report.log_tail),
         message=report.message,
+        blame=report.blame,
     )
     _merge(faults, fresh)
     return status.model_copy(
@@ -278,20 +334,19 @@ def refill(status: TrainingJobStatus) -> TrainingJobStatus:
     return status.model_copy(update={"budgets_used": status.budgets_used.model_copy(update={"process": 0, "pod": 0})})
 
 
-def nodes_to_avoid(status: TrainingJobStatus, now: float) -> tuple[str, ...]:
-    """Nodes lately lost, for new pods to stay away from where they can."""
-    return tuple(
-        sorted(
-            {
-                fault.node
-                for fault in status.faults
-                if fault.node
-                and fault.rung in ("pod", "spare")
-                and fault.cause not in ("PodDeleted", "ContainerCrashLoop")
-                and now - unix(fault.at) < AVOID_NODE_SECONDS
-            }
-        )
-    )
+def confirm(status: TrainingJobStatus, observed: Observed, now: float) -> TrainingJobStatus:
+    """Status in which silence has a cause: a member fell silent, and shortly after its node is found to be down. Where
+    somebody works on the node (it is cordoned) nothing more is said of it."""
+    faults = list(status.faults)
+    for index, fault in enumerate(faults):
+        if fault.cause not in ("MemberLost", "LeaderLost") or not fault.node or not observed.nodes:
+            continue
+        node = observed.nodes.get(fault.node)
+        down = node is None or (node.down and not node.cordoned)
+        if down and now - unix(fault.at) < CONFIRM_SECONDS:
+            witness = f"{fault.witness}, nodeCondition"
+            faults[index] = fault.model_copy(update={"cause": "NodeLost", "witness": witness})
+    return status if faults == status.faults else status.model_copy(update={"faults": faults})
 
 
 def cursor(status: TrainingJobStatus) -> Term:

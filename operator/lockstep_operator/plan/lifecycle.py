@@ -10,8 +10,8 @@ from lockstep_api.v1alpha1 import Members, Phase, TrainingJob, TrainingJobStatus
 from lockstep_operator.plan import faults, ledger
 from lockstep_operator.plan.actions import DeletePod, Event, Plan
 from lockstep_operator.plan.observed import Observed
-from lockstep_operator.plan.pool import bump
-from lockstep_operator.plan.status import find_condition, set_condition
+from lockstep_operator.plan.pool import bump, current
+from lockstep_operator.plan.status import explain, find_condition, set_condition
 from lockstep_operator.plan.times import rfc3339, unix
 
 FINAL_CHECKPOINT_SECONDS = 120.0
@@ -68,6 +68,15 @@ def deadline(job: TrainingJob, status: TrainingJobStatus, now: float) -> float |
     return None if limit is None or job.spec.suspend else now + limit - active_seconds(status, now)
 
 
+def startup_deadline(job: TrainingJob, status: TrainingJobStatus) -> float | None:
+    """When startupDeadlineSeconds will have passed; None if the job runs already, or may wait. A job is in these phases
+    until its first step since it was started or resumed; a recovery is no start."""
+    limit = job.spec.startup_deadline_seconds
+    if limit is None or job.spec.suspend or not status.active_since:
+        return None
+    return unix(status.active_since) + limit if status.phase in (Phase.PENDING, Phase.STARTING) else None
+
+
 def last_checkpoint(
     job: TrainingJob, status: TrainingJobStatus, observed: Observed, leads: bool, now: float
 ) -> Plan | None:
@@ -76,13 +85,13 @@ def last_checkpoint(
     if limit is None or now < limit or job.spec.checkpoint is None or not status.slots or not leads:
         return None
     latest = limit + FINAL_CHECKPOINT_SECONDS
-    if now >= latest or _stopped(status, observed):
+    if now >= latest or faults.stopped(status, observed):
         return None
     stop = Stop(job.uid, status.epoch, "activeDeadlineSeconds have passed", seconds=FINAL_CHECKPOINT_SECONDS)
     return Plan(status=status, send=(stop,), again_at=latest)
 
 
-def ending(job: TrainingJob, status: TrainingJobStatus, observed: Observed, now: float) -> Ending | None:
+def ending(job: TrainingJob, status: TrainingJobStatus, observed: Observed, leads: bool, now: float) -> Ending | None:
     """Whether the job ends now; behind its deadline it does, unless ``last_checkpoint`` has something to wait for."""
     said = observed.leader.finished if observed.leader else None
     if said and said.term.epoch == status.epoch and said.outcome != "stopped":
@@ -93,6 +102,17 @@ def ending(job: TrainingJob, status: TrainingJobStatus, observed: Observed, now:
             False,
             "DeadlineExceeded",
             f"The job was active for {job.spec.active_deadline_seconds} s, its activeDeadlineSeconds.",
+        )
+    started_by = startup_deadline(job, status)
+    heard = observed.leader.progress if leads and observed.leader else None
+    if started_by is not None and now >= started_by and not (heard and heard.state in ("running", "finishing")):
+        pods = sorted(current(observed.pods, status.incarnations).values(), key=lambda pod: pod.ordinal)
+        _, waits = explain(status, job, pods, observed)
+        return Ending(
+            False,
+            "StartupDeadlineExceeded",
+            f"No step was finished within {job.spec.startup_deadline_seconds} s, the job's startupDeadlineSeconds. "
+            f"It was waiting for this: {waits.removesuffix('.')}.",
         )
     if observed.refusal and observed.refusal.code == 422:
         # The template can't be changed, so trying again can't help.
@@ -149,7 +169,7 @@ def after_end(job: TrainingJob, observed: Observed, now: float) -> Plan:
         expires = unix(status.completion_time) + job.spec.ttl_seconds_after_finished
     return Plan(
         status=status,
-        delete=delete_all(observed, "The job has ended"),
+        delete=delete_all(job, observed, "The job has ended", now),
         delete_job=expires is not None and now >= expires,
         again_at=expires,
     )
@@ -171,7 +191,7 @@ def suspend(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lea
         status = _suspended(job, status, now)
         return Plan(status=status, events=_suspended_event(job, status))
     status = status.model_copy(update={"phase": Phase.SUSPENDING})
-    if status.slots and leads and not _stopped(status, observed) and now < since + STOP_SECONDS:
+    if status.slots and leads and not faults.stopped(status, observed) and now < since + STOP_SECONDS:
         stop = Stop(job.uid, status.epoch, "spec.suspend is true", seconds=FINAL_CHECKPOINT_SECONDS)
         return Plan(status=status, send=(stop,), again_at=since + STOP_SECONDS)
     status = ledger.close_epoch(status)
@@ -184,21 +204,15 @@ def suspend(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lea
             "ready": f"0/{job.spec.nodes}",
         }
     )
-    return Plan(status=status, delete=delete_all(observed, "The job is suspended"), again_at=now + 2)
+    return Plan(status=status, delete=delete_all(job, observed, "The job is suspended", now), again_at=now + 2)
 
 
-def _stopped(status: TrainingJobStatus, observed: Observed) -> bool:
-    """The leader has said that this epoch's workers have ended."""
-    said = observed.leader.finished if observed.leader else None
-    return said is not None and said.term.epoch == status.epoch
-
-
-def delete_all(observed: Observed, reason: str) -> tuple[DeletePod, ...]:
+def delete_all(job: TrainingJob, observed: Observed, reason: str, now: float) -> tuple[DeletePod, ...]:
     """Every pod; by force where its node is down."""
     return tuple(
-        DeletePod(pod.name, pod.uid, faults.may_force(pod, observed), reason)
+        DeletePod(pod.name, pod.uid, faults.may_force(job, pod, observed, now), reason)
         for pod in observed.pods
-        if not pod.deleting or faults.may_force(pod, observed)
+        if not pod.deleting or faults.may_force(job, pod, observed, now)
     )
 
 

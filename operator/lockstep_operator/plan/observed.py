@@ -33,6 +33,9 @@ class Pod:
     node: str = ""  # empty until it is scheduled
     address: str = ""  # host:port of the agent; empty until the pod has an address
     deleting: bool = False
+    deleted_at: float | None = None  # when its deletion was asked for
+    disruption: str = ""  # why the cluster took it away: PreemptionByScheduler, EvictionByEvictionAPI …
+    bad_device: str = ""  # the kubelet says that a device of the container is unhealthy: its name
     restarts: int = 0  # of the container `trainer`, in place
     running: bool = False  # that container runs now
     waiting: str = ""  # why it does not: ImagePullBackOff, CrashLoopBackOff, CreateContainerConfigError …
@@ -53,7 +56,18 @@ class Node:
 
     name: str
     ready: bool = True
-    out_of_service: bool = False  # an administrator says: it is off, its pods are dead
+    out_of_service: bool = False  # an administrator or the cloud says: it is off, its pods are dead
+    cordoned: bool = False  # no new pods; planned work
+    leaving: str = ""  # it is about to be taken away: the notice, a few words
+    sick: str = ""  # another system has found its hardware at fault: the condition
+    gpus: int = 0  # that it has
+    gpus_healthy: int = 0  # that the device plugin offers
+    taint: str | None = None  # value of our own taint, if it is on the node
+
+    @property
+    def down(self) -> bool:
+        """Nothing that it says can be expected, nothing that runs there counts."""
+        return not self.ready or self.out_of_service
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +119,7 @@ class Observed:
 
     pods: tuple[Pod, ...] = ()
     nodes: Mapping[str, Node] = field(default_factory=dict)
+    excluded: frozenset[str] = frozenset()  # nodes that all jobs' new pods stay away from
     children: frozenset[str] = frozenset()  # kinds known to exist: Service, Secret, ConfigMap
     creating: frozenset[str] = frozenset()  # pods whose creation was answered, not yet in `pods`
     agents: Mapping[str, Agent] = field(default_factory=dict)  # by pod uid

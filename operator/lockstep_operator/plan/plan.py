@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import get_args
@@ -10,9 +10,10 @@ from typing import get_args
 from lockstep_api import constants
 from lockstep_api.messages import FaultAck, FromOperator
 from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
-from lockstep_operator.plan import faults, ledger, lifecycle, pool, slots, story
+from lockstep_operator.plan import departures, faults, ledger, lifecycle, pool, slots, story
 from lockstep_operator.plan import status as status_rules
 from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod, Plan, Target
+from lockstep_operator.plan.nodes import jobwide
 from lockstep_operator.plan.observed import Observed, Pod
 
 PROBED_MEMBERS = 4
@@ -37,19 +38,22 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         status = status_rules.follow(status, job, observed, now)
         status = faults.refill(status)
     status = faults.fold_reports(status, observed)
+    status = faults.confirm(status, observed, now)
     heard = observed.leader.progress if leads and status.slot_map_hash and observed.leader else None
     status = ledger.fold(status, observed.pods, job.spec.gpus_per_node, heard.ledger if heard else None, now)
 
     # Whether the job goes on.
     if saving := lifecycle.last_checkpoint(job, status, observed, leads, now):
         return replace(saving, leader=leader)
-    if ending := lifecycle.ending(job, status, observed, now):
+    if ending := lifecycle.ending(job, status, observed, leads, now):
         return lifecycle.finish(job, status, observed, ending, now)
     if job.spec.suspend:
         return replace(lifecycle.suspend(job, status, observed, leads, now), leader=leader)
 
     # Who is lost, and who takes the place.
-    lost = faults.losses(job, status, observed, now)
+    leaving = departures.departures(job, status, observed)
+    moving, heirs = departures.moving(status, leaving), departures.heirs(status, observed, leaving, now)
+    lost = faults.losses(job, status, observed, leaving, heirs=heirs >= len(moving), now=now)
     events = [_loss_event(loss) for loss in lost]
     if lost:
         if any(loss.slot is not None for loss in lost):
@@ -66,8 +70,10 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         )
         if ending := lifecycle.overspent(job, status):
             return lifecycle.finish(job, status, observed, ending, now)
+    status, said_of_nodes = jobwide.exclude(job, status, now)
+    events += said_of_nodes
     pods = pool.current(observed.pods, status.incarnations)
-    change = _new_epoch(job, status, pods, observed, leads=leads, now=now)
+    change = _new_epoch(job, status, pods, observed, leads=leads, leaving=set(leaving), now=now)
     fence = None
     if change:
         status = ledger.close_epoch(status)
@@ -100,9 +106,15 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     events += story.fault_events(job.status, status)
 
     # What follows from the status.
-    create, delete = _pods(job, status, observed, now)
-    probe = _probes(job, status, pods, observed, leads=leads, now=now)
-    times = [lifecycle.deadline(job, status, now), observed.refusal.retry_at if observed.refusal else None]
+    moving = departures.moving(status, leaving)
+    create, delete = _pods(job, status, observed, leaving, now)
+    probe = _probes(job, status, pods, observed, leads=leads, moving=bool(moving), now=now)
+    times = [
+        lifecycle.deadline(job, status, now),
+        lifecycle.startup_deadline(job, status),
+        observed.refusal.retry_at if observed.refusal else None,
+        *(time for pod in observed.pods if (time := faults.force_at(job, pod)) is not None and time > now),
+    ]
     if probe or (observed.leader and not observed.leader.connected):
         times.append(now + PROBE_SECONDS)
     kinds: tuple[ChildKind, ...] = get_args(ChildKind)
@@ -114,7 +126,10 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         label=_labels(status, pods),
         leader=leader,
         fence=fence,
-        send=_messages(job, status, leader, observed),
+        send=(
+            *_messages(job, status, leader, observed),
+            *(departures.ask(job, status, moving) if leads and heirs >= len(moving) else ()),
+        ),
         probe=probe,
         events=tuple(events),
         again_at=min((time for time in times if time is not None), default=None),
@@ -132,14 +147,21 @@ class _Change:
 
 
 def _new_epoch(
-    job: TrainingJob, status: TrainingJobStatus, pods: Mapping[int, Pod], observed: Observed, *, leads: bool, now: float
+    job: TrainingJob,
+    status: TrainingJobStatus,
+    pods: Mapping[int, Pod],
+    observed: Observed,
+    *,
+    leads: bool,
+    leaving: Set[str],
+    now: float,
 ) -> _Change | None:
     """The next membership, if one is needed and every slot can be filled."""
     usable = [pod for pod in pods.values() if slots.usable(pod, observed.agents)]
     holders = {int(slot): name for slot, name in status.slots.items()}
     # At the first start nobody has waited long; later a spare must prove that it is alive before it gets a slot.
     candidates = [pod for pod in usable if status.epoch == 0 or slots.fresh(pod, observed.agents, now)]
-    assigned = slots.assign(job.spec.nodes, holders, candidates)
+    assigned = slots.assign(job.spec.nodes, holders, candidates, last=leaving)
     known = {pod.name for pod in usable}
     if assigned is None or not known.issuperset(assigned.values()):
         return None
@@ -222,7 +244,14 @@ def _messages(
 
 
 def _probes(
-    job: TrainingJob, status: TrainingJobStatus, pods: Mapping[int, Pod], observed: Observed, *, leads: bool, now: float
+    job: TrainingJob,
+    status: TrainingJobStatus,
+    pods: Mapping[int, Pod],
+    observed: Observed,
+    *,
+    leads: bool,
+    moving: bool,
+    now: float,
 ) -> tuple[Target, ...]:
     """Agents to ask who they are. Members are left in peace while nothing is to be changed, so that an operator that
     starts beside a healthy run of thousands of pods opens one connection; while the leader is silent, a few are asked
@@ -233,7 +262,7 @@ def _probes(
     settled = len(members) == job.spec.nodes and (leads or not heard)
     if leader and (leader.epoch_request or leader.finished):
         settled = False
-    vacant = len(members) < job.spec.nodes
+    vacant = moving or len(members) < job.spec.nodes
     unknown = [
         pod
         for pod in pods.values()
@@ -260,16 +289,22 @@ def _target(pod: Pod) -> Target:
 
 
 def _pods(
-    job: TrainingJob, status: TrainingJobStatus, observed: Observed, now: float
+    job: TrainingJob,
+    status: TrainingJobStatus,
+    observed: Observed,
+    leaving: Mapping[str, departures.Departure],
+    now: float,
 ) -> tuple[tuple[NewPod, ...], tuple[DeletePod, ...]]:
+    """Besides the job's own pods there are as many more as members will leave, less the spares."""
     pods = pool.current(observed.pods, status.incarnations)
     members = set(status.slots.values())
+    extra = max(0, len(departures.moving(status, leaving)) - job.spec.spares)
     wanted = pool.wanted_ordinals(
-        job.spec.nodes + job.spec.spares, [pod.ordinal for pod in pods.values() if pod.name in members], pods
+        job.spec.nodes + job.spec.spares + extra, [pod.ordinal for pod in pods.values() if pod.name in members], pods
     )
-    avoid = faults.nodes_to_avoid(status, now)
+    avoid, exclude = jobwide.avoided(status, observed, now), jobwide.excluded(status, observed)
     missing = [
-        NewPod(pool.pod_name(job.name, ordinal, incarnation), ordinal, incarnation, avoid)
+        NewPod(pool.pod_name(job.name, ordinal, incarnation), ordinal, incarnation, avoid, exclude)
         for ordinal in sorted(wanted - set(pods))
         for incarnation in [pool.incarnation_of(status.incarnations, ordinal)]
     ]
@@ -282,10 +317,10 @@ def _pods(
         # Nothing half-made is left: pods that wait for others that may not come hold GPUs for nothing.
         surplus = list(pods.values())
     delete = tuple(
-        DeletePod(pod.name, pod.uid, faults.may_force(pod, observed), reason)
+        DeletePod(pod.name, pod.uid, faults.may_force(job, pod, observed, now), reason)
         for group, reason in ((given_up, "Another pod takes its place"), (surplus, "It is not needed"))
         for pod in group
-        if not pod.deleting or faults.may_force(pod, observed)
+        if not pod.deleting or faults.may_force(job, pod, observed, now)
     )
     return create, delete
 
@@ -314,4 +349,5 @@ def _spares(status: TrainingJobStatus, observed: Observed, lost: list[faults.Los
 def _loss_event(loss: faults.Loss) -> Event:
     where = f" on {loss.node}" if loss.node else ""
     held = f", which held slot {loss.slot}" if loss.slot is not None else ""
-    return Event("Warning" if loss.counts else "Normal", loss.cause, f"{loss.pod}{where}{held} is given up")
+    why = f": {loss.message}" if loss.message else ""
+    return Event("Warning" if loss.counts else "Normal", loss.cause, f"{loss.pod}{where}{held} is given up{why}")

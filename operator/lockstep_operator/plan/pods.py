@@ -81,6 +81,8 @@ def _spec(job: TrainingJob, new: NewPod, spec: Manifest, defaults: PodDefaults) 
         *spec.get("volumes", []),
         *(volume for _, volume in added if volume["name"] not in taken),
     ]
+    if new.exclude_nodes:
+        _exclude(spec, new.exclude_nodes)
     if new.avoid_nodes:
         _avoid(spec, new.avoid_nodes)
     return spec
@@ -191,5 +193,18 @@ def _avoid(spec: Manifest, nodes: tuple[str, ...]) -> None:
     """Prefer other nodes; a preference, since silence alone excludes no node."""
     affinity = spec.setdefault("affinity", {}).setdefault("nodeAffinity", {})
     preferred = affinity.setdefault("preferredDuringSchedulingIgnoredDuringExecution", [])
-    match = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(nodes)}
-    preferred.append({"weight": 100, "preference": {"matchExpressions": [match]}})
+    preferred.append({"weight": 100, "preference": {"matchFields": _other_than(nodes)}})
+
+
+def _exclude(spec: Manifest, nodes: tuple[str, ...]) -> None:
+    """Only other nodes, whatever else the template asks for: its terms are alternatives, so each gets the condition."""
+    affinity = spec.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+    required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
+    for term in required.get("nodeSelectorTerms") or required.setdefault("nodeSelectorTerms", [{}]):
+        term.setdefault("matchFields", []).extend(_other_than(nodes))
+
+
+def _other_than(nodes: tuple[str, ...]) -> list[Manifest]:
+    """By the node's name, as DaemonSets do: the label kubernetes.io/hostname may be another one. A requirement on a
+    field takes one value only."""
+    return [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from lockstep_api.messages import Membership, SlotInfo
 from lockstep_operator.plan.observed import Agent, Pod
@@ -13,11 +13,14 @@ FRESH_ANSWER = 5.0
 """Seconds for which an agent's answer proves that it is alive."""
 
 
-def assign(nodes: int, holders: Mapping[int, str], candidates: Iterable[Pod]) -> dict[int, str] | None:
+def assign(
+    nodes: int, holders: Mapping[int, str], candidates: Iterable[Pod], last: Set[str] = frozenset()
+) -> dict[int, str] | None:
     """Slot → pod name for all of ``nodes`` slots, or None if candidates are too few. ``holders`` keep their slots;
-    what is vacant goes to candidates by ordinal."""
+    what is vacant goes to candidates by ordinal, those in ``last`` only where there is nobody else."""
     vacant = [slot for slot in range(nodes) if slot not in holders]
-    taking = sorted((pod for pod in candidates if pod.name not in holders.values()), key=lambda pod: pod.ordinal)
+    free = (pod for pod in candidates if pod.name not in holders.values())
+    taking = sorted(free, key=lambda pod: (pod.name in last, pod.ordinal))
     if len(taking) < len(vacant):
         return None
     return {**holders, **{slot: pod.name for slot, pod in zip(vacant, taking, strict=False)}}

@@ -44,6 +44,8 @@ def test_what_the_defaults_install(render: Render) -> None:
         ("ClusterRoleBinding", "ls-cluster"),
         ("Role", "ls-lease"),
         ("RoleBinding", "ls-lease"),
+        ("Role", "ls-nodes"),
+        ("RoleBinding", "ls-nodes"),
         ("Service", "ls-metrics"),
         ("Deployment", "ls"),
         ("ConfigMap", "ls-dashboard-job"),
@@ -67,7 +69,7 @@ def test_what_the_defaults_install(render: Render) -> None:
         ({"serviceAccount": {"create": False}}, set(), {("ServiceAccount", "ls")}),
         (
             {"watchNamespaces": ["team-a"]},
-            {("RoleBinding", "ls-jobs")},
+            {("RoleBinding", "ls-jobs"), ("Role", "ls-node-events"), ("RoleBinding", "ls-node-events")},
             {("ClusterRoleBinding", "ls-jobs")},
         ),
     ],
@@ -109,7 +111,7 @@ def test_the_operator_may_do_what_it_does_and_no_more(render: Render) -> None:
     """The table is the review: who widens a role widens it here too."""
     granted: dict[str, set[str]] = {}
     manifests = render()
-    for name in (("ClusterRole", "ls-jobs"), ("ClusterRole", "ls-cluster"), ("Role", "ls-lease")):
+    for name in (("ClusterRole", "ls-jobs"), ("ClusterRole", "ls-cluster"), ("Role", "ls-lease"), ("Role", "ls-nodes")):
         for rule in manifests[name]["rules"]:
             for group in rule["apiGroups"]:
                 for resource in rule["resources"]:
@@ -121,12 +123,24 @@ def test_the_operator_may_do_what_it_does_and_no_more(render: Render) -> None:
         "trainingjobs/finalizers.lockstep.dev": {"update"},
         "pods": {"list", "watch", "create", "patch", "delete"},
         "services": {"create"},
-        "configmaps": {"create"},
+        "configmaps": {"create", "list ls-nodes", "watch ls-nodes", "update ls-nodes"},
         "secrets": {"create"},
         "events": {"create"},
         "nodes": {"list", "watch"},
         "leases.coordination.k8s.io": {"create", "get ls", "update ls"},
     }
+
+
+def test_nodes_are_changed_only_where_the_administrator_asks_for_taints(render: Render) -> None:
+    def verbs(values: dict[str, Any]) -> set[str]:
+        (rule,) = render(values)["ClusterRole", "ls-cluster"]["rules"]
+        assert rule["resources"] == ["nodes"]
+        return set(rule["verbs"])
+
+    assert verbs({}) == {"list", "watch"}
+    assert "--taint-nodes" not in container(render())["args"]
+    assert verbs({"nodes": {"taint": True}}) == {"list", "watch", "get", "patch"}
+    assert "--taint-nodes" in container(render({"nodes": {"taint": True}}))["args"]
 
 
 def test_rights_are_bound_in_the_watched_namespaces_only(render: Render, template: Any) -> None:

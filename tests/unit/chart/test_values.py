@@ -61,6 +61,7 @@ def test_every_value_is_described() -> None:
         ({"masterKey": {"value": "short"}}, "at '/masterKey/value'"),
         ({"metrics": {"podMonitor": {"interval": "15"}}}, "at '/metrics/podMonitor/interval'"),
         ({"logLevel": "loud"}, "at '/logLevel': value must be one of 'debug', 'info', 'warning', 'error'"),
+        ({"nodes": {"excludeShare": 10}}, "at '/nodes/excludeShare': maximum: got 10, want 1"),
         ({"podLabels": {"a": 1}}, "at '/podLabels/a': got number, want string"),
     ],
     ids=lambda value: yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else "",

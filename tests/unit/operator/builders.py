@@ -130,6 +130,7 @@ class World:
     leader: Leader | None = None
     fenced: Membership | None = None
     refusal: Refusal | None = None
+    excluded: frozenset[str] = frozenset()
     children: set[str] = field(default_factory=set)
     created: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
@@ -152,6 +153,7 @@ class World:
             leader=self.leader,
             fenced=self.fenced,
             refusal=self.refusal,
+            excluded=self.excluded,
         )
 
     def plan(self) -> Plan:
@@ -168,7 +170,7 @@ class World:
         for new in decided.create:
             assert new.name not in self.pods, f"{new.name} exists already"
             self.created.append(new.name)
-            self.add_pod(new.name, new.ordinal, new.incarnation)
+            self.add_pod(new.name, new.ordinal, new.incarnation, new.exclude_nodes)
         for gone in decided.delete:
             self.deleted.append(gone.name)
             pod = self.pods[gone.name]
@@ -177,7 +179,7 @@ class World:
             if self._node(pod).ready or gone.force:
                 del self.pods[gone.name]
             else:
-                self.pods[gone.name] = replace(pod, deleting=True)
+                self.pods[gone.name] = replace(pod, deleting=True, deleted_at=self.now)
         for label in decided.label:
             if label.name in self.pods:
                 self.pods[label.name] = replace(
@@ -195,15 +197,18 @@ class World:
                 return decided
         raise AssertionError(f"no fixpoint after {limit} plans: {decided}")
 
-    def add_pod(self, name: str, ordinal: int, incarnation: int) -> Pod:
-        node = f"node-{ordinal}"  # the scheduler passes nodes over that are down
-        while not self.nodes.setdefault(node, Node(node)).ready or self.nodes[node].out_of_service:
+    def add_pod(self, name: str, ordinal: int, incarnation: int, exclude: tuple[str, ...] = ()) -> Pod:
+        node = f"node-{ordinal}"  # the scheduler passes nodes over that are down, or not to be used
+        while not self.usable(self.nodes.setdefault(node, Node(node))) or node in exclude:
             node += "x"
         pod = Pod(name, f"uid-{name}", ordinal, incarnation, "Pending", self.now)
         if self.auto:
             pod = replace(pod, phase="Running", running=True, node=node, address=f"10.0.0.{ordinal}:29400")
         self.pods[name] = pod
         return pod
+
+    def usable(self, node: Node) -> bool:
+        return not (node.down or node.cordoned or node.leaving)
 
     def run_pods(self) -> None:
         """Every pending pod is scheduled and starts."""

@@ -30,6 +30,12 @@ class Recorder:
     def nodes(self) -> Mapping[str, Node]:
         return {}
 
+    def excluded(self) -> frozenset[str]:
+        return frozenset()
+
+    def learn(self, job: TrainingJob) -> None:
+        self.calls.append("learn")
+
     def token(self, job: TrainingJob) -> str:
         return "token"
 

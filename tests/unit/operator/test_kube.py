@@ -162,7 +162,8 @@ def test_a_deletion_that_the_watch_missed_is_found_by_the_next_list() -> None:
     woken: list[str] = []
 
     async def test(client: KubeClient) -> None:
-        cache = ClusterCache(client, ("team",), woken.append)
+        cache = ClusterCache(client, ("team",))
+        cache.wake = woken.append
         task = asyncio.create_task(cache._pod_informers[0].run())
         await cache.synced()
         while {one.uid for one in cache.pods("j")} != {"3"}:

@@ -281,3 +281,72 @@ def test_a_job_that_waited_for_the_store_with_its_last_step_ends_without_trouble
     world.leader = replace(world.leader, finished=finished(1))
     world.settle()
     assert (world.status.phase, condition(world, "CheckpointDegraded")) == (Phase.SUCCEEDED, "False")
+
+
+# --------------------------------------------------------------------------------------- start-up deadline
+
+
+def test_a_job_that_does_not_start_in_time_fails_with_what_it_waited_for() -> None:
+    world = World(make_job(nodes=2, startupDeadlineSeconds=600), auto=False)
+    world.step()
+    name = "run-1-0"
+    world.pods[name] = replace(world.pods[name], message="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+    world.pods["run-0-0"] = replace(world.pods["run-0-0"], node="node-0")
+    world.now += 599
+    world.settle()
+    assert world.status.phase == "Pending"
+    assert world.plan().again_at == world.now + 1
+    world.now += 1
+    world.step()
+    assert world.status.phase == "Failed"
+    failed = next(one for one in world.status.conditions if one.type == "Failed")
+    assert failed.reason == "StartupDeadlineExceeded"
+    assert "startupDeadlineSeconds" in failed.message
+    assert "run-1-0: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu" in failed.message
+
+
+def test_members_that_are_up_but_make_no_step_miss_the_deadline_too() -> None:
+    world = World(make_job(nodes=2, startupDeadlineSeconds=600))
+    world.settle()
+    world.say(state="starting")
+    world.settle()
+    assert world.status.phase == "Starting"
+    world.now += 600
+    world.step()
+    assert world.status.phase == "Failed"
+
+
+def test_a_first_step_at_the_last_moment_counts() -> None:
+    world = World(make_job(nodes=2, startupDeadlineSeconds=600))
+    world.settle()
+    world.now += 600
+    world.say(newest=summary(1, world.now))
+    world.settle()
+    assert world.status.phase == "Running"
+
+
+def test_a_job_that_has_run_may_take_longer_to_recover_than_to_start() -> None:
+    world = World(make_job(nodes=2, startupDeadlineSeconds=600))
+    world.train(step=5)
+    world.auto = False
+    world.pods["run-1-0"] = replace(world.pods["run-1-0"], phase="Failed")
+    world.settle()
+    world.now += 10_000
+    world.settle()
+    assert world.status.phase == "Recovering"
+
+
+def test_time_in_suspension_is_no_start() -> None:
+    world = World(make_job(nodes=1, startupDeadlineSeconds=600, suspend=True))
+    world.now += 10_000
+    world.settle()
+    assert world.status.phase == "Suspended"
+    world.job = world.job.model_copy(update={"spec": world.job.spec.model_copy(update={"suspend": False})})
+    world.auto = False
+    world.settle()
+    world.now += 599
+    world.settle()
+    assert world.status.phase == "Pending"
+    world.now += 1
+    world.step()
+    assert world.status.phase == "Failed"

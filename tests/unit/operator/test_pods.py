@@ -155,9 +155,25 @@ def test_rendering_leaves_the_job_as_it_was() -> None:
 def test_nodes_that_were_lost_are_avoided_where_possible() -> None:
     pod = render(new=NewPod("run-0-1", 0, 1, avoid_nodes=("node-7",)))
     (preferred,) = pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
-    assert preferred["preference"]["matchExpressions"] == [
-        {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-7"]}
+    assert preferred["preference"]["matchFields"] == [
+        {"key": "metadata.name", "operator": "NotIn", "values": ["node-7"]}
     ]
+
+
+def test_excluded_nodes_are_ruled_out_in_every_alternative_of_the_template() -> None:
+    """Terms are alternatives: one without the condition would let the pod onto the node."""
+    rule = {"key": "gpu", "operator": "In", "values": ["h100"]}
+    terms = [{"matchExpressions": [rule]}, {"matchExpressions": [{**rule, "values": ["h200"]}]}]
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+    new = NewPod("run-0-1", 0, 1, exclude_nodes=("node-7", "node-9"))
+    out = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in ("node-7", "node-9")]
+
+    def required(pod: dict[str, Any]) -> Any:
+        return pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+
+    assert required(render(new=new)) == {"nodeSelectorTerms": [{"matchFields": out}]}
+    with_terms = required(render({"spec": {"affinity": affinity}}, new))
+    assert with_terms == {"nodeSelectorTerms": [{**term, "matchFields": out} for term in terms]}
 
 
 def test_credentials_come_from_the_secret_that_the_job_names() -> None:

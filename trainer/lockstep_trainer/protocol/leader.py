@@ -232,7 +232,7 @@ class Leader:
         fault, decision = verdict
         self.keeping.ended(self, fault)
         rung = decision.rung if isinstance(decision, policy.Restart) else "pod"
-        effects = self.reports.fault(self, fault, rung, now)
+        effects = self.reports.fault(self, fault, rung, policy.blame(fault, decision), now)
         if isinstance(decision, policy.Fail):
             failed = Finished(self.plan.job_uid, self.term, "failed", decision.reason, decision.message)
             effects += self._end(failed, now)

@@ -83,6 +83,8 @@ class Replace:
 
     slot: int
     why: str
+    names_node: bool = False
+    """A rule of the job's says that the node is to blame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,15 @@ def decide(fault: Fault, earlier: Sequence[Fault], restarts_used: int, ladder: L
     return Restart("process")
 
 
+def blame(fault: Fault, decision: Decision) -> Literal["", "Suspected", "Named"]:
+    """What the fault says against its node, which the operator remembers across jobs: a rule names it, or the worker's
+    error may be its GPU's or the fabric's."""
+    if isinstance(decision, Replace) and decision.names_node:
+        return "Named"
+    worker = fault.cause == "WorkerExited" and not fault.user_error and not isinstance(decision, Fail)
+    return "Suspected" if worker and _may_be_hardware(fault.error or "") else ""
+
+
 def _rules_say(fault: Fault, rules: Iterable[RetryRule]) -> Decision | None:
     if fault.user_error or fault.exit_code == USER_ERROR_EXIT:
         return Fail("UserError", fault.error or f"rank {fault.rank} refused its configuration or data (exit code 65)")
@@ -165,7 +176,7 @@ def _rules_say(fault: Fault, rules: Iterable[RetryRule]) -> Decision | None:
     if rule is None or rule.action == "Restart":
         return None
     if rule.action == "ExcludeNode" and fault.slot is not None:
-        return Replace(fault.slot, "resilience.retry blames its node")
+        return Replace(fault.slot, "resilience.retry blames its node", names_node=True)
     text = f"rank {fault.rank} ended by {_exit_text(fault)}, which resilience.retry declares fatal"
     reason = "FatalLogPattern" if rule.exit_codes is None else "FatalExitCode"
     return Fail(reason, f"{text}: {fault.error}" if fault.error else text)

@@ -45,6 +45,7 @@ HANG_RANKS = 32
 """Steps that throughput is taken over."""
 
 Rung = Literal["process", "container", "pod"]
+NodeBlame = Literal["", "Suspected", "Named"]
 State = Literal["forming", "starting", "running", "recovering", "finishing"]
 
 
@@ -194,7 +195,7 @@ class Reports:
         self.dirty = True
         return effects + (self._progress(leader, now) if self.connected else [])
 
-    def fault(self, leader: Leader, fault: Fault, rung: Rung, now: float) -> list[Effect]:
+    def fault(self, leader: Leader, fault: Fault, rung: Rung, blame: NodeBlame, now: float) -> list[Effect]:
         """A fault was judged."""
         report = FaultReport(
             job_uid=leader.plan.job_uid,
@@ -210,6 +211,7 @@ class Reports:
             step=fault.step,
             log_tail=fault.log_tail,
             message=fault.error or "",
+            blame=blame,
         )
         self.unacknowledged.append(report)
         counts = self.fault_counts()

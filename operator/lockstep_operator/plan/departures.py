@@ -1,0 +1,101 @@
+"""Pods that must leave their node while they still run: it is about to be taken away, or a GPU of theirs is unhealthy.
+
+Another pod is made ready first. Then, if steps advance, the leader is asked for a last checkpoint, and the slot moves.
+Nothing is lost by that but the time of one restart; and where no other pod comes up, nothing is given away. A node that
+is only cordoned is not left: who drains it deletes the pods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lockstep_api.messages import Stop
+from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from lockstep_operator.plan.observed import Observed, Pod
+from lockstep_operator.plan.pool import current
+from lockstep_operator.plan.slots import fresh, usable
+
+CHECKPOINT_SECONDS = 20.0
+"""What the last checkpoint before a move may take to become durable; after that memory and the buddy have to do. Notice
+is 30 s on Azure and Google Cloud, 120 s on AWS (their documentation of spot machines)."""
+
+
+SETTLED_SECONDS = 60.0
+"""A pod without a slot that is younger stays: it was put there in spite of all, by a template that tolerates any taint
+say, and the next one would be too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """Why a pod is to leave."""
+
+    cause: str  # NodeLeaving, GpuUnhealthy, NodeExcluded (spares only)
+    witness: str
+    why: str
+
+
+def departures(job: TrainingJob, status: TrainingJobStatus, observed: Observed) -> Mapping[str, Departure]:
+    """Pod name → why it is to leave; members and others."""
+    found: dict[str, Departure] = {}
+    members = set(status.slots.values())
+    kept_away = {one.node for one in status.excluded_nodes} | observed.excluded
+    for pod in current(observed.pods, status.incarnations).values():
+        if why := _departure(job, pod, observed):
+            found[pod.name] = why
+        elif pod.node in kept_away and pod.name not in members:
+            # It would be given a slot one day, on a node that no new pod is given.
+            found[pod.name] = Departure("NodeExcluded", "memory", f"{pod.node} is excluded")
+    return found
+
+
+def settled(pod: Pod, now: float) -> bool:
+    """Whether a pod without a slot has been where it is for long enough to be moved."""
+    return now - pod.created >= SETTLED_SECONDS
+
+
+def _departure(job: TrainingJob, pod: Pod, observed: Observed) -> Departure | None:
+    node = observed.nodes.get(pod.node)
+    if pod.bad_device:
+        return Departure("GpuUnhealthy", "devicePlugin", f"its device {pod.bad_device} is unhealthy")
+    if node is None:
+        return None
+    if 0 < node.gpus_healthy < job.spec.gpus_per_node <= node.gpus:
+        # Fewer are left than the pod holds. None at all is a device plugin that restarts (and see `suspect`).
+        return Departure("GpuUnhealthy", "devicePlugin", f"{node.gpus_healthy} of {node.gpus} GPUs are healthy")
+    if node.leaving:
+        return Departure("NodeLeaving", "taint", node.leaving)
+    return None
+
+
+def suspect(job: TrainingJob, pod: Pod, observed: Observed) -> bool:
+    """Whether the pod has an unhealthy GPU, or the device plugin offers too few, be it for a moment: a second witness
+    when steps have stopped."""
+    node = observed.nodes.get(pod.node)
+    return bool(pod.bad_device) or (node is not None and node.gpus_healthy < job.spec.gpus_per_node <= node.gpus)
+
+
+def heirs(status: TrainingJobStatus, observed: Observed, leaving: Mapping[str, Departure], now: float) -> int:
+    """How many pods could take a leaving member's slot at once."""
+    members = set(status.slots.values())
+    return sum(
+        1
+        for pod in current(observed.pods, status.incarnations).values()
+        if pod.name not in members
+        and pod.name not in leaving
+        and usable(pod, observed.agents)
+        and fresh(pod, observed.agents, now)
+    )
+
+
+def moving(status: TrainingJobStatus, leaving: Mapping[str, Departure]) -> list[Departure]:
+    """Those that hold a slot."""
+    return [leaving[name] for name in status.slots.values() if name in leaving]
+
+
+def ask(job: TrainingJob, status: TrainingJobStatus, members: list[Departure]) -> tuple[Stop, ...]:
+    """The request for a last checkpoint before these members leave."""
+    if not members:
+        return ()
+    text = "; ".join(sorted({one.why for one in members}))
+    return (Stop(job.uid, status.epoch, f"a member leaves its node: {text}", seconds=CHECKPOINT_SECONDS),)

@@ -1,0 +1,68 @@
+"""Which nodes one job's new pods stay away from because of its own faults."""
+
+from __future__ import annotations
+
+from lockstep_api.v1alpha1 import ExcludedNode, Fault, TrainingJob, TrainingJobStatus
+from lockstep_operator.plan.actions import Event
+from lockstep_operator.plan.nodes.exclusion import allowance
+from lockstep_operator.plan.observed import Observed
+from lockstep_operator.plan.times import rfc3339, unix
+
+AVOID_SECONDS = 600.0
+"""How long new pods prefer other nodes than one that was lost: until the cluster has surely noticed by itself."""
+NAMING = frozenset({"GpuUnhealthy", "Corruption", "Straggler"})
+"""Causes that name a node by themselves; of others a rule of ``resilience.retry`` can say it."""
+_BLAMELESS = frozenset({"PodDeleted", "NodeDrained", "NodeLeaving", "NodeExcluded", "ContainerCrashLoop"})
+
+
+def names_node(fault: Fault) -> bool:
+    """Whether the fault says that its node is to blame."""
+    return bool(fault.node) and (fault.blame == "Named" or fault.cause in NAMING)
+
+
+def exclude(job: TrainingJob, status: TrainingJobStatus, now: float) -> tuple[TrainingJobStatus, tuple[Event, ...]]:
+    """Status with the nodes excluded that its faults name, as far as the breaker lets them, and the events of it."""
+    rules = job.spec.resilience.nodes
+    kept = [one for one in status.excluded_nodes if now < unix(one.until)]
+    known = {one.node for one in kept}
+    seen = {(fault.at, fault.pod) for fault in job.status.faults}
+    events: list[Event] = []
+    for fault in status.faults:
+        until = unix(fault.at) + rules.exclude_seconds
+        if not names_node(fault) or fault.node is None or fault.node in known or now >= until:
+            continue
+        if allowance((unix(one.since) for one in kept), now, rules.exclude_per_hour):
+            kept.append(ExcludedNode(node=fault.node, since=fault.at, until=rfc3339(until), reason=fault.cause))
+            known.add(fault.node)
+            text = f"New pods of this job stay away from {fault.node} until {rfc3339(until)}: {fault.cause}."
+            events.append(Event("Warning", "NodeExcluded", text))
+        elif (fault.at, fault.pod) not in seen:
+            text = (
+                f"{fault.node} is not excluded after {fault.cause}: resilience.nodes.excludePerHour "
+                f"({rules.exclude_per_hour}) nodes were in the last hour. So many point to something that they share, "
+                "or to the program."
+            )
+            events.append(Event("Warning", "NodeExclusionHeld", text))
+    if kept != status.excluded_nodes:
+        status = status.model_copy(update={"excluded_nodes": kept})
+    return status, tuple(events)
+
+
+def excluded(status: TrainingJobStatus, observed: Observed) -> tuple[str, ...]:
+    """Nodes that no new pod of the job may go to: its own, and those that all jobs stay away from."""
+    return tuple(sorted({one.node for one in status.excluded_nodes} | observed.excluded))
+
+
+def avoided(status: TrainingJobStatus, observed: Observed, now: float) -> tuple[str, ...]:
+    """Nodes that new pods go to only if there are no others: lately lost, about to go, or found at fault by another
+    system."""
+    lost = {
+        fault.node
+        for fault in status.faults
+        if fault.node
+        and fault.rung in ("pod", "spare")
+        and fault.cause not in _BLAMELESS
+        and now - unix(fault.at) < AVOID_SECONDS
+    }
+    suspected = {node.name for node in observed.nodes.values() if node.leaving or node.sick}
+    return tuple(sorted((lost | suspected) - set(excluded(status, observed))))
