@@ -242,7 +242,8 @@ def test_the_charts_roles_are_enough(control_plane: Cluster, api: Any, operator:
     everything = [one for one in yaml.safe_load_all(rendered) if one]
     (deployment,) = [one for one in everything if one["kind"] == "Deployment"]
     arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
-    (lease,) = [argument for argument in arguments if argument.startswith("--lease=")]
+    named = [argument for argument in arguments if argument.startswith(("--lease=", "--node-memory="))]
+    assert len(named) == 2
     kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
     wanted = [one for one in everything if one["kind"] in kinds]
     cluster_wide = [one for one in wanted if one["kind"].startswith("Cluster")]
@@ -256,7 +257,7 @@ def test_the_charts_roles_are_enough(control_plane: Cluster, api: Any, operator:
         config["current-context"] = config["contexts"][0]["name"]
         kubeconfig = tmp_path / "operator.kubeconfig"
         kubeconfig.write_text(yaml.safe_dump(config))
-        limited = Operator(tmp_path, kubeconfig, api.namespace, lease)
+        limited = Operator(tmp_path, kubeconfig, api.namespace, *named)
         api.create(job("limited", 2, activeDeadlineSeconds=600))
         limited.start()
         try:
@@ -268,6 +269,9 @@ def test_the_charts_roles_are_enough(control_plane: Cluster, api: Any, operator:
             eventually(lambda: api.get("tj", "limited")["status"]["phase"] == "Suspended", "suspended")
             of_jobs = ("--field-selector", "involvedObject.kind=TrainingJob")
             eventually(lambda: api.get("events", *of_jobs)["items"], "events are written")
+            eventually(
+                lambda: api.kubectl("get", "cm", "-o", "name", "-l", "lockstep.dev/node-memory"), "nodes' memory"
+            )
             assert limited.stop() == 0
             assert "forbidden" not in limited.log.lower(), limited.log
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from lockstep_trainer.protocol.policy import (
     Replace,
     Restart,
     RetryRule,
+    blame,
     decide,
     root_cause,
 )
@@ -97,3 +99,22 @@ def test_root_cause(suspects: list[Fault], rank: int) -> None:
     """The fault record names the worker that failed first, whatever order the reports came in."""
     assert root_cause(suspects).rank == rank
     assert root_cause(reversed(suspects)).rank == rank
+
+
+@pytest.mark.parametrize(
+    ("fields", "rules", "against"),
+    [
+        ({"error": "CUDA error: an illegal instruction"}, (), "Suspected"),
+        ({"error": "CUDA error: device-side assert triggered"}, (), ""),  # an index out of range
+        ({"error": "CUDA out of memory"}, (), ""),
+        ({"error": "IndexError: list index out of range"}, (), ""),
+        ({"error": "NCCL error", "user_error": True}, (), ""),
+        ({"error": "lost", "cause": "MemberLost"}, (), ""),
+        ({"error": "boom"}, (RetryRule("ExcludeNode", None, "boom"),), "Named"),
+        ({"error": "NCCL error"}, (RetryRule("Fail", None, "NCCL"),), ""),  # the user says that it is the program
+    ],
+)
+def test_what_is_said_against_a_node(fields: dict[str, Any], rules: tuple[RetryRule, ...], against: str) -> None:
+    """The operator remembers it across jobs: a program's own error must not count."""
+    fault = Fault(**{"cause": "WorkerExited", "witness": "exit", "at": 1.0, "noticed": 1.0, "slot": 1, **fields})
+    assert blame(fault, decide(fault, [], 0, Ladder(rules=rules))) == against
