@@ -139,6 +139,35 @@ WRONG = (
         ("trainer.recipe.globalBatchTokens: 5000 is not a multiple", "= 512", "choose a multiple"),
     ),
     Wrong(
+        "more nodes at least than in all",
+        {"spec.resilience": {"elastic": {"minNodes": 3}}},
+        ("resilience.elastic.minNodes: 3 is more than nodes, 2; choose fewer, or leave elastic out",),
+    ),
+    Wrong(
+        "fewer nodes than whole replicas take",
+        {"spec.parallelism": {"pipeline": 4}, "spec.resilience": {"elastic": {"minNodes": 1}}},
+        (
+            "resilience.elastic.minNodes: 1 nodes have no whole number of data-parallel replicas of 4 GPUs; choose a "
+            "number that has",
+        ),
+        models_say=("minNodes: the job can't train on 1 nodes: 2 GPUs are no multiple of", "choose one of 2"),
+    ),
+    Wrong(
+        "fewer nodes than the experts are spread over",
+        {"spec.parallelism": {"expert": 4}, "spec.resilience": {"elastic": {"minNodes": 1}}},
+        ("resilience.elastic.minNodes: on 1 nodes parallelism.expert 4 does not divide shard × context × tensor",),
+        models_say=("minNodes: the job can't train on 1 nodes: expert 4 does not divide",),
+    ),
+    Wrong(
+        "fewer nodes than the batch divides among",
+        {"spec.nodes": 4, "spec.resilience": {"elastic": {"minNodes": 3}}},
+        (
+            "resilience.elastic.minNodes: on 3 nodes trainer.recipe.globalBatchTokens 4096 is not a multiple of "
+            "sequenceLength × data-parallel width = 768; choose another number",
+        ),
+        models_say=("a batch of 4096 tokens is no multiple of", "= 768; choose one of 1, 2, 4"),
+    ),
+    Wrong(
         "evaluation without held-out files",
         {"spec.trainer.evaluate": {"every": 10}},
         ("trainer.evaluate needs held-out documents; set trainer.data.holdout", "or trainer.evaluate.sources"),

@@ -41,6 +41,8 @@ MANAGED_BY = f"{GROUP}/operator"
 # --- condition types (metav1.Condition) ------------------------------------------------------------------------
 CONDITION_READY = "Ready"
 """All members hold a slot and training steps advance."""
+CONDITION_SHRUNK = "Shrunk"
+"""Training goes on with fewer nodes than ``spec.nodes``, since there is no room for all of them."""
 CONDITION_SUSPENDED = "Suspended"
 """The job has no pods because ``spec.suspend`` is true."""
 CONDITION_CHECKPOINT_DEGRADED = "CheckpointDegraded"

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations, cycle
 from typing import Any, Literal
 
+from lockstep_api.v1alpha1.parallelism import V_SCHEDULES
 from lockstep_trainer.model.config import DecoderConfig
-from lockstep_trainer.parallel.layout import V_SCHEDULES, Layout
+from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.recompute import Recompute
 
 Precision = Literal["fp64", "fp32", "bf16"]

@@ -72,7 +72,7 @@ class Agent:
         """What workers have staged while there was no agent."""
         member = self.node.member
         origin = member.holdings.memory.origin
-        own = [s.state for s in self.pod.volume.snapshots if s.whole and s.slot == member.slot]
+        own = [s.state for s in self.pod.volume.snapshots if s.whole and s.slot == member.working_slot]
         own = [state for state in own if origin and Term(state.epoch, state.generation) == origin.term]
         if origin and own:
             self.tell(events.StateStaged(origin.term, max(own, key=lambda state: state.step)))

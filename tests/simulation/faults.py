@@ -21,7 +21,7 @@ class Faults:
         self._kinds: list[Callable[[Pod], None]] = [
             self._worker, self._worker, self._agent, self._agent, self._container, self._partition, self._partition,
             self._reboot, self._power_off, self._delete, self._store, self._rendezvous, self._operator,
-            self._drain, self._corrupt, self._mute, self._slow_commits,
+            self._drain, self._corrupt, self._mute, self._slow_commits, self._no_room, self._no_room,
         ]  # fmt: skip
         self._next()
 
@@ -44,6 +44,7 @@ class Faults:
         world = self.world
         world.network.faulty = world.store.faulty = world.store.away = world.store.mute = False
         world.store.slowness = 0.0
+        world.make_room()
         for pod in world.pods.values():
             if pod.powered:
                 world.network.cut_off.discard(pod.name)
@@ -87,6 +88,12 @@ class Faults:
         """Preemption, say: the pod hears of it and is gone soon."""
         pod.tell(PodEnding(4.0))
         self.world.clockwork.after(4.0, pod.delete)
+
+    def _no_room(self, pod: Pod) -> None:
+        """A node is lost, and for a while there is none for another pod."""
+        self.world.room = False
+        pod.delete()
+        self.world.clockwork.after(self.world.clockwork.between(4.0, 15.0), self.world.make_room)
 
     def _corrupt(self, pod: Pod) -> None:
         """Bits flip in a snapshot."""

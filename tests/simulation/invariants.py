@@ -40,6 +40,10 @@ class Invariants:
         self.last_step_at = 0.0
         self.finished: Finished | None = None
 
+    def nodes_of(self, state: StateId) -> int:
+        """On how many nodes the state was made."""
+        return self.starts[f"{state.epoch}/{state.generation}"].nodes
+
     def joined(self, worker: Worker) -> None:
         """(b) A worker joins only its own prefix, and a generation's number is used once."""
         start, prefix = worker.start, worker.start.rendezvous.prefix
@@ -58,6 +62,8 @@ class Invariants:
         if store.term.epoch != start.term.epoch or store.term > start.term:
             return
         newest = store.newest.state if store.newest else None
+        if start.memory and self.nodes_of(start.memory.state) != start.nodes:
+            raise Violation(f"{prefix} starts from {start.memory.state}, whose shards are of another number of nodes")
         if start.memory is None and start.restore != store.newest:
             raise Violation(f"{prefix} starts from {start.restore}, but {store.newest} is durable")
         if start.memory and newest and not self.descends(start.memory.state, newest):
@@ -87,8 +93,8 @@ class Invariants:
         now = StateId(group.step, group.start.term.epoch, group.start.term.generation)
         if kept is None or kept.term != group.start.term or not self.descends(now, kept.state):
             return  # nothing was kept yet, or its copies were corrupt and the workers began from the store
-        if kept.state in self.corrupt or not self.world.plan.memory_buddy:
-            return  # its other copy makes up for that, and for nothing more
+        if kept.state in self.corrupt or not self.world.plan.memory_buddy or group.start.nodes == 1:
+            return  # its other copy makes up for that, and for nothing more; a node alone has no buddy
         gpus = group.start.gpus_per_node
         pods = {rank // gpus: worker.pod for rank, worker in group.joined.items()}
         kept_at = {slot: pod.volume.holding(kept.state) for slot, pod in pods.items()}
@@ -154,6 +160,8 @@ class Invariants:
 
     def ended(self, finished: Finished) -> None:
         """A job that has succeeded has its last step on the chain."""
+        if finished.outcome == "stopped" and self.world.operator.stopping is None:
+            return  # to go on with more nodes
         self.finished = finished
         self.world.clockwork.over = True
         newest = self.world.store.newest

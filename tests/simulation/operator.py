@@ -14,6 +14,7 @@ from lockstep_api.messages import (
     EpochRequest,
     FaultAck,
     FaultReport,
+    Finished,
     Inventory,
     Membership,
     ReplaceRequest,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 LOOP_SECONDS = (0.4, 1.2)
+SHRINK_SECONDS = 3.0
+GROW_SECONDS = 10.0
+"""What the leader may take for a last checkpoint before more nodes train."""
 AGREED_SILENCE = 5.0
 LEADER_DEADLINE = 20.0
 
@@ -47,6 +51,8 @@ class Operator:
         self.wanted: set[int] = set()
         self.fresh_epoch = False
         self.stopping: Stop | None = None
+        self.short_since: float | None = None  # since when a slot waits for a pod
+        self.stopped: int | None = None  # the epoch whose leader has stopped, with a last checkpoint
         world.clockwork.after(world.clockwork.between(0.1, 1.0), self.loop)
 
     def die(self) -> None:
@@ -63,6 +69,8 @@ class Operator:
         match message:
             case ReplaceRequest() if message.epoch == epoch:
                 self.wanted |= set(message.slots)
+            case Finished() if message.term.epoch == epoch and message.outcome == "stopped":
+                self.stopped = epoch
             case EpochRequest() if message.epoch == epoch:
                 self.fresh_epoch = True
             case FaultReport():
@@ -139,14 +147,18 @@ class Operator:
                 self.world.new_pod(pod.ordinal)
         held = {info.pod_uid for info in slots.values()}
         ready = [pod for pod in self.world.current_pods() if pod.uid not in held and self._answers(pod, now)]
-        for slot in range(self.world.plan.nodes):
+        nodes = self._width(slots, len(ready), now)
+        moving = [slots.pop(slot) for slot in sorted(slots) if slot >= nodes]
+        ready = [self.world.pods[info.pod] for info in moving] + ready
+        for slot in range(nodes):
             if slot not in slots and ready:
                 slots[slot] = self._info(slot, ready.pop(0))
         status["slots"] = slots
-        if len(slots) < self.world.plan.nodes:
+        if len(slots) < nodes:
             return
+        status["nodes"], self.short_since = nodes, None
         current = {slot: self._info(slot, self.world.pods[info.pod]) for slot, info in slots.items()}
-        mine = self.sent is not None and self.sent.epoch == status["epoch"]
+        mine = self.sent is not None and self.sent.epoch == status["epoch"] != self.stopped
         if mine and not self.fresh_epoch and current == {info.slot: info for info in self.sent.slots}:  # type: ignore[union-attr]
             return
         if any(self.inventories.get(info.pod_uid) is None for info in current.values()):
@@ -161,6 +173,28 @@ class Operator:
         self.leader_lost_at = now
         self._keep_stream()
         self._send(self.sent)
+
+    def _width(self, slots: dict[int, SlotInfo], ready: int, now: float) -> int:
+        """On how many nodes the job is to train. Fewer where a slot finds no pod for a while; more again where there
+        are pods for them, once the leader has stopped with a last checkpoint."""
+        nodes: int = self.world.status.get("nodes", self.world.plan.nodes)
+        have = len(slots) + ready
+        if len(slots) < nodes:
+            self.short_since = now if self.short_since is None else self.short_since
+            return have if self.world.status["epoch"] and 0 < have < nodes and self._waited(now) else nodes
+        more = min(have, self.world.plan.nodes)
+        if more == nodes or self.stopping:
+            return nodes
+        epoch = self.world.status["epoch"]
+        if self.stopped == epoch:
+            return more
+        if self.leader:
+            stop = Stop("job-uid", epoch, f"growing to {more} nodes", seconds=GROW_SECONDS)
+            self.leader.tell(events.OperatorSaid(stop))
+        return nodes
+
+    def _waited(self, now: float) -> bool:
+        return self.short_since is not None and now - self.short_since > SHRINK_SECONDS
 
     def _lost(self, slot: int, pod: Pod) -> bool:
         now = self.world.clockwork.now

@@ -26,7 +26,7 @@ class Pod:
         self.address = f"{self.name}:29400"
         self.boots, self.boot_id = 0, ""
         self.exists = True  # for the API server
-        self.powered = True
+        self.scheduled = self.powered = world.room
         self.node_ready = True
         self.agent: Agent | None = None
         self.workers: list[Worker] = []
@@ -34,7 +34,8 @@ class Pod:
         self.volume = Volume()
         self.quiesced = Term(0, 0)
         self.container_starts = self.agent_starts = 0
-        self.power_on()
+        if self.scheduled:
+            self.power_on()
 
     def tell(self, event: events.Event) -> None:
         """To the agent, if there is one."""
@@ -91,6 +92,8 @@ class Pod:
 
     def power_off(self) -> None:
         """The node is gone; other ends of its connections hear nothing."""
+        if not self.scheduled:
+            return
         self.powered = False
         self.world.network.cut_off.add(self.name)
         self.stop_processes()
@@ -98,7 +101,7 @@ class Pod:
 
     def power_on(self) -> None:
         """The node is back: same pod, empty volume."""
-        if not self.exists:
+        if not self.exists or not self.scheduled:
             return
         self.world.network.cut_off.discard(self.name)
         self.powered = self.node_ready = True

@@ -77,6 +77,8 @@ def _unhealed(world: World) -> str | None:
             return f"slot {info.slot} is still given to {pod.name}, which is gone"
     if world.workers.broken(invariants.newest_step_term):
         return f"the workers of {invariants.newest_step_term} are broken, and nobody has noticed"
+    if len(world.status["slots"]) < world.plan.nodes:
+        return f"only {len(world.status['slots'])} of {world.plan.nodes} nodes train"
     idle = world.clockwork.now - invariants.last_step_at
     if idle > STEADY_SECONDS:
         return f"no step for {idle:.1f} s"

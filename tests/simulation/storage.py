@@ -36,7 +36,8 @@ class SimulatedStore:
     """``latest``, with its version, and all manifests."""
 
     clockwork: Clockwork
-    slots: int = 1
+    nodes_of: Callable[[StateId], int] = lambda _: 1
+    """On how many nodes the state was made."""
     folders: dict[StateId, dict[int, StoredFile]] = field(default_factory=dict)
     term: Term = Term(0, 0)  # noqa: RUF009  (frozen)
     newest: RestorePoint | None = None
@@ -87,7 +88,9 @@ class SimulatedStore:
             raise Superseded
         assert self.term.epoch == term.epoch, "committed without a fence"
         assert (state.epoch, state.generation) <= (term.epoch, term.generation), "committed by an older term"
-        assert effect.files == tuple(self.folders[state].get(slot) for slot in range(self.slots)), "a torn folder"
+        assert effect.files == tuple(self.folders[state].get(slot) for slot in range(self.nodes_of(state))), (
+            "a torn folder"
+        )
         point = RestorePoint(state, f"step-{state.step}-e{state.epoch}-g{state.generation}", "sha")
         if point.state in self.lineage():
             return point

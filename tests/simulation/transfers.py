@@ -30,7 +30,7 @@ class Transfers:
 
     @property
     def _slot(self) -> int:
-        slot = self._agent.node.member.slot
+        slot = self._agent.node.member.working_slot
         assert slot is not None
         return slot
 
@@ -67,7 +67,7 @@ class Transfers:
                 return
             reachable = target is not None and self._world.network.reachable(self._pod.name, target.name)
             up = reachable and target.agent is not None and target.agent.alive  # type: ignore[union-attr]
-            if up and self._received(target, effect, source.durable):  # type: ignore[arg-type]
+            if up and self._received(target, effect, source):  # type: ignore[arg-type]
                 self._agent.later(lambda: self._agent.tell(events.StateCopied(effect.state)))
             else:
                 self._copy_again(effect, 0.5)
@@ -88,12 +88,12 @@ class Transfers:
             self._pod.volume.snapshots.remove(corrupt)
         self.held()
 
-    def _received(self, target: Pod, effect: effects.CopySnapshot, durable: int) -> bool:
+    def _received(self, target: Pod, effect: effects.CopySnapshot, source: Snapshot) -> bool:
         """The buddy verifies what it got before it counts."""
         state = effect.state
-        if target.volume.find(state, self._slot):
+        if target.volume.find(state, source.slot):
             return True
-        fresh = target.volume.begin(state, self._slot, durable, own=False, keep=effect.keep)
+        fresh = target.volume.begin(state, source.slot, source.durable, source.nodes, own=False, keep=effect.keep)
         if fresh is None:
             return False
         fresh.whole = True
@@ -116,15 +116,15 @@ class Transfers:
             if not self._agent.alive or self._uploading is not effect:
                 source.readers.discard(self._agent)
                 return
-            file = StoredFile(f"r{self._slot}", 1, f"{effect.state}")
+            file = StoredFile(f"r{source.slot}", 1, f"{effect.state}")
             try:
-                self._world.store.put(effect.state, self._slot, file)
+                self._world.store.put(effect.state, source.slot, file)
             except Unavailable:
                 self._failed(effect, "no answer", gone=False)
                 self._world.clockwork.after(0.7, done)
                 return
             source.readers.discard(self._agent)
-            header = "{}" if self._slot == 0 else None
+            header = "{}" if source.slot == 0 else None
             self._agent.tell(events.StateUploaded(effect.state, (file,), header))
 
         self._world.clockwork.after(self._world.clockwork.between(0.3, 3.0), done)
@@ -151,7 +151,7 @@ class Transfers:
             else None
         )
         if found and found.intact:
-            fresh = volume.begin(start.memory.state, slot, found.durable, own=True)
+            fresh = volume.begin(start.memory.state, slot, found.durable, found.nodes, own=True)
             if fresh:
                 fresh.whole = True
                 self.held()

@@ -18,6 +18,7 @@ class Snapshot:
     state: StateId
     slot: int
     durable: int
+    nodes: int
     whole: bool = True
     """False while it is written: nobody may see it."""
     intact: bool = True
@@ -49,10 +50,10 @@ class Volume:
 
     def copies(self) -> tuple[Copies, ...]:
         """What an agent sees that looks."""
-        return tuple(Copies(s.state, s.slot, s.durable) for s in self.snapshots if s.whole)
+        return tuple(Copies(s.state, s.slot, s.durable, s.nodes) for s in self.snapshots if s.whole)
 
     def begin(
-        self, state: StateId, slot: int, durable: int, *, own: bool, keep: StateId | None = None
+        self, state: StateId, slot: int, durable: int, nodes: int, *, own: bool, keep: StateId | None = None
     ) -> Snapshot | None:
         """Take a buffer for a state: that of the oldest one, if it is older, and neither kept nor read. None where none
         is free."""
@@ -63,7 +64,7 @@ class Volume:
             if not free:
                 return None
             self.snapshots.remove(min(free, key=lambda s: order_of(s.state)))
-        fresh = Snapshot(state, slot, durable, whole=False)
+        fresh = Snapshot(state, slot, durable, nodes, whole=False)
         self.snapshots.append(fresh)
         return fresh
 

@@ -174,7 +174,7 @@ class Workers:
         state, volume = self._state(group), pod.volume
         mine = [rank for rank, worker in group.joined.items() if worker.pod is pod]
         slot = mine[0] // group.start.gpus_per_node
-        fresh = volume.begin(state, slot, group.durable, own=True)
+        fresh = volume.begin(state, slot, group.durable, group.start.nodes, own=True)
         if fresh is None:
             return  # training never waits
 

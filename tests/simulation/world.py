@@ -46,12 +46,16 @@ class World:
             hang=HangBounds(factor=5.0, minimum_seconds=8.0, first_step_seconds=20.0),
         )  # fmt: skip
         self.invariants = Invariants(self)
-        self.store = SimulatedStore(self.clockwork, slots=nodes, on_commit=self.invariants.committed)
+        self.store = SimulatedStore(
+            self.clockwork, nodes_of=self.invariants.nodes_of, on_commit=self.invariants.committed
+        )
         self.workers = Workers(self)
         self.pods: dict[str, Pod] = {}
         self.by_address: dict[str, Pod] = {}
         self.incarnations = dict.fromkeys(range(nodes), -1)
         self.status: dict[str, Any] = {"epoch": 0, "slots": {}, "version": 0}  # what the API server keeps
+        self.room = True
+        """New pods find a node."""
         self._current: list[Pod] = []
         for ordinal in range(nodes):
             self.new_pod(ordinal)
@@ -83,6 +87,14 @@ class World:
         self.by_address[pod.address] = pod
         self._current = [*self._current[:ordinal], pod, *self._current[ordinal + 1 :]]
         return pod
+
+    def make_room(self) -> None:
+        """Pods that waited for a node get one."""
+        self.room = True
+        for pod in self._current:
+            if pod.exists and not pod.scheduled:
+                pod.scheduled = True
+                pod.power_on()
 
     def current_pods(self) -> list[Pod]:
         """The newest of each ordinal."""

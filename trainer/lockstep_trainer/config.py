@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lockstep_api.messages import Rendezvous, RestorePoint, StateId, Term
 from lockstep_api.v1alpha1 import CheckpointSpec, TrainerSpec, TrainingJobSpec
+from lockstep_api.v1alpha1.widths import resized
 from lockstep_trainer.errors import TrainerError, UserError
 
 
@@ -34,6 +35,17 @@ class Job:
     def samples_per_step(self) -> int:
         """Samples of one optimizer step over all ranks."""
         return self.trainer.recipe.global_batch_tokens // self.trainer.data.sequence_length
+
+    def on(self, world_size: int) -> Job:
+        """The job as ``world_size`` ranks train it: the operator may leave out whole data-parallel replicas. Raises
+        UserError where its degrees of parallelism can't be had on so many."""
+        full = self.spec.nodes * self.spec.gpus_per_node
+        try:
+            layout = resized(self.spec.parallelism, full, world_size)
+        except ValueError as error:
+            raise UserError(f"parallelism: {error}") from None
+        nodes = world_size // self.spec.gpus_per_node
+        return replace(self, spec=self.spec.model_copy(update={"nodes": nodes, "parallelism": layout}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def main(folder: Path) -> None:
 def run(folder: Path) -> None:
     """The worker's life, from orders to the last step. Raises TrainerError, or what torch raises."""
     orders = load_orders(folder / "start.json")
-    job = load_job(Path(orders.job))
+    job = load_job(Path(orders.job)).on(orders.world_size)
     with StepWriter.create(folder / "steps") as records:
         sections = Sections(records)
         with sections("data"):

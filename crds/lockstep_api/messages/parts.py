@@ -60,6 +60,7 @@ class Copies:
     state: StateId
     slot: int
     durable: int = 0  # step of the durable state whose samples the copy's log begins behind; 0: from the start
+    nodes: int = 0  # that trained when it was made: at another number a slot's ranks hold other shards; 0: not said
 
 
 @dataclass(frozen=True, slots=True)

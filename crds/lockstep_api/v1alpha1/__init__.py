@@ -24,13 +24,22 @@ from lockstep_api.v1alpha1.data import DataSource, DataSpec, DataStage, Tokenize
 from lockstep_api.v1alpha1.job import PodTemplate, TrainingJob, TrainingJobSpec
 from lockstep_api.v1alpha1.parallelism import ParallelismSpec
 from lockstep_api.v1alpha1.recipe import BatchRampSpec, OptimizerSpec, RecipeSpec, ScheduleSpec
-from lockstep_api.v1alpha1.resilience import BudgetsSpec, HangSpec, NodesSpec, ResilienceSpec, RetryAction, RetryRule
+from lockstep_api.v1alpha1.resilience import (
+    BudgetsSpec,
+    ElasticSpec,
+    HangSpec,
+    NodesSpec,
+    ResilienceSpec,
+    RetryAction,
+    RetryRule,
+)
 from lockstep_api.v1alpha1.status import (
     BudgetsUsed,
     CheckpointInterval,
     CheckpointStatus,
     Condition,
     DurableCheckpoint,
+    ElasticStatus,
     ExcludedNode,
     Fault,
     LedgerState,
@@ -57,6 +66,8 @@ __all__ = [
     "DataSpec",
     "DataStage",
     "DurableCheckpoint",
+    "ElasticSpec",
+    "ElasticStatus",
     "EvaluateSpec",
     "ExcludedNode",
     "ExportSpec",

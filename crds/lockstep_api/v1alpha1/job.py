@@ -10,10 +10,11 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from lockstep_api import constants
 from lockstep_api.v1alpha1.base import Model, cel
 from lockstep_api.v1alpha1.checkpoint import CheckpointSpec
-from lockstep_api.v1alpha1.parallelism import ParallelismSpec, layout_rules
+from lockstep_api.v1alpha1.parallelism import ParallelismSpec, elastic_rules, layout_rules
 from lockstep_api.v1alpha1.resilience import ResilienceSpec
 from lockstep_api.v1alpha1.status import TrainingJobStatus
 from lockstep_api.v1alpha1.trainer import TrainerSpec
+from lockstep_api.v1alpha1.widths import obstacle
 
 
 class PodTemplate(Model):
@@ -42,6 +43,7 @@ class TrainingJobSpec(Model):
     model_config = cel(
         ("has(self.trainer) != has(self.command)", "set exactly one of trainer and command"),
         *layout_rules(),
+        *elastic_rules(),
         (
             "!has(self.trainer) || !has(self.trainer.evaluate) || self.trainer.data.holdout > 0.0 || "
             "(has(self.trainer.evaluate.sources) && size(self.trainer.evaluate.sources) > 0)",
@@ -101,6 +103,7 @@ class TrainingJobSpec(Model):
         if (self.trainer is None) == (self.command is None):
             raise ValueError("set exactly one of trainer and command")
         self._check_layout(gpus)
+        self._check_elastic()
         if self.trainer is None:
             return self
         if self.checkpoint is None:
@@ -112,6 +115,23 @@ class TrainingJobSpec(Model):
                 "trainer.evaluate.sources"
             )
         return self
+
+    def _check_elastic(self) -> None:
+        elastic = self.resilience.elastic
+        if elastic is None:
+            return
+        fewest = elastic.min_nodes
+        if fewest > self.nodes:
+            raise ValueError(
+                f"resilience.elastic.minNodes: {fewest} is more than nodes, {self.nodes}; choose fewer, or leave "
+                "elastic out"
+            )
+        why = obstacle(self, fewest)
+        if why is None:
+            return
+        fitting = [str(nodes) for nodes in range(1, min(self.nodes, 64) + 1) if obstacle(self, nodes) is None]
+        ways = f"choose one of {', '.join(fitting)}" if fitting else "leave elastic out"
+        raise ValueError(f"resilience.elastic.minNodes: the job can't train on {fewest} nodes: {why}; {ways}")
 
     def _check_layout(self, gpus: int) -> None:
         layout = self.parallelism

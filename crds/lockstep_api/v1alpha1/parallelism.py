@@ -6,6 +6,9 @@ from pydantic import Field
 
 from lockstep_api.v1alpha1.base import Model
 
+SCHEDULES_OF_ONE_STAGE = ("GPipe", "1F1B")
+V_SCHEDULES = ("ZBVZeroBubble", "DualPipeV")
+
 
 class ParallelismSpec(Model):
     """How the GPUs are used: replicate × shard × context × tensor × pipeline of them. What the other degrees leave is
@@ -35,6 +38,28 @@ class ParallelismSpec(Model):
     """How layers are given to stages: by computed cost, by cost measured at start, or by count."""
     context_method: str = Field(default="allGather", pattern="^(allGather|ulysses)$")
     """How attention crosses ranks: keys and values are gathered (allGather), or heads are exchanged (ulysses)."""
+
+    @property
+    def stages_on_a_rank(self) -> int:
+        """Pieces of the model on each pipeline rank."""
+        if self.pipeline == 1 or self.schedule in SCHEDULES_OF_ONE_STAGE:
+            return 1
+        return 2 if self.schedule in V_SCHEDULES else self.stages_per_rank or 2
+
+    @property
+    def stages(self) -> int:
+        """Pieces of the model along the pipeline."""
+        return self.pipeline * self.stages_on_a_rank
+
+
+def runs_with(schedule: str, pipeline: int, stages: int, micro_batches: int) -> bool:
+    """Whether the schedule can do a step of so many micro-batches. What torch's schedules need: GPipe, LoopedBFS and
+    ZBVZeroBubble nothing, 1F1B and DualPipeV one for each stage, and those in rounds full rounds."""
+    if pipeline > 1 and schedule in ("1F1B", "DualPipeV"):
+        return micro_batches >= stages
+    if pipeline > 1 and schedule in ("Interleaved1F1B", "InterleavedZeroBubble"):
+        return micro_batches >= 1 and micro_batches % max(1, micro_batches // pipeline) == 0
+    return micro_batches >= 1
 
 
 _GPUS = "self.nodes * self.gpusPerNode"
@@ -88,5 +113,43 @@ def layout_rules() -> tuple[tuple[str, str], ...]:
             f"(self.trainer.recipe.batchRamp.increments * ({unit})) == 0)",
             "'trainer.recipe.batchRamp: startTokens and each of the parts up to globalBatchTokens must be multiples of "
             f"sequenceLength × data-parallel width = %d; change startTokens or increments'.format([{unit}])",
+        ),
+    )
+
+
+_ELASTIC = "self.resilience.elastic"
+_FEWER = f"({_ELASTIC}.minNodes * self.gpusPerNode)"  # GPUs of the fewest nodes
+
+
+def elastic_rules() -> tuple[tuple[str, str], ...]:
+    """Rules on ``resilience.elastic.minNodes``: the job can train on as few. ``widths.obstacle`` has those that need
+    the ramp and the schedule too."""
+    named = f"{_ELASTIC}.minNodes"
+    replica = f"({_GPUS}) / self.parallelism.replicate"  # GPUs of one copy of the sharded model
+    unit = f"self.trainer.data.sequenceLength * ({_FEWER} / ({_MODEL_WIDTH}))"
+    return (
+        (
+            f"!has({_ELASTIC}) || {named} <= self.nodes",
+            f"'resilience.elastic.minNodes: %d is more than nodes, %d; choose fewer, or leave elastic out'"
+            f".format([{named}, self.nodes])",
+        ),
+        (
+            f"!has({_ELASTIC}) || ({_GPUS}) % ({_NAMED}) != 0 || {named} > self.nodes || "
+            f"{_FEWER} % (self.parallelism.replicate > 1 ? {replica} : {_MODEL_WIDTH}) == 0",
+            f"'resilience.elastic.minNodes: %d nodes have no whole number of data-parallel replicas of %d GPUs; choose "
+            f"a number that has'.format([{named}, self.parallelism.replicate > 1 ? {replica} : {_MODEL_WIDTH}])",
+        ),
+        (
+            f"!has({_ELASTIC}) || ({_GPUS}) % ({_NAMED}) != 0 || self.parallelism.replicate > 1 || "
+            f"{_FEWER} / self.parallelism.pipeline % self.parallelism.expert == 0",
+            f"'resilience.elastic.minNodes: on %d nodes parallelism.expert %d does not divide shard × context × "
+            f"tensor; choose more'.format([{named}, self.parallelism.expert])",
+        ),
+        (
+            f"!has({_ELASTIC}) || !has(self.trainer) || ({_GPUS}) % ({_NAMED}) != 0 || "
+            f"{_FEWER} % ({_MODEL_WIDTH}) != 0 || self.trainer.recipe.globalBatchTokens % ({unit}) == 0",
+            f"'resilience.elastic.minNodes: on %d nodes trainer.recipe.globalBatchTokens %d is not a multiple of "
+            f"sequenceLength × data-parallel width = %d; choose another number'.format([{named}, "
+            f"self.trainer.recipe.globalBatchTokens, {unit}])",
         ),
     )

@@ -22,6 +22,8 @@ class BudgetsSpec(Model):
     """Restarts of worker processes."""
     pod: int = Field(default=5, ge=0)
     """Replacements of pods."""
+    requeue: int = Field(default=3, ge=0)
+    """Times that all pods are let go since there is no room for enough of them."""
 
 
 class HangSpec(Model):
@@ -33,6 +35,18 @@ class HangSpec(Model):
     """Never sooner than this."""
     first_step_seconds: float = Field(default=1800, ge=1)
     """Bound for the time from start to the first step: compilation, restore, data."""
+
+
+class ElasticSpec(Model):
+    """Training on fewer nodes while there is no room for all: at the same global batch and in the same order of
+    samples, from the newest checkpoint, and on all of them again when they are there."""
+
+    min_nodes: int = Field(ge=1, le=16_384)
+    """Fewest nodes to train on. Whole data-parallel replicas are left out, as many as need be."""
+    shrink_after_seconds: float = Field(default=120, ge=1, le=86_400)
+    """How long a slot waits for a pod before the job goes on without it. The default is about what it costs to restart
+    a large job twice, to shrink and to grow: waiting as long as a change would cost never loses more than twice what
+    the best choice would."""
 
 
 class RetryAction(StrEnum):
@@ -104,3 +118,8 @@ class ResilienceSpec(Model):
     """How long a member without a stream may take to come back once steps have stopped."""
     leader_deadline_seconds: float = Field(default=60, ge=1, le=3600)
     """How long the leader may be silent when only one witness says so; with two it is 5 s."""
+    elastic: ElasticSpec | None = None
+    """Fewer nodes rather than none. Without it the job waits for all of them."""
+    requeue_after_seconds: float = Field(default=1800, ge=1, le=604_800)
+    """How long a job that has begun waits, holding its pods, for enough nodes to train on. Then it lets its pods go, so
+    that others can use their GPUs, and begins again later from its newest checkpoint."""

@@ -141,6 +141,10 @@ class Restarts(StatusModel):
     """Slots taken by a spare."""
     pod: int = 0
     """Pods replaced."""
+    shrink: int = 0
+    """Times that training went on with fewer nodes."""
+    requeue: int = 0
+    """Times that all pods were let go for want of room."""
     total: int = 0
     """All of them."""
 
@@ -150,6 +154,20 @@ class BudgetsUsed(StatusModel):
 
     process: int = 0
     pod: int = 0
+    requeue: int = 0
+
+
+class ElasticStatus(StatusModel):
+    """On how many nodes the job trains, and what it waits for to change that."""
+
+    nodes: int = 0
+    """Nodes that the current epoch trains on; 0 before the first one."""
+    short_since: str | None = None
+    """Since when a slot waits for a pod, RFC 3339."""
+    room_since: str | None = None
+    """Since when more nodes than now could train, RFC 3339."""
+    requeued_at: str | None = None
+    """When all pods were last let go for want of room, RFC 3339."""
 
 
 class Fault(StatusModel):
@@ -164,7 +182,7 @@ class Fault(StatusModel):
     cause: str
     """WorkerExited, AgentLost, PodLost, NodeLost, Hang, StoreLost, LeaderLost …"""
     rung: str
-    """process, container, spare or pod."""
+    """process, container, spare, pod, shrink or requeue."""
     node: str | None = None
     """Kubernetes node."""
     pod: str | None = None
@@ -226,7 +244,7 @@ class TrainingJobStatus(StatusModel):
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    """metav1 conditions: Ready, Suspended, CheckpointDegraded, Succeeded, Failed."""
+    """metav1 conditions: Ready, Shrunk, Suspended, CheckpointDegraded, Succeeded, Failed."""
     epoch: int = 0
     """Number of the current membership; raised at each change."""
     slot_map_hash: str | None = None
@@ -241,6 +259,8 @@ class TrainingJobStatus(StatusModel):
     """Training loss of the last step, in nats per token, for kubectl."""
     members: Members = Field(default_factory=Members)
     """Pods by role."""
+    elastic: ElasticStatus = Field(default_factory=ElasticStatus)
+    """On how many nodes it trains."""
     progress: Progress = Field(default_factory=Progress)
     """Progress."""
     checkpoint: CheckpointStatus = Field(default_factory=CheckpointStatus)

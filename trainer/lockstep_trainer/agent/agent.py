@@ -99,7 +99,7 @@ class Agent:
             effects.PinSnapshot: lambda effect: self.snapshots.pin(effect.state),
             effects.KeepSnapshot: lambda effect: self.snapshots.keep(effect.state),
             effects.DropSnapshots: self._drop,
-            effects.UploadState: lambda effect: self.uploads.order(effect, self.node.member.slot or 0),
+            effects.UploadState: lambda effect: self.uploads.order(effect, self.node.member.working_slot or 0),
             effects.ExamineWorkers: lambda effect: self._spawn(self.workers.examine(effect.term)),
             effects.RequestSnapshot: lambda _: self.snapshots.request(),
             effects.Journal: lambda effect: self._journal(effect.line),
@@ -157,8 +157,8 @@ class Agent:
             for coroutine in background:
                 self._spawn(coroutine, ending)
             member = self.node.member
-            if member.running and member.slot is not None:
-                self.workers.adopt(member.running, member.slot)
+            if member.running and member.working_slot is not None:
+                self.workers.adopt(member.running, member.working_slot)
             self.snapshots.look()  # what an earlier agent's workers have staged, before anybody asks for it
             self._carry_out(self.node.resume(self.clock()))
             await ending.wait()
@@ -182,6 +182,8 @@ class Agent:
         start = effect.start
         if start.restore:
             self.snapshots.durable(start.restore.state)
+        if start.memory is None:
+            self.snapshots.leave_only(self.node.member.ranks(start))
         self.workers.launch(start, effect.slot, before=self.copies.fetch(start, effect.slot))
 
     def _kill(self, effect: effects.Kill) -> None:
@@ -189,7 +191,7 @@ class Agent:
         self.workers.kill(effect.term)
 
     def _copy(self, effect: effects.CopySnapshot) -> None:
-        self.copies.copy(effect.state, effect.buddy, effect.keep, self.node.member.slot or 0)
+        self.copies.copy(effect.state, effect.buddy, effect.keep, self.node.member.working_slot or 0)
 
     def _drop(self, effect: effects.DropSnapshots) -> None:
         self.uploads.forget(effect.step, lambda state: Term(state.epoch, state.generation) < effect.term)

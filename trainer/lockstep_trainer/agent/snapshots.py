@@ -68,14 +68,11 @@ class Snapshots:
                     self._tell_staged(slot, state)
         self._staged &= {state for states in own.values() for state in states}
         found = {
-            (state, slot): since
-            for of in (copies, own)
-            for slot, states in of.items()
-            for state, since in states.items()
+            (state, slot): made for of in (copies, own) for slot, states in of.items() for state, made in states.items()
         }
         now_held = tuple(
-            Copies(state, slot, since)
-            for (state, slot), since in sorted(found.items(), key=lambda item: (item[0][1], order(item[0][0])))
+            Copies(state, slot, *made)
+            for (state, slot), made in sorted(found.items(), key=lambda item: (item[0][1], order(item[0][0])))
         )
         if now_held != self._copies:
             self._copies = now_held
@@ -98,17 +95,22 @@ class Snapshots:
         self.taken += 1
         self._tell(StateStaged(Term(state.epoch, state.generation), state, size, blocked))
 
-    def _by_slot(self, root: Path) -> dict[int, dict[StateId, int]]:
-        """States that every rank of a slot has, with the step that their sample logs begin behind."""
-        ranks: defaultdict[int, list[dict[StateId, int]]] = defaultdict(list)
+    def _by_slot(self, root: Path) -> dict[int, dict[StateId, tuple[int, int]]]:
+        """States that every rank of a slot has, with the step that their sample logs begin behind, and the number of
+        nodes that trained."""
+        ranks: defaultdict[int, list[dict[StateId, tuple[int, int]]]] = defaultdict(list)
         for rank in ranks_in(root):
-            states = {each.state: each.since for each in self._held(rank_folder(root, rank)).values()}
+            states = {each.state: self._made(each) for each in self._held(rank_folder(root, rank)).values()}
             ranks[rank // self._ranks_per_slot].append(states)
         return {
-            slot: {state: since for state, since in each[0].items() if all(state in other for other in each)}
+            slot: {state: made for state, made in each[0].items() if all(state in other for other in each)}
             for slot, each in ranks.items()
             if len(each) == self._ranks_per_slot
         }
+
+    def _made(self, snapshot: Snapshot) -> tuple[int, int]:
+        world = snapshot.header.get("layout", {}).get("world_size", 0)
+        return snapshot.since, int(world) // self._ranks_per_slot
 
     def _held(self, folder: Path) -> dict[int, Snapshot]:
         try:
@@ -134,6 +136,15 @@ class Snapshots:
             for rank in ranks_in(root):
                 folder = rank_folder(root, rank)
                 if all(order(each.state) < order(kept) for each in held(folder).values()) and not is_busy(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def leave_only(self, ranks: range) -> None:
+        """Give back the memory of all other ranks' snapshots: the generation that starts takes its state from the
+        store, and this slot's ranks may be others than the last generation's."""
+        for root in (self.root, self.buddies):
+            for rank in ranks_in(root):
+                folder = rank_folder(root, rank)
+                if (root is self.buddies or rank not in ranks) and not is_busy(folder):
                     shutil.rmtree(folder, ignore_errors=True)
 
     # --- what the workers are told ----------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lockstep_api.v1alpha1 import ParallelismSpec
+from lockstep_api.v1alpha1.parallelism import V_SCHEDULES, runs_with
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.model.config import DecoderConfig
 
 ContextMethod = Literal["allGather", "ulysses"]
-SCHEDULES_OF_ONE_STAGE = ("GPipe", "1F1B")
-V_SCHEDULES = ("ZBVZeroBubble", "DualPipeV")
 SPLIT_BACKWARD = ("InterleavedZeroBubble", *V_SCHEDULES)
 """Schedules that compute the gradients of inputs and of weights apart."""
 
@@ -55,12 +54,6 @@ class Layout:
                 f"parallelism: replicate {spec.replicate} × shard {spec.shard or 'left out'} × context {spec.context} "
                 f"× tensor {spec.tensor} × pipeline {spec.pipeline} does not make {world_size} ranks"
             )
-        if spec.schedule in SCHEDULES_OF_ONE_STAGE:
-            stages = 1
-        elif spec.schedule in V_SCHEDULES:
-            stages = 2
-        else:
-            stages = spec.stages_per_rank or 2
         return cls(
             replicate=spec.replicate,
             shard=world_size // named,
@@ -69,7 +62,7 @@ class Layout:
             pipeline=spec.pipeline,
             expert=spec.expert,
             schedule=spec.schedule,
-            stages_per_rank=stages if spec.pipeline > 1 else 1,
+            stages_per_rank=spec.stages_on_a_rank,
             context_method="ulysses" if spec.context_method == "ulysses" else "allGather",
         )
 
@@ -114,13 +107,8 @@ class Layout:
         return tuple(range(pipeline_rank, self.stages, self.pipeline))
 
     def runs_with(self, micro_batches: int) -> bool:
-        """Whether the schedule can do a step of so many micro-batches. What torch's schedules need: GPipe, LoopedBFS
-        and ZBVZeroBubble nothing, 1F1B and DualPipeV one for each stage, and those in rounds full rounds."""
-        if self.pipeline > 1 and self.schedule in ("1F1B", "DualPipeV"):
-            return micro_batches >= self.stages
-        if self.pipeline > 1 and self.schedule in ("Interleaved1F1B", "InterleavedZeroBubble"):
-            return micro_batches >= 1 and micro_batches % max(1, micro_batches // self.pipeline) == 0
-        return micro_batches >= 1
+        """Whether the schedule can do a step of so many micro-batches."""
+        return runs_with(self.schedule, self.pipeline, self.stages, micro_batches)
 
     def fitting(self, micro_batches: int) -> int:
         """The smallest number of micro-batches, from this one on, that the schedule can do."""

@@ -18,8 +18,9 @@ from torch.distributed.pipelining.schedules import (
     get_schedule_class,
 )
 
+from lockstep_api.v1alpha1.parallelism import V_SCHEDULES
 from lockstep_trainer.model.decoder import Decoder, Part
-from lockstep_trainer.parallel.layout import V_SCHEDULES, Layout
+from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.stages import Costs, split_layers
 
 # ------------------------------------------------------------------------------------------ parts of the model

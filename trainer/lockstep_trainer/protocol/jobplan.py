@@ -13,7 +13,7 @@ class JobPlan:
     """What of the job's spec matters to its leader."""
 
     job_uid: str
-    nodes: int
+    nodes: int  # in all; a leader's own plan has those of its epoch
     gpus_per_node: int
     steps: int | None = None  # in all; None for a user's script
     reports_steps: bool = True  # false for a user's script

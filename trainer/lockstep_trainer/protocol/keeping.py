@@ -165,6 +165,13 @@ class Keeping:
         durable, asked = leader.durability.durable, self.uploads.asked
         return asked is None or (durable is not None and durable.state.step > asked)
 
+    def assured(self, leader: Leader) -> bool:
+        """The state that was asked for is durable, or all keep it and are told to bring it to the store, for which they
+        need no workers: further steps would be lost."""
+        asked, order = self.uploads.asked, self.uploads.order
+        on_its_way = asked is not None and order is not None and order.state.step > asked
+        return on_its_way or self.answered(leader)
+
     def in_flight(self, leader: Leader) -> bool:
         """A state is on its way to the chain."""
         return self.uploads.order is not None or leader.durability.pending

@@ -9,7 +9,7 @@ same members, when to ask the operator for others, and when to give up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lockstep_api.messages import (
@@ -65,7 +65,8 @@ class Leader:
     def __init__(self, plan: JobPlan, membership: Membership, memory: LeaderMemory | None, now: float) -> None:
         """``memory`` of the same epoch goes on where it stood; of an older one it brings history."""
         same = memory is not None and memory.membership.epoch == membership.epoch
-        self.plan = plan
+        # The operator decides on how many nodes an epoch trains: fewer than the job wants where there is no room.
+        self.plan = plan = replace(plan, nodes=len(membership.slots))
         self.membership = membership
         self.epoch = membership.epoch
         self.generation = memory.generation if memory and same else 0
@@ -387,7 +388,7 @@ class Leader:
         if not self.finished and not self.superseded:
             effects += self.roster.invite(now)
             effects += watch.watch(self, now) if self.running else watch.wait(self, now)
-            if self.running and self._stopping and (self.keeping.answered(self) or now >= self._stop_until):
+            if self.running and self._stopping and (self.keeping.assured(self) or now >= self._stop_until):
                 effects += self._end_generation(self._stopping, now)
             effects += self.durability.push(self.term, now) + self.keeping.repeat(self, now)
         effects += watch.repeat(self, now)

@@ -62,7 +62,8 @@ def newest_complete(
     ``holdings`` are by the slot that the agent holds now. Only copies that the newest origin among them admits count:
     a pod that was away for a generation may hold what all others have dropped, and what it holds descends from nothing
     that they have done since. For the same reason a copy must not be older, by its term, than the durable state that it
-    is to descend from; and the log of samples in it must reach back to that state.
+    is to descend from; and the log of samples in it must reach back to that state. A copy that another number of nodes
+    has made holds other shards: it can't be started from as it is.
     """
     members = sorted(slots, key=lambda info: info.slot)
     origin = max((held.origin for held in holdings.values() if held.origin), key=lambda o: o.term, default=None)
@@ -70,7 +71,8 @@ def newest_complete(
     places: dict[StateId, dict[int, set[int]]] = {}
     for holder, held in holdings.items():
         for copy in held.copies:
-            if _admits(origin, copy.state) and _descends(copy.state, durable) and copy.durable <= since:
+            fits = copy.nodes in (0, len(members))
+            if fits and _admits(origin, copy.state) and _descends(copy.state, durable) and copy.durable <= since:
                 places.setdefault(copy.state, {}).setdefault(copy.slot, set()).add(holder)
     whole = [state for state, found in places.items() if len(found) == len(members)]
     whole = [state for state in whole if state not in set(refused)]

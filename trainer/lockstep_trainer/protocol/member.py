@@ -99,6 +99,8 @@ class MemberMemory:
     term: Term = NO_TERM
     """Highest ever seen."""
     running: Start | None = None
+    working_slot: int | None = None
+    """The slot whose ranks ``running`` is: an epoch of fewer nodes gives survivors others."""
     step: int = 0
     container_starts: int = 1
     holdings: HoldingsMemory = HoldingsMemory()  # noqa: RUF009  (frozen)
@@ -118,6 +120,7 @@ class Member:
         self.step = memory.step
         # A container that was started again has none of its processes left.
         self.running = memory.running if memory.container_starts == me.container_starts else None
+        self.working_slot = memory.slot if memory.working_slot is None else memory.working_slot
         self.live = set(self.ranks(self.running)) if self.running else set()
         self.connected = False
         self.last_heard: float | None = now if memory.leader else None
@@ -163,6 +166,7 @@ class Member:
             leader=self.leader,
             term=self.term,
             running=self.running,
+            working_slot=self.working_slot,
             step=self.step,
             container_starts=self.me.container_starts,
             holdings=self.holdings.memory,
@@ -200,8 +204,8 @@ class Member:
         )
 
     def ranks(self, start: Start) -> range:
-        """Global ranks of this node."""
-        first = (self.slot or 0) * start.gpus_per_node
+        """Global ranks of this node in that generation, its own newest one."""
+        first = (self.working_slot or 0) * start.gpus_per_node
         return range(first, first + start.gpus_per_node)
 
     # -------------------------------------------------------------------------------------- stream
@@ -216,7 +220,10 @@ class Member:
         self.connected = False
         self._opened_at = now
         self.last_heard = now
-        return [*([Persist()] if changed else []), OpenStream(invite.leader, invite.epoch)]
+        effects: list[Effect] = [*([Persist()] if changed else []), OpenStream(invite.leader, invite.epoch)]
+        if self.spare and self.running:  # a member of an epoch of more nodes: nobody else will end its workers
+            effects += self._abandon(self.running.term, now)
+        return effects
 
     def _hears(self, now: float) -> bool:
         return self.connected and self.last_heard is not None and now - self.last_heard < BEAT_SECONDS * 1.5
@@ -279,7 +286,7 @@ class Member:
         if start.term <= self.term or self.running:
             return [self._beat(now)]  # a repeated order; where it is a newer one, Abandon comes first
         self.term = start.term
-        self.running = start
+        self.running, self.working_slot = start, self.slot
         self.live = set(self.ranks(start))
         self._exits.clear()
         self._recent.clear()
