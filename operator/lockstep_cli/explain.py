@@ -55,7 +55,11 @@ def _conditions(job: TrainingJob) -> list[str]:
         told.append(ready)
     told += [
         conditions[kind]
-        for kind in (constants.CONDITION_FAILED, constants.CONDITION_CHECKPOINT_DEGRADED)
+        for kind in (
+            constants.CONDITION_FAILED,
+            constants.CONDITION_SHRUNK,
+            constants.CONDITION_CHECKPOINT_DEGRADED,
+        )
         if kind in conditions and conditions[kind].status == "True"
     ]
     return [_stop(condition.message) for condition in told if condition.message]

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lockstep_api.v1alpha1 import Phase, TrainingJob
+from lockstep_operator.plan import width
 from lockstep_operator.plan.nodes.records import Records
 from lockstep_operator.plan.nodes.score import scores
 from lockstep_operator.plan.times import unix
@@ -140,10 +141,16 @@ def _checkpoint_time(job: TrainingJob) -> float | None:
 _FAMILIES: tuple[tuple[str, str, list[str], _Values], ...] = (
     ("lockstep_job_nodes", "Nodes that the job wants", [], _one(lambda job: job.spec.nodes)),
     (
+        "lockstep_job_nodes_training",
+        "Nodes that the current membership has slots for: fewer than lockstep_job_nodes while the job is shrunk",
+        [],
+        _one(lambda job: width.current(job, job.status)),
+    ),
+    (
         "lockstep_job_gpus",
         "GPUs that the job trains on",
         [],
-        _one(lambda job: job.spec.nodes * job.spec.gpus_per_node),
+        _one(lambda job: width.current(job, job.status) * job.spec.gpus_per_node),
     ),
     ("lockstep_job_members_ready", "Members that are connected", [], _one(lambda job: job.status.members.ready)),
     ("lockstep_job_spares_ready", "Warm spares", [], _one(lambda job: job.status.members.spares)),

@@ -9,6 +9,8 @@ from lockstep_api.v1alpha1 import Fault as StatusFault
 from lockstep_cli import times
 from lockstep_cli.journal import Fault, Journal
 
+_LOST = ("pod", "spare", "shrink", "requeue")
+"""Rungs of faults that took a pod."""
 _SLACK_SECONDS = 2.0
 """The status has whole seconds, and clocks differ a little."""
 
@@ -28,7 +30,7 @@ def _told_by(fault: Fault, unmatched: list[StatusFault], end: float) -> Fault:
         (
             each
             for each in unmatched
-            if each.rung in ("pod", "spare") and fault.at - _SLACK_SECONDS <= times.parse(each.at) <= until
+            if each.rung in _LOST and fault.at - _SLACK_SECONDS <= times.parse(each.at) <= until
         ),
         None,
     )

@@ -160,7 +160,7 @@ def leader_lost(job: TrainingJob, pod: Pod, observed: Observed, now: float) -> s
 def stalled(job: TrainingJob, status: TrainingJobStatus, leader: Leader | None, now: float) -> bool:
     """Whether steps have stopped: a witness against any member, since a step takes all of them. An operator that has
     only begun to listen has heard nothing yet and is no witness."""
-    if len(status.slots) < job.spec.nodes:
+    if len(status.slots) < (status.elastic.nodes or job.spec.nodes):
         return True
     if leader is None:
         return False
@@ -299,11 +299,19 @@ def _merge(faults: list[Fault], fresh: Fault) -> None:
         if known.pod and known.pod == fresh.pod and known.epoch == fresh.epoch and "pod" in (known.rung, fresh.rung):
             told = {name: value for name, value in fresh if value not in (None, "", [], {})}
             told |= {"at": known.at, "seconds": {**fresh.seconds, **known.seconds}}
-            if fresh.rung == "pod" and known.rung == "spare":
-                told["rung"] = "spare"
+            if fresh.rung == "pod" and known.rung in ("spare", "shrink", "requeue"):
+                told["rung"] = known.rung
             faults[index] = known.model_copy(update=told)
             return
     faults.append(fresh)
+
+
+def went_to(faults: list[Fault], rung: str) -> list[Fault]:
+    """Faults, of which those for which no pod came say what was done instead."""
+    return [
+        fault.model_copy(update={"rung": rung}) if fault.rung == "pod" and fault.steps_lost is None else fault
+        for fault in faults
+    ]
 
 
 def _fold_recovered(status: TrainingJobStatus, recovered: Recovered) -> TrainingJobStatus:
@@ -325,13 +333,16 @@ def _fold_recovered(status: TrainingJobStatus, recovered: Recovered) -> Training
 
 def refill(status: TrainingJobStatus) -> TrainingJobStatus:
     """Budgets are full again once a checkpoint newer than the newest fault is durable."""
-    durable = status.checkpoint.durable
-    spent = status.budgets_used.process or status.budgets_used.pod
-    if not spent or durable is None or not status.faults:
+    durable, used = status.checkpoint.durable, status.budgets_used
+    if durable is None:
         return status
-    if unix(durable.at) <= unix(status.faults[-1].at):
-        return status
-    return status.model_copy(update={"budgets_used": status.budgets_used.model_copy(update={"process": 0, "pod": 0})})
+    full: dict[str, int] = {}
+    if (used.process or used.pod) and status.faults and unix(durable.at) > unix(status.faults[-1].at):
+        full |= {"process": 0, "pod": 0}
+    requeued = status.elastic.requeued_at
+    if used.requeue and (requeued is None or unix(durable.at) > unix(requeued)):
+        full["requeue"] = 0
+    return status.model_copy(update={"budgets_used": used.model_copy(update=full)}) if full else status
 
 
 def confirm(status: TrainingJobStatus, observed: Observed, now: float) -> TrainingJobStatus:

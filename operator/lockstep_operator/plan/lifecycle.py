@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lockstep_api import constants
 from lockstep_api.messages import Stop
-from lockstep_api.v1alpha1 import Members, Phase, TrainingJob, TrainingJobStatus
+from lockstep_api.v1alpha1 import ElasticStatus, Members, Phase, TrainingJob, TrainingJobStatus
 from lockstep_operator.plan import faults, ledger
 from lockstep_operator.plan.actions import DeletePod, Event, Plan
 from lockstep_operator.plan.observed import Observed
@@ -72,8 +72,8 @@ def startup_deadline(job: TrainingJob, status: TrainingJobStatus) -> float | Non
     """When startupDeadlineSeconds will have passed; None if the job runs already, or may wait. A job is in these phases
     until its first step since it was started or resumed; a recovery is no start."""
     limit = job.spec.startup_deadline_seconds
-    if limit is None or job.spec.suspend or not status.active_since:
-        return None
+    if limit is None or job.spec.suspend or not status.active_since or status.elastic.requeued_at:
+        return None  # a job that was requeued has started before
     return unix(status.active_since) + limit if status.phase in (Phase.PENDING, Phase.STARTING) else None
 
 
@@ -194,8 +194,13 @@ def suspend(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lea
     if status.slots and leads and not faults.stopped(status, observed) and now < since + STOP_SECONDS:
         stop = Stop(job.uid, status.epoch, "spec.suspend is true", seconds=FINAL_CHECKPOINT_SECONDS)
         return Plan(status=status, send=(stop,), again_at=since + STOP_SECONDS)
-    status = ledger.close_epoch(status)
-    status = status.model_copy(
+    status = let_go(job, status, observed).model_copy(update={"elastic": ElasticStatus()})
+    return Plan(status=status, delete=delete_all(job, observed, "The job is suspended", now), again_at=now + 2)
+
+
+def let_go(job: TrainingJob, status: TrainingJobStatus, observed: Observed) -> TrainingJobStatus:
+    """Status of a job that has given up its slots, and the names of its pods."""
+    return ledger.close_epoch(status).model_copy(
         update={
             "slots": {},
             "slot_map_hash": None,
@@ -204,7 +209,6 @@ def suspend(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lea
             "ready": f"0/{job.spec.nodes}",
         }
     )
-    return Plan(status=status, delete=delete_all(job, observed, "The job is suspended", now), again_at=now + 2)
 
 
 def delete_all(job: TrainingJob, observed: Observed, reason: str, now: float) -> tuple[DeletePod, ...]:
@@ -237,6 +241,7 @@ def _suspended(job: TrainingJob, status: TrainingJobStatus, now: float) -> Train
             "ready": f"0/{job.spec.nodes}",
             "slots": {},
             "slot_map_hash": None,
+            "elastic": ElasticStatus(),
         }
     )
 

@@ -8,9 +8,20 @@ from itertools import islice
 from typing import get_args
 
 from lockstep_api import constants
-from lockstep_api.messages import FaultAck, FromOperator
+from lockstep_api.messages import FaultAck, FromOperator, Stop
 from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
-from lockstep_operator.plan import departures, faults, ledger, lifecycle, pool, slots, story
+from lockstep_operator.plan import (
+    departures,
+    faults,
+    ledger,
+    lifecycle,
+    pool,
+    requeue,
+    resize,
+    slots,
+    story,
+    width,
+)
 from lockstep_operator.plan import status as status_rules
 from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod, Plan, Target
 from lockstep_operator.plan.nodes import jobwide
@@ -49,6 +60,8 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         return lifecycle.finish(job, status, observed, ending, now)
     if job.spec.suspend:
         return replace(lifecycle.suspend(job, status, observed, leads, now), leader=leader)
+    if waiting := requeue.waiting(job, status, observed, now):
+        return waiting
 
     # Who is lost, and who takes the place.
     leaving = departures.departures(job, status, observed)
@@ -73,7 +86,14 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     status, said_of_nodes = jobwide.exclude(job, status, now)
     events += said_of_nodes
     pods = pool.current(observed.pods, status.incarnations)
-    change = _new_epoch(job, status, pods, observed, leads=leads, leaving=set(leaving), now=now)
+    # On how many nodes it goes on.
+    have = width.supply(job, status, pods, observed, leaving=leaving.keys(), now=now)
+    status = width.follow(job, status, have, now)
+    still = bool(departures.moving(status, leaving))
+    size = resize.decide(job, status, have, observed, leads=leads, moving=still, now=now)
+    if size.requeue:
+        return requeue.begin(job, status, observed, now)
+    change = _new_epoch(job, status, pods, observed, nodes=size.nodes, leads=leads, leaving=set(leaving), now=now)
     fence = None
     if change:
         status = ledger.close_epoch(status)
@@ -85,7 +105,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
             agents=observed.agents,
             cause=change.cause,
         )
-        status = status.model_copy(
+        status = resize.resized(job, status, len(change.slots)).model_copy(
             update={
                 "epoch": change.epoch,
                 "slots": {str(slot): name for slot, name in sorted(change.slots.items())},
@@ -112,6 +132,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     times = [
         lifecycle.deadline(job, status, now),
         lifecycle.startup_deadline(job, status),
+        width.next_look(job, status, now),
         observed.refusal.retry_at if observed.refusal else None,
         *(time for pod in observed.pods if (time := faults.force_at(job, pod)) is not None and time > now),
     ]
@@ -127,7 +148,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         leader=leader,
         fence=fence,
         send=(
-            *_messages(job, status, leader, observed),
+            *_messages(job, status, leader, observed, None if change else size.stop),
             *(departures.ask(job, status, moving) if leads and heirs >= len(moving) else ()),
         ),
         probe=probe,
@@ -152,21 +173,28 @@ def _new_epoch(
     pods: Mapping[int, Pod],
     observed: Observed,
     *,
+    nodes: int | None,
     leads: bool,
     leaving: Set[str],
     now: float,
 ) -> _Change | None:
-    """The next membership, if one is needed and every slot can be filled."""
+    """The next membership, of so many slots, if one is needed and every slot can be filled. ``nodes`` None: the job
+    waits for pods."""
     usable = [pod for pod in pods.values() if slots.usable(pod, observed.agents)]
     holders = {int(slot): name for slot, name in status.slots.items()}
-    # At the first start nobody has waited long; later a spare must prove that it is alive before it gets a slot.
-    candidates = [pod for pod in usable if status.epoch == 0 or slots.fresh(pod, observed.agents, now)]
-    assigned = slots.assign(job.spec.nodes, holders, candidates, last=leaving)
+    if nodes is None:
+        return None
+    candidates = [pod for pod in usable if width.may_take(pod, status, observed, now)]
+    assigned = slots.assign(nodes, holders, candidates, last=leaving)
     known = {pod.name for pod in usable}
     if assigned is None or not known.issuperset(assigned.values()):
         return None
-    taken = {slot: name for slot, name in assigned.items() if slot not in holders}
-    if not taken:
+    taken = {slot: name for slot, name in assigned.items() if holders.get(slot) != name}
+    before = width.current(job, status)
+    cause: str | None
+    if status.epoch and nodes != before:
+        cause = resize.cause(job, before, nodes)
+    elif not taken:
         cause = _why_again(job, status, assigned, {pod.name: pod for pod in usable}, observed, leads=leads)
     elif not holders and status.epoch == 0:
         cause = "first members"
@@ -229,7 +257,7 @@ def _without_old_progress(status: TrainingJobStatus, observed: Observed) -> Obse
 
 
 def _messages(
-    job: TrainingJob, status: TrainingJobStatus, target: Target | None, observed: Observed
+    job: TrainingJob, status: TrainingJobStatus, target: Target | None, observed: Observed, stop: Stop | None
 ) -> tuple[FromOperator, ...]:
     leader, fenced = observed.leader, observed.fenced
     if leader is None or target is None or leader.pod_uid != target.uid or not leader.connected:
@@ -240,6 +268,8 @@ def _messages(
     written = faults.cursor(job.status)  # as it stands in the API, not as this plan would have it
     if any(report.term <= written for report in leader.faults):
         messages.append(FaultAck(job.uid, written))
+    if stop:
+        messages.append(stop)
     return tuple(messages)
 
 
@@ -259,7 +289,7 @@ def _probes(
     leader = observed.leader
     members = set(status.slots.values())
     heard = leader is not None and leader.connected and leader.inventory is not None
-    settled = len(members) == job.spec.nodes and (leads or not heard)
+    settled = len(members) == width.current(job, status) and (leads or not heard)
     if leader and (leader.epoch_request or leader.finished):
         settled = False
     vacant = moving or len(members) < job.spec.nodes

@@ -17,13 +17,16 @@ def assign(
     nodes: int, holders: Mapping[int, str], candidates: Iterable[Pod], last: Set[str] = frozenset()
 ) -> dict[int, str] | None:
     """Slot → pod name for all of ``nodes`` slots, or None if candidates are too few. ``holders`` keep their slots;
-    what is vacant goes to candidates by ordinal, those in ``last`` only where there is nobody else."""
-    vacant = [slot for slot in range(nodes) if slot not in holders]
+    what is vacant goes to those that held one beyond ``nodes``, then to candidates by ordinal, those in ``last`` only
+    where there is nobody else."""
+    kept = {slot: name for slot, name in holders.items() if slot < nodes}
+    vacant = [slot for slot in range(nodes) if slot not in kept]
     free = (pod for pod in candidates if pod.name not in holders.values())
-    taking = sorted(free, key=lambda pod: (pod.name in last, pod.ordinal))
+    others = sorted(free, key=lambda pod: (pod.name in last, pod.ordinal))
+    taking = [name for slot, name in sorted(holders.items()) if slot >= nodes] + [pod.name for pod in others]
     if len(taking) < len(vacant):
         return None
-    return {**holders, **{slot: pod.name for slot, pod in zip(vacant, taking, strict=False)}}
+    return {**kept, **dict(zip(vacant, taking, strict=False))}
 
 
 def usable(pod: Pod, agents: Mapping[str, Agent]) -> bool:

@@ -17,6 +17,7 @@ from lockstep_api.v1alpha1 import (
     TrainingJob,
     TrainingJobStatus,
 )
+from lockstep_operator.plan import width as width_rules
 from lockstep_operator.plan.actions import Event
 from lockstep_operator.plan.observed import Observed, Pod
 from lockstep_operator.plan.slots import usable
@@ -126,12 +127,13 @@ def _interval(old: CheckpointInterval | None, job: TrainingJob, heard: messages.
 def phase(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], leads: bool, observed: Observed) -> Phase:
     """Where a job that is neither ended nor suspended stands. Starting lasts until the first time that it runs."""
     heard = observed.leader.progress if leads and observed.leader else None
-    if heard and heard.state in ("running", "finishing") and len(status.slots) == job.spec.nodes:
+    width = width_rules.current(job, status)
+    if heard and heard.state in ("running", "finishing") and len(status.slots) == width:
         return Phase.RUNNING
     if status.phase in (Phase.RUNNING, Phase.RECOVERING):
         return Phase.RECOVERING
     scheduled = sum(1 for pod in pods if pod.node)
-    return Phase.STARTING if (status.epoch > 0 and status.slots) or scheduled >= job.spec.nodes else Phase.PENDING
+    return Phase.STARTING if (status.epoch > 0 and status.slots) or scheduled >= width else Phase.PENDING
 
 
 def members(status: TrainingJobStatus, pods: Sequence[Pod], leads: bool, observed: Observed) -> Members:
@@ -152,12 +154,15 @@ def conditions(
     """Status with Ready and CheckpointDegraded in it; ``status.phase`` is the new one already."""
     if status.phase == Phase.RUNNING:
         # No step in it: the message would change with each, and every change of a condition is written at once.
-        text = f"All {job.spec.nodes} members run."
+        text = f"All {len(status.slots)} members run."
         status = set_condition(status, job, constants.CONDITION_READY, "True", reason="Training", message=text, now=now)
     else:
         reason, message = explain(status, job, pods, observed)
+        have = width_rules.supply(job, status, {pod.ordinal: pod for pod in pods}, observed, now=now)
+        message = f"{message}. {width_rules.prospect(job, status, have)}".removesuffix(". ")
         status = set_condition(status, job, constants.CONDITION_READY, "False", reason=reason, message=message, now=now)
 
+    status = _shrunk(status, job, pods, now)
     heard = observed.leader.progress if leads and observed.leader else None
     if heard is None or job.spec.checkpoint is None:
         return status
@@ -169,6 +174,20 @@ def conditions(
     return set_condition(
         status, job, kind, "False", reason="StoreAnswers", message="Checkpoints can be made durable.", now=now
     )
+
+
+def _shrunk(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], now: float) -> TrainingJobStatus:
+    """Status with the condition Shrunk, where it says something new."""
+    kind, width = constants.CONDITION_SHRUNK, width_rules.current(job, status)
+    if width < job.spec.nodes:
+        away = next((pod for pod in pods if not pod.node), None)
+        why = f" {away.name}: {away.message or 'waits for the scheduler'}." if away else ""
+        text = f"Training on {width} of {job.spec.nodes} nodes.{why} It grows when there are pods for more."
+        return set_condition(status, job, kind, "True", reason="NoRoom", message=text, now=now)
+    if find_condition(status, kind) is None:
+        return status
+    text = f"Training on all {job.spec.nodes} nodes."
+    return set_condition(status, job, kind, "False", reason="AllNodes", message=text, now=now)
 
 
 def checkpoint_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[Event, ...]:
@@ -198,7 +217,7 @@ def explain(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], ob
         return "PodsPending", f"{text}; {pod.name}: {pod.message or 'waits for the scheduler'}"
     if len(pods) < wanted:
         return "PodsCreating", f"{len(pods)} of {wanted} pods exist"
-    if vacant := job.spec.nodes - len(status.slots):
+    if vacant := width_rules.current(job, status) - len(status.slots):
         up = sum(1 for pod in pods if usable(pod, observed.agents))
         what = "a slot waits" if vacant == 1 else f"{vacant} slots wait"
         return "MembersStarting", f"{what} for a pod; {up} of {len(pods)} agents answer"
@@ -206,4 +225,4 @@ def explain(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], ob
     if heard is None:
         return "LeaderConnecting", f"Waiting for the leader, {status.slots.get('0', 'slot 0')}"
     words = {"forming": "members connect", "starting": "workers start", "recovering": "workers start again"}
-    return "WorkersStarting", f"{words.get(heard.state, heard.state)}; {heard.connected} of {job.spec.nodes} members"
+    return "WorkersStarting", f"{words.get(heard.state, heard.state)}; {heard.connected} of {len(status.slots)} members"

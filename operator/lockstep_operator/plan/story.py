@@ -26,6 +26,8 @@ _DONE = {
     "container": "its container was started again in place",
     "spare": "a spare took the slot",
     "pod": "a new pod took the slot",
+    "shrink": "training went on with fewer nodes",
+    "requeue": "all pods were let go, to begin again later",
 }
 _NEXT = {
     "process": "its workers are started again in place",

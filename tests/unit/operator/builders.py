@@ -138,6 +138,7 @@ class World:
     events: list[Event] = field(default_factory=list)
     sent: list[Any] = field(default_factory=list)
     job_deleted: bool = False
+    room: bool = True  # new pods find a node
     auto: bool = True  # pods run, agents answer and the leader leads as soon as they are asked for
 
     @property
@@ -198,14 +199,19 @@ class World:
         raise AssertionError(f"no fixpoint after {limit} plans: {decided}")
 
     def add_pod(self, name: str, ordinal: int, incarnation: int, exclude: tuple[str, ...] = ()) -> Pod:
-        node = f"node-{ordinal}"  # the scheduler passes nodes over that are down, or not to be used
-        while not self.usable(self.nodes.setdefault(node, Node(node))) or node in exclude:
-            node += "x"
+        node = self.schedule(ordinal, exclude)
         pod = Pod(name, f"uid-{name}", ordinal, incarnation, "Pending", self.now)
-        if self.auto:
+        if self.auto and self.room:
             pod = replace(pod, phase="Running", running=True, node=node, address=f"10.0.0.{ordinal}:29400")
         self.pods[name] = pod
         return pod
+
+    def schedule(self, ordinal: int, exclude: tuple[str, ...] = ()) -> str:
+        """A node for the pod; those that are down, or not to be used, are passed over."""
+        node = f"node-{ordinal}"
+        while not self.usable(self.nodes.setdefault(node, Node(node))) or node in exclude:
+            node += "x"
+        return node
 
     def usable(self, node: Node) -> bool:
         return not (node.down or node.cordoned or node.leaving)
@@ -218,9 +224,14 @@ class World:
                     pod,
                     phase="Running",
                     running=True,
-                    node=f"node-{pod.ordinal}",
+                    node=self.schedule(pod.ordinal),
                     address=f"10.0.0.{pod.ordinal}:29400",
                 )
+
+    def make_room(self) -> None:
+        """Pods that waited for a node get one."""
+        self.room = True
+        self.run_pods()
 
     def say(self, **fields: Any) -> None:
         """The leader reports; fields of Progress."""

@@ -331,7 +331,7 @@ def test_a_job_that_has_run_may_take_longer_to_recover_than_to_start() -> None:
     world.auto = False
     world.pods["run-1-0"] = replace(world.pods["run-1-0"], phase="Failed")
     world.settle()
-    world.now += 10_000
+    world.now += 1_200
     world.settle()
     assert world.status.phase == "Recovering"
 

@@ -39,6 +39,7 @@ class Uploads:
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload")
         self._task: asyncio.Task[None] | None = None
         self._order: UploadState | None = None
+        self._ranks = range(0)
         self._store: ObjectStore | None = None
         self.seconds = 0.0
         """Of finished uploads."""
@@ -48,12 +49,14 @@ class Uploads:
     def order(self, order: UploadState, slot: int) -> None:
         """Upload this state of the slot's ranks; an older order is given up. Telling it again changes nothing."""
         running = self._task is not None and not self._task.done()
-        if running and self._order and (self._order.state, self._order.parent) == (order.state, order.parent):
+        per_slot = self._job.spec["gpusPerNode"]
+        ranks = range(slot * per_slot, (slot + 1) * per_slot)
+        known = (self._order.state, self._order.parent, self._ranks) if self._order else None
+        if running and known == (order.state, order.parent, ranks):
             return
         self.stop()
-        self._order = order
-        per_slot = self._job.spec["gpusPerNode"]
-        self._task = asyncio.create_task(self._run(order, range(slot * per_slot, (slot + 1) * per_slot)))
+        self._order, self._ranks = order, ranks
+        self._task = asyncio.create_task(self._run(order, ranks))
 
     def forget(self, step: int, is_older: Callable[[StateId], bool]) -> None:
         """States beyond ``step`` of which ``is_older`` is true are of no lineage any more."""

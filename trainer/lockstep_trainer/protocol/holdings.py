@@ -123,14 +123,14 @@ class Holdings:
 
     # -------------------------------------------------------------------------------- from the leader
 
-    def started(self, start: Start, slot: int) -> list[Effect]:
+    def started(self, start: Start, slot: int, *, moved: bool = False) -> list[Effect]:
         """A Start is obeyed: before anything runs, what is on no lineage any more is forgotten, and what the generation
-        begins from is not overwritten."""
+        begins from is not overwritten. ``moved``: the last one's ranks were of another slot."""
         begun = start.memory.state if start.memory else start.restore.state if start.restore else None
         step = begun.step if begun else 0
         upload = self.memory.upload
-        if upload and upload.order.state.step > step:
-            upload = None
+        if upload and (moved or upload.order.state.step > step):
+            upload = None  # of no lineage, or of other ranks
         buddy = start.buddies[slot] if start.buddies else ""
         self.memory = HoldingsMemory(Origin(start.term, step), buddy, upload=upload)
         self._again = start if start.memory else None

@@ -253,6 +253,10 @@ class Leader:
         quiet = self.roster.all_quiet
         if self.verdicts.suspects and (quiet or self.verdicts.fatal):
             effects += self._judge(now)
+        if self._stopping is not None and not self.finished and (self.verdicts.lost or self.verdicts.condemned):
+            # Members are gone for good, and nobody takes their place any more: only what is under way is waited for.
+            if now >= self._stop_until or not self.keeping.in_flight(self):
+                return effects + self._end(self._stopped(self._stopping), now)
         if self.finished or not quiet:
             return effects
         if self.recovery and self.recovery.quiesced_at is None:
@@ -261,8 +265,7 @@ class Leader:
         if self._stopping is not None and now < self._stop_until and self.keeping.in_flight(self):
             return effects  # agents bring it to the store without workers
         if self._stopping is not None and (now >= self._stop_until or (ready and memory is None)):
-            stopped = Finished(self.plan.job_uid, self.term, "stopped", "Stopped", self._stopping)
-            return effects + self._end(stopped, now)
+            return effects + self._end(self._stopped(self._stopping), now)
         if self._store is None:
             if not self._store_asked:
                 self._store_asked = True
@@ -271,6 +274,9 @@ class Leader:
         if self.verdicts.lost or self.verdicts.condemned or not ready:
             return effects
         return effects + self._start(memory, now)
+
+    def _stopped(self, reason: str) -> Finished:
+        return Finished(self.plan.job_uid, self.term, "stopped", "Stopped", reason)
 
     def _start(self, memory: MemoryPoint | None, now: float) -> list[Effect]:
         """The next generation. Its number is written before anybody hears of it."""

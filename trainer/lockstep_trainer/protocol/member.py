@@ -286,13 +286,14 @@ class Member:
         if start.term <= self.term or self.running:
             return [self._beat(now)]  # a repeated order; where it is a newer one, Abandon comes first
         self.term = start.term
+        moved = self.working_slot not in (None, self.slot)
         self.running, self.working_slot = start, self.slot
         self.live = set(self.ranks(start))
         self._exits.clear()
         self._recent.clear()
         self._section = "starting"
         self._progress_at = now
-        snapshots = self.holdings.started(start, self.slot)
+        snapshots = self.holdings.started(start, self.slot, moved=moved)
         first = [Persist(), *snapshots, Launch(start, self.slot), self._beat(now)]
         return [*first, *self._say(self.holdings.held(self.holdings.copies, self.slot), now)]
 

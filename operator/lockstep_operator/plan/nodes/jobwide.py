@@ -60,7 +60,7 @@ def avoided(status: TrainingJobStatus, observed: Observed, now: float) -> tuple[
         fault.node
         for fault in status.faults
         if fault.node
-        and fault.rung in ("pod", "spare")
+        and fault.rung in ("pod", "spare", "shrink", "requeue")
         and fault.cause not in _BLAMELESS
         and now - unix(fault.at) < AVOID_SECONDS
     }
