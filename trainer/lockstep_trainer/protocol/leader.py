@@ -253,10 +253,9 @@ class Leader:
         quiet = self.roster.all_quiet
         if self.verdicts.suspects and (quiet or self.verdicts.fatal):
             effects += self._judge(now)
-        if self._stopping is not None and not self.finished and (self.verdicts.lost or self.verdicts.condemned):
-            # Members are gone for good, and nobody takes their place any more: only what is under way is waited for.
-            if now >= self._stop_until or not self.keeping.in_flight(self):
-                return effects + self._end(self._stopped(self._stopping), now)
+        over = now >= self._stop_until or not self.keeping.in_flight(self)
+        if self._stopping is not None and not self.finished and over and self.verdicts.gone:
+            return effects + self._end(self._stopped(self._stopping), now)  # nobody takes their places any more
         if self.finished or not quiet:
             return effects
         if self.recovery and self.recovery.quiesced_at is None:
@@ -271,7 +270,7 @@ class Leader:
                 self._store_asked = True
                 effects.append(EnsureStore())
             return effects
-        if self.verdicts.lost or self.verdicts.condemned or not ready:
+        if self.verdicts.gone or not ready:
             return effects
         return effects + self._start(memory, now)
 

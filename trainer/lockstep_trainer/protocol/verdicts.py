@@ -40,6 +40,11 @@ class Verdicts:
         """A suspect is the user's error: nothing need be waited for."""
         return any(fault.user_error or fault.exit_code == policy.USER_ERROR_EXIT for fault in self.suspects)
 
+    @property
+    def gone(self) -> bool:
+        """Slots wait for other pods."""
+        return bool(self.lost or self.condemned)
+
     def judge(self) -> tuple[Fault, Decision] | None:
         """The root of the last generation's end and what it leads to; None where its slot was condemned already: the
         operator is asked anyway, and keeps that record."""
