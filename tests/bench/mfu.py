@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from lockstep_trainer.parallel.gradients import clip, squares
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.parallelize import build_parts, initialize
-from lockstep_trainer.runtime import set_allocator
+from lockstep_trainer.runtime import make_deterministic, set_allocator
 
 RESULTS = results.RESULTS / "mfu.json"
 SPEC = OptimizerSpec(lr=1e-4)
@@ -84,10 +84,12 @@ def _work_here() -> Work:
     return Work(small, length=256, samples=8, device="cpu", compiled=False)
 
 
-def lockstep(work: Work) -> Callable[[Tensor], None]:
-    """A step of this trainer, on one rank."""
+def lockstep(work: Work, *, deterministic: bool) -> Callable[[Tensor], None]:
+    """A step of this trainer, on one rank; ``deterministic``: as its worker runs it, the same bits each time."""
     device = torch.device(work.device, 0) if work.device == "cuda" else torch.device("cpu")
     set_allocator(device)
+    if deterministic:
+        make_deterministic()
     with tempfile.NamedTemporaryFile() as file:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -151,7 +153,8 @@ def transformers(work: Work, *, rounded: bool) -> Callable[[Tensor], None]:
 
 
 SIDES: dict[str, Callable[[Work], Callable[[Tensor], None]]] = {
-    "lockstep": lockstep,
+    "lockstep": lambda work: lockstep(work, deterministic=True),
+    "lockstep, not deterministic": lambda work: lockstep(work, deterministic=False),
     "transformers": lambda work: transformers(work, rounded=False),
     "transformers, weights in bfloat16": lambda work: transformers(work, rounded=True),
 }
@@ -192,10 +195,10 @@ def in_own_process(name: str, steps: int, samples: int | None) -> dict[str, Any]
     return found
 
 
-def compare(rounds: int, steps: int, samples: int | None) -> dict[str, Any]:
+def compare(rounds: int, steps: int, samples: int | None, sides: Sequence[str]) -> dict[str, Any]:
     """All sides in turns."""
     work = work_here(samples)
-    names = [name for name in SIDES if work.device == "cuda" or "bfloat16" not in name]
+    names = [name for name in sides if work.device == "cuda" or name in ("lockstep", "transformers")]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     memory = dict.fromkeys(names, 0)
     for _ in range(rounds):
@@ -231,8 +234,14 @@ def compare(rounds: int, steps: int, samples: int | None) -> dict[str, Any]:
         "flops_per_token_full_square": training_flops_per_token(work.config, work.length, full_square=True),
         "peak_flops": peak,
         "sides": sides,
-        "ratio": round(sides["lockstep"]["tokens_per_second"] / sides["transformers"]["tokens_per_second"], 3),  # type: ignore[operator]
+        "ratio": _ratio(sides),
     }
+
+
+def _ratio(sides: dict[str, dict[str, Any]]) -> float | None:
+    """Lockstep's tokens per second beside transformers' with the same precision of weights."""
+    ours, theirs = (sides.get(name, {}).get("tokens_per_second") for name in ("lockstep", "transformers"))
+    return round(ours / theirs, 3) if ours and theirs else None
 
 
 def main() -> None:
@@ -244,6 +253,7 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, help="of a step; 2 on a GPU, so that the peer's logits fit beside the rest"
     )
+    parser.add_argument("--sides", choices=SIDES, nargs="+", default=list(SIDES), help="which ones; all by default")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -254,7 +264,7 @@ def main() -> None:
             "tokens per second of one device, Lockstep and transformers, the same model and batch",
             f"torch {torch.__version__}",
         ),
-        **compare(arguments.rounds, arguments.steps, arguments.samples),
+        **compare(arguments.rounds, arguments.steps, arguments.samples, arguments.sides),
     }
     results.add(result, arguments.results)
 

@@ -3,12 +3,9 @@ to have it where the default kernels do not."""
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
@@ -20,6 +17,7 @@ from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.parallelize import build_parts, initialize
+from lockstep_trainer.runtime import make_deterministic
 
 GPU = torch.device("cuda", 0)
 SIZES = {"dim": 1024, "layers": 4, "heads": 16, "kv_heads": 4, "ffn_dim": 2816, "vocab_size": 32768}
@@ -31,7 +29,8 @@ def run(folder: Path) -> dict[str, Any]:
     alone(GPU)
     found: dict[str, Any] = {}
     for deterministic in (False, True):
-        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        if deterministic:
+            make_deterministic()
         for name, extra in {"dense": {}, "mixture": {"experts": 8, "ffn_dim": 1024}}.items():
             key = f"{name}, {'deterministic' if deterministic else 'default'} algorithms"
             found[key] = _case(DecoderConfig(**{**SIZES, **extra}))

@@ -31,7 +31,7 @@ from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.parallelize import build_parts, initialize
-from lockstep_trainer.runtime import set_allocator
+from lockstep_trainer.runtime import make_deterministic, set_allocator
 
 GPU = torch.device("cuda", 0)
 CONFIG = DecoderConfig(dim=1536, layers=12, heads=12, kv_heads=4, ffn_dim=4096, vocab_size=32768)
@@ -41,6 +41,7 @@ ROUNDS, PLAIN = 4, 4
 def run(folder: Path) -> dict[str, Any]:
     """Milliseconds that the loop stood still, and by how much the steps beside the copy are longer."""
     set_allocator(GPU)
+    make_deterministic()
     alone(GPU)
     loop = _Loop()
     memory = Path(tempfile.mkdtemp(dir="/dev/shm"))
@@ -95,6 +96,7 @@ class _Ours:
         group = dist.new_group(backend="gloo")
         self.planned = plan_snapshots(loop.state(), degrees, rank=0, group=group)
         self.stage = Stage(rank_folder(memory / FOLDER, 0), self.planned, GPU)
+        self.stage.prepare(lambda held: False)
 
     def begin(self) -> None:
         self.number += 1

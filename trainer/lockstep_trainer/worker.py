@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.utils import deterministic
 
 from lockstep_trainer.agreement import from_all
 from lockstep_trainer.callbacks import Outcome
@@ -27,6 +26,7 @@ from lockstep_trainer.errors import PeerLost, TrainerError, UserError
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.position import answer_questions
 from lockstep_trainer.ranks import Ranks, join, lost_peer
+from lockstep_trainer.runtime import make_deterministic
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
 from lockstep_trainer.storage import open_store
@@ -67,7 +67,8 @@ def run(folder: Path) -> None:
             shared = open_store(job.checkpoint.uri, job.checkpoint.s3).below(job.prefix)
             corpus = prepare(job.trainer, job.checkpoint.s3, Path(orders.data_dir), shared)
         with sections("rendezvous"):
-            _make_deterministic(orders.local_world_size)
+            make_deterministic()
+            _set_threads(orders.local_world_size)
             ranks = join(orders, timedelta(seconds=job.spec.resilience.hang.first_step_seconds))
             _check_same_data(ranks, corpus.meta.fingerprint)
         with sections("build"):
@@ -95,19 +96,12 @@ def run(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def _make_deterministic(local_world_size: int) -> None:
-    """The same orders give the same bits: fixed threads, deterministic kernels.
-
-    OMP_NUM_THREADS says how many threads, else this pod's workers share its cores.
-    """
+def _set_threads(local_world_size: int) -> None:
+    """As many as OMP_NUM_THREADS says, else this pod's workers share its cores."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(told) if told.isdecimal() else max(1, len(os.sched_getaffinity(0)) // local_world_size)
     torch.set_num_threads(threads)
     log.info("torch %s, %d thread(s)", torch.__version__, threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS sums in a changing order
-    # Not use_deterministic_algorithms: it imports the compiler, 1.8 s that each worker would pay after its fork.
-    torch.set_deterministic_debug_mode("warn")
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time
 
 
 def _check_same_data(ranks: Ranks, fingerprint: str) -> None:

@@ -5,6 +5,7 @@ Real files, real locks, real processes; two of them are ranks that plan together
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -21,11 +22,12 @@ from torch.distributed.checkpoint import load as dcp_load
 
 from forked import run_ranks, start_all, wait_all
 from lockstep_api.messages import RestorePoint, StateId, Term
-from lockstep_trainer.checkpoint.buffers import check_room
+from lockstep_trainer.checkpoint.buffers import check_room, in_memory
 from lockstep_trainer.checkpoint.planning import Planned, plan_snapshots
 from lockstep_trainer.checkpoint.recall import recall
 from lockstep_trainer.checkpoint.samplelog import SampleLog
 from lockstep_trainer.checkpoint.snapshots import (
+    BUFFERS,
     NoSnapshotError,
     Root,
     SnapshotBusyError,
@@ -97,6 +99,44 @@ def test_a_reader_can_wait_for_the_writer(tmp_path: Path) -> None:
         timer.join()
 
     one_rank(tmp_path, body)
+
+
+def test_memory_is_made_beside_the_first_steps(tmp_path: Path) -> None:
+    """Buffers that may be overwritten are mapped ahead; what another generation may still go on from is not touched."""
+
+    def body(state: dict[str, torch.Tensor], planned: Planned, stage: Stage) -> None:
+        folder = stage.buffers.folder
+        assert take(stage, state, 1, never)
+        later = Stage(folder, planned, CPU)
+        later.prepare(lambda held: held == state_id(1))
+        assert later.reserve(lambda held: held == state_id(1))
+        later.release()
+        sizes = [(folder / f"buffer-{number}").stat().st_size for number in range(BUFFERS)]
+        assert sizes == [planned.plan.size] * BUFFERS
+        assert {snapshot.state for snapshot in held(folder).values()} == {state_id(1)}
+        recall(folder, planned, state_id(1), planned.sources({"model": state}))
+
+    one_rank(tmp_path, body)
+
+
+def test_a_volume_that_is_too_small_is_said_when_a_snapshot_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    def body(state: dict[str, torch.Tensor], planned: Planned, stage: Stage) -> None:
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        stage.prepare(never)
+        with pytest.raises(UserError, match=r"checkpoint\.memory: no room for a buffer"):
+            stage.reserve(never)
+
+    one_rank(tmp_path, body)
+
+
+def test_memory_is_told_from_a_disk(tmp_path: Path) -> None:
+    assert in_memory(Path("/dev/shm"))
+    assert not in_memory(Path(__file__).parent)
 
 
 def test_the_oldest_that_may_go_is_overwritten_and_nothing_else(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_garbage_is_collected_in_the_same_steps_whenever_a_rank_started() -> Non
 
 def test_what_the_user_sets_for_the_allocator_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", told.append)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
     set_allocator(torch.device("cuda", 0))
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")

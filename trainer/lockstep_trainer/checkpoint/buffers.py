@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lockstep_api.messages import StateId
@@ -86,6 +86,16 @@ class Buffers:
         free.sort(key=lambda pair: order(pair[1].state) if pair[1] else (0, 0, 0))
         return next((buffer for buffer, _ in free if buffer.take()), None)
 
+    def fresh(self, is_protected: Callable[[StateId], bool]) -> Iterator[Buffer]:
+        """Each buffer that this worker has not mapped yet and that may be overwritten, locked while it is looked at."""
+        for buffer in self._buffers:
+            held = buffer.held()
+            if buffer.memory is None and (held is None or not is_protected(held.state)) and buffer.take():
+                try:
+                    yield buffer
+                finally:
+                    buffer.let_go()
+
     def remove_unused(self) -> None:
         """Remove plans and buffers that no snapshot needs: those of another layout of this rank."""
         held = [buffer.held() for buffer in self._buffers]
@@ -97,6 +107,17 @@ class Buffers:
         for number in numbers_in(self.folder):
             if number >= BUFFERS:
                 (self.folder / f"buffer-{number}").unlink(missing_ok=True)
+
+
+def in_memory(folder: Path) -> bool:
+    """Whether a folder lies in memory, as a pod's run volume does and the folder of a local run may not."""
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, kind = line.partition(" - ")  # proc(5): … major:minor root mountpoint … - type source options
+        if fields.split()[2] == number:
+            return kind.split()[0] in ("tmpfs", "ramfs", "hugetlbfs")
+    return False
 
 
 def check_room(folder: Path, sizes: list[int], *, buddy: bool, limit: int | None) -> None:

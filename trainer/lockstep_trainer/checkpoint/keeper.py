@@ -123,6 +123,7 @@ class Keeper:
         self._pace.took(step)
         assert self._stage is not None
         self._stage.buffers.remove_unused()
+        self._stage.prepare(self._is_protected)
         if self._ranks.leads:
             seconds = time.monotonic() - begun
             point = self._root.point if source == "store" else None
