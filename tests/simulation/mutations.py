@@ -170,6 +170,24 @@ GUARDS = (
         test="unit/protocol/test_guards.py",
     ),
     Mutation(
+        "start-from-shards-of-another-width", "lineage",
+        "fits = copy.nodes in (0, len(members))", "fits = True",
+        "copies that another number of nodes has made hold other shards",
+        test="unit/protocol/test_width.py",
+    ),
+    Mutation(
+        "a-spare-works-on", "member",
+        "if self.spare and self.running:", "if False:",
+        "a pod that is no member ends its workers",
+        test="unit/protocol/test_width.py",
+    ),
+    Mutation(
+        "files-of-another-slot", "holdings",
+        "if upload and (moved or upload.order.state.step > step):", "if upload and upload.order.state.step > step:",
+        "a folder that is committed has the files of every slot",
+        test="unit/protocol/test_width.py",
+    ),
+    Mutation(
         "obey-an-old-start", "member",
         "if start.term <= self.term or self.running:", "if self.running:",
         "a Start is obeyed once, and never after an Abandon of its generation",

@@ -10,6 +10,8 @@ process ending is the pod failing. The job's status lives in memory and in ``sta
     <state>/pods/<name>/                run folder
     <state>/pods/<name>.log             the supervisor's output: what `kubectl logs` would show
     <state>/pods/<name>.json            {address}: where its agent listens
+    <state>/capacity                    a number of pods: more of them wait, as they would for nodes of a cluster.
+                                        Written by whoever wants to see a job shrink and grow; without it none waits
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from lockstep_operator.plan.observed import Node, Pod
 
 log = logging.getLogger(__name__)
 
+CAPACITY_SECONDS = 0.5
+"""Between two looks at the file ``capacity``, while pods wait."""
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL of a supervisor; its own children get a little less."""
 
@@ -53,6 +57,15 @@ class _LocalPod:
     watcher: asyncio.Task[None] | None = None
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A pod that there is no room for."""
+
+    new: NewPod
+    uid: str
+    created: float
+
+
 class LocalBackend:
     """One job on this machine. ``changed`` is called when a pod ends."""
 
@@ -66,6 +79,8 @@ class LocalBackend:
         self._state_dir, self._on_status, self._on_event = state_dir, on_status, on_event
         self._gpus = _gpus_of_this_machine() if gpus is None else gpus
         self._pods: dict[str, _LocalPod] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._placing: asyncio.Task[None] | None = None
         self._token = secrets.token_urlsafe(32)
         self.changed: Callable[[], None] = lambda: None
         self.job_deleted = asyncio.Event()
@@ -74,7 +89,20 @@ class LocalBackend:
 
     def pods(self, job: TrainingJob) -> tuple[Pod, ...]:
         """The supervisors."""
-        return tuple(self._view(name, pod) for name, pod in self._pods.items())
+        waiting = tuple(
+            Pod(
+                name=name,
+                uid=pod.uid,
+                ordinal=pod.new.ordinal,
+                incarnation=pod.new.incarnation,
+                phase="Pending",
+                created=pod.created,
+                message=f"this machine has room for {self._capacity()} pods ({self._state_dir / 'capacity'})",
+                role="starting",
+            )
+            for name, pod in self._waiting.items()
+        )
+        return tuple(self._view(name, pod) for name, pod in self._pods.items()) + waiting
 
     def nodes(self) -> Mapping[str, Node]:
         """None: this machine's own condition is nobody's witness."""
@@ -134,10 +162,38 @@ class LocalBackend:
             path.write_text(self._token)
 
     async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
-        """Start a supervisor."""
+        """Start a supervisor, now or once there is room for it."""
+        uid = str(uuid.uuid4())
+        if self._has_room():
+            await self._start_pod(job, new, uid)
+            return
+        self._waiting[new.name] = _Waiting(new, uid, time.time())
+        if self._placing is None:
+            self._placing = asyncio.create_task(self._place(job))
+        self.changed()
+
+    async def _place(self, job: TrainingJob) -> None:
+        while self._waiting:
+            await asyncio.sleep(CAPACITY_SECONDS)
+            while self._waiting and self._has_room():
+                name = min(self._waiting, key=lambda name: self._waiting[name].created)
+                pod = self._waiting.pop(name)
+                await self._start_pod(job, pod.new, pod.uid)
+        self._placing = None
+
+    def _capacity(self) -> int | None:
+        try:
+            return int((self._state_dir / "capacity").read_text())
+        except (FileNotFoundError, ValueError):  # being written
+            return None
+
+    def _has_room(self) -> bool:
+        capacity = self._capacity()
+        return capacity is None or sum(pod.process.returncode is None for pod in self._pods.values()) < capacity
+
+    async def _start_pod(self, job: TrainingJob, new: NewPod, uid: str) -> None:
         run_dir = self._folder("pods", new.name)
         port, store_port = _free_ports(2)
-        uid = str(uuid.uuid4())
         environment = {
             **os.environ,
             "LOCKSTEP_POD_NAME": new.name,
@@ -177,6 +233,11 @@ class LocalBackend:
 
     async def delete_pod(self, job: TrainingJob, delete: DeletePod) -> None:
         """SIGTERM, then SIGKILL after the grace period; the pod is gone when its process is."""
+        waiting = self._waiting.get(delete.name)
+        if waiting is not None and waiting.uid == delete.uid:
+            del self._waiting[delete.name]
+            self.changed()
+            return
         pod = self._pods.get(delete.name)
         if pod is None or pod.uid != delete.uid:
             return
@@ -204,6 +265,8 @@ class LocalBackend:
 
     async def close(self) -> None:
         """End every process that was started here, and wait for it."""
+        if self._placing:
+            self._placing.cancel()
         for pod in self._pods.values():
             _signal(pod.process, signal.SIGTERM)
         waits = [asyncio.create_task(pod.process.wait()) for pod in self._pods.values()]
