@@ -18,7 +18,7 @@ def _phase(job: TrainingJob, now: float) -> str:
     status, spec = job.status, job.spec
     progress = status.progress
     seen = f"{times.ago(now - times.parse(progress.at))} ago: step {progress.step}." if progress.at else ""
-    members = f"{status.members.ready} of {spec.nodes} members are ready"
+    members = f"{status.members.ready} of {status.elastic.nodes or spec.nodes} members are ready"
     match status.phase:
         case None:
             return (

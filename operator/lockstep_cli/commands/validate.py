@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from lockstep_api.v1alpha1.widths import obstacle
 from lockstep_cli import manifest
 from lockstep_cli.errors import ManifestError
 from lockstep_cli.output import Output
@@ -29,9 +30,13 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
                 output.errors.print(f"{error.source}: {problem}", soft_wrap=True, markup=False)
             return error.status
         raise
-    gpus = job.spec.nodes * job.spec.gpus_per_node
-    output.result(
-        {"valid": True, "name": job.name, "gpus": gpus, "spec": job.spec.to_wire()},
-        f"{arguments.file}: {job.name} is valid: {job.spec.nodes} nodes × {job.spec.gpus_per_node} GPUs = {gpus} GPUs",
-    )
+    spec = job.spec
+    gpus = spec.nodes * spec.gpus_per_node
+    answer = {"valid": True, "name": job.name, "gpus": gpus, "spec": spec.to_wire()}
+    text = f"{arguments.file}: {job.name} is valid: {spec.nodes} nodes × {spec.gpus_per_node} GPUs = {gpus} GPUs"
+    if elastic := spec.resilience.elastic:
+        widths = [nodes for nodes in range(elastic.min_nodes, spec.nodes + 1) if obstacle(spec, nodes) is None]
+        answer["nodes"] = widths
+        text += f"; it can train on {', '.join(map(str, widths))} nodes"
+    output.result(answer, text)
     return 0

@@ -58,7 +58,8 @@ def decide(
     if nodes is None or not status.slots or nodes <= now_on or stopped:
         return Decision(nodes)
     degraded = find_condition(status, constants.CONDITION_CHECKPOINT_DEGRADED)
-    if moving or not leads or status.phase != Phase.RUNNING or (degraded and degraded.status == "True"):
+    done = status.progress.steps is not None and status.progress.step >= status.progress.steps
+    if done or moving or not leads or status.phase != Phase.RUNNING or (degraded and degraded.status == "True"):
         return Decision(now_on)  # it is not the time to interrupt it
     return Decision(now_on, _stop(job, status, f"{nodes} nodes can train")) if saves else Decision(nodes)
 

@@ -28,6 +28,15 @@ def test_validate_accepts(good: str, capsys: pytest.CaptureFixture[str]) -> None
     assert "4 GPUs" in capsys.readouterr().out
 
 
+def test_validate_says_on_how_many_nodes_an_elastic_job_can_train(
+    good: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["nodes=4", "gpusPerNode=1", "resilience.elastic.minNodes=1", "trainer.recipe.globalBatchTokens=24576"]
+    words = [word for change in changes for word in ("--set", change)]
+    assert main(["validate", good, *words, "--set", "trainer.data.sequenceLength=2048"]) == 0
+    assert "it can train on 1, 2, 3, 4 nodes" in capsys.readouterr().out
+
+
 def test_validate_as_json_has_all_defaults(good: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", good, "--output", "json"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -39,6 +39,21 @@ FAULT = {
             "in 11.4 s, 6 steps redone.",
         ),
         (
+            {
+                "phase": "Running",
+                "elastic": {"nodes": 1},
+                "conditions": [
+                    {
+                        "type": "Shrunk",
+                        "status": "True",
+                        "lastTransitionTime": rfc3339(1),
+                        "message": "Training on 1 of 2 nodes. a-1-1: no node has room.",
+                    }
+                ],
+            },
+            "Running. Training on 1 of 2 nodes. a-1-1: no node has room.",
+        ),
+        (
             {"phase": "Suspended", "checkpoint": {"durable": {"step": 40, "uri": "x", "at": rfc3339(9)}}},
             "Suspended by spec.suspend. It goes on from step 40.",
         ),
