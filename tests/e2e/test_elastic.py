@@ -12,7 +12,7 @@ import pytest
 
 from demonstration import faults, install
 from demonstration.target import Target
-from e2e.jobs import POD_SPEC, TRAINER, RunningJob, eventually
+from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob, eventually
 from lockstep_api.v1alpha1 import TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -41,7 +41,7 @@ def trains_on(job: RunningJob, nodes: int, seconds: float) -> TrainingJob:
 def test_a_job_whose_node_is_gone_trains_on_the_others_until_it_returns(lockstep: Target) -> None:
     assert lockstep.cluster is not None
     recipe = {**TRAINER["recipe"], "steps": STEPS, "globalBatchTokens": 192}
-    spec = {
+    spec: dict[str, Any] = {
         "nodes": 3,
         "trainer": {**TRAINER, "recipe": recipe},
         "template": {"spec": whole_nodes(lockstep)},
@@ -49,9 +49,7 @@ def test_a_job_whose_node_is_gone_trains_on_the_others_until_it_returns(lockstep
     }
     with RunningJob.training(lockstep, "elastic", STEPS, every=20, **spec) as job:
         job.until_step(30, 300)
-        pod = faults.pod_away_from(
-            lockstep, job.manifest["metadata"]["namespace"], job.name, install.operator_node(lockstep)
-        )
+        pod = faults.pod_away_from(lockstep, NAMESPACE, job.name, install.operator_node(lockstep))
         node = pod["spec"]["nodeName"]
         faults.cut_node(lockstep, node)
         try:
