@@ -10,7 +10,7 @@ from lockstep_operator.plan.story import describe
 
 def why(job: TrainingJob, now: float) -> str:
     """One line or more, the most important first."""
-    sentences = [_phase(job, now), *_conditions(job), *_last_fault(job, now), *_budgets(job)]
+    sentences = [_phase(job, now), *_conditions(job), *_last_fault(job, now), *_excluded(job, now), *_budgets(job)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -72,6 +72,14 @@ def _last_fault(job: TrainingJob, now: float) -> list[str]:
     text = f"Last fault {times.ago(now - times.parse(fault.at))} ago: {describe(fault)}."
     count = job.status.restarts.total
     return [text, f"{count} restarts in all."] if count > 1 else [text]
+
+
+def _excluded(job: TrainingJob, now: float) -> list[str]:
+    """Nodes that its own faults named; those that all jobs avoid are the administrator's matter."""
+    if job.status.phase and job.status.phase.terminal:
+        return []
+    named = [f"{one.node} ({one.reason})" for one in job.status.excluded_nodes if now < times.parse(one.until)]
+    return [f"Its new pods stay away from {', '.join(named)}."] if named else []
 
 
 def _budgets(job: TrainingJob) -> list[str]:

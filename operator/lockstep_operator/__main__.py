@@ -36,6 +36,8 @@ WATCH_AGE_LIMIT_SECONDS = 180.0
 """A watch that was silent for so long is broken: bookmarks come every minute. The kubelet then starts the operator
 again."""
 KEY_BYTES = 16
+MEMORY_SECONDS = 5.0
+"""How long a start waits for the memory of nodes, so that no pod is made for a node that is excluded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,8 @@ async def _work(options: Options, jobs: Jobs, cache: ClusterCache, memory: NodeM
         await asyncio.wait([*tasks, synced], return_when=asyncio.FIRST_COMPLETED)
         if not synced.done():
             return 1
+        with suppress(TimeoutError):  # an operator that may not read its memory works without
+            await asyncio.wait_for(memory.synced(), MEMORY_SECONDS)
         serving = asyncio.create_task(
             kopf.operator(
                 registry=handlers.registry(jobs),

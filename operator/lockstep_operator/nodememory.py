@@ -75,6 +75,10 @@ class NodeMemory:
             self._told[job.uid] = job
             self._wake.set()
 
+    async def synced(self) -> None:
+        """Wait until what is remembered was read."""
+        await self._informer.synced.wait()
+
     def look(self) -> None:
         """Something about the nodes has changed: a taint may be missing, or left over."""
         if self._taint:
@@ -101,6 +105,9 @@ class NodeMemory:
             except ApiError as error:
                 log.warning("memory of nodes %s/%s: %s", self._stored.namespace, self._stored.name, error)
                 pause = RETRY_SECONDS
+            except Exception:  # jobs must not end for want of a memory
+                log.exception("memory of nodes %s/%s", self._stored.namespace, self._stored.name)
+                pause = TICK_SECONDS
 
     async def review(self) -> None:
         """One pass: what was told, what is due, and the ConfigMap if that changes anything. Raises errors.ApiError."""

@@ -21,6 +21,8 @@ from lockstep_operator.plan.times import rfc3339, unix
 AGREED_SILENCE = 5.0
 """Seconds of silence after which a leader is lost if a second witness agrees (PROTOCOLS §3.5: leaderDeadline)."""
 KEPT_FAULTS = 10
+PLANNED = frozenset({"NodeDrained", "NodeLeaving"})
+"""Causes that use up no budget: maintenance of a whole cluster must not end a job, and nothing here can loop."""
 CONFIRM_SECONDS = 600.0
 """A node that is not ready so soon after its member fell silent is why."""
 
@@ -215,7 +217,8 @@ def record(
         restarts = restarts.model_copy(
             update={rung: getattr(restarts, rung) + 1, "total": restarts.total + 1},
         )
-        used = used.model_copy(update={"pod": used.pod + 1})
+        if loss.cause not in PLANNED:
+            used = used.model_copy(update={"pod": used.pod + 1})
         fresh = Fault(
             at=rfc3339(now),
             epoch=status.epoch,

@@ -214,7 +214,10 @@ def explain(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], ob
     if unscheduled:
         pod = unscheduled[0]
         text = f"{len(pods) - len(unscheduled)} of {wanted} pods are scheduled"
-        return "PodsPending", f"{text}; {pod.name}: {pod.message or 'waits for the scheduler'}"
+        kept_away = sorted({one.node for one in status.excluded_nodes} | observed.excluded)
+        named = ", ".join(kept_away[:5]) + (f" and {len(kept_away) - 5} more" if len(kept_away) > 5 else "")
+        away = f" (excluded nodes: {named}; see `lockstep nodes` and status.excludedNodes)" if kept_away else ""
+        return "PodsPending", f"{text}; {pod.name}: {pod.message or 'waits for the scheduler'}{away}"
     if len(pods) < wanted:
         return "PodsCreating", f"{len(pods)} of {wanted} pods exist"
     if vacant := width_rules.current(job, status) - len(status.slots):

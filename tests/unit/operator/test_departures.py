@@ -214,6 +214,13 @@ def test_all_jobs_stay_away_from_what_is_excluded_for_all() -> None:
     assert {new.exclude_nodes for new in world.step().create} == {("lemon",)}
 
 
+def test_a_job_that_waits_says_which_nodes_it_may_not_use() -> None:
+    world = World(make_job(nodes=2), auto=False, excluded=frozenset({"lemon"}))
+    world.settle()
+    (ready,) = [one for one in world.status.conditions if one.type == "Ready"]
+    assert "excluded nodes: lemon" in ready.message
+
+
 def test_a_spare_on_an_excluded_node_is_moved_and_a_member_is_not() -> None:
     world = running(spares=1)
     world.excluded = frozenset({"node-1", "node-2"})

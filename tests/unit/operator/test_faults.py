@@ -277,6 +277,7 @@ def test_a_drained_member_is_told_apart_from_a_deleted_one() -> None:
     world.settle()
     (known,) = world.status.faults
     assert (known.cause, known.message) == ("NodeDrained", "EvictionByEvictionAPI")
+    assert (world.status.budgets_used.pod, world.status.restarts.pod) == (0, 1)  # maintenance ends no job
     assert jobwide.avoided(world.status, world.observed(), world.now) == ()
 
 

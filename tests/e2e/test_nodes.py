@@ -1,0 +1,146 @@
+"""One job on a real cluster leaves its nodes for every reason there is, and no sample is lost or repeated.
+
+The reasons come one after another; each test waits until the job has new steps and puts the node right again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from demonstration import faults, install
+from demonstration.target import Target
+from e2e.jobs import NAMESPACE, RunningJob, eventually
+from lockstep_api import constants
+from lockstep_api.v1alpha1 import Fault, TrainingJob
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+STEPS = 900
+SPOT = "aws-node-termination-handler/spot-itn"
+FEW = 5
+"""Steps that workers may have gone beyond the last snapshot before they were ended; checkpoints are 20 apart."""
+
+
+@pytest.fixture(scope="module")
+def job(lockstep: Target) -> Iterator[RunningJob]:
+    """The job that all this happens to."""
+    with RunningJob.training(lockstep, "nodes", STEPS, every=20) as running:
+        running.until_step(1, 180)
+        yield running
+
+
+def member(job: RunningJob) -> tuple[str, str]:
+    """(pod, node) of a member away from the operator."""
+    pod = faults.pod_away_from(job.target, NAMESPACE, job.name, install.operator_node(job.target))
+    return pod["metadata"]["name"], pod["spec"]["nodeName"]
+
+
+def nodes_of(job: RunningJob) -> set[str]:
+    """Where the members are."""
+    return {pod["spec"]["nodeName"] for pod in job.pods()}
+
+
+def told(job: RunningJob) -> TrainingJob:
+    """The job when the last fault has its cost."""
+    return job.until(lambda j: j.status.faults[-1].steps_lost is not None, 60, "what the fault has cost")
+
+
+@contextmanager
+def tainted(job: RunningJob, node: str, taint: str) -> Iterator[None]:
+    """A cloud's notice, and its withdrawal."""
+    job.target.kubectl("taint", "node", node, f"{taint}=true:NoSchedule")
+    try:
+        yield
+    finally:
+        job.target.kubectl("taint", "node", node, f"{taint}-")
+
+
+def lost(fault: Fault) -> int:
+    """Steps that were computed again."""
+    assert fault.steps_lost is not None
+    return fault.steps_lost
+
+
+def test_a_spot_notice_moves_the_member_after_a_last_checkpoint(job: RunningJob) -> None:
+    before = job.until_step(job.job.status.progress.step + 5)
+    pod, node = member(job)
+    with tainted(job, node, SPOT):
+        job.mended(before)
+        after = told(job)
+        assert node not in nodes_of(job)
+    fault = after.status.faults[-1]
+    assert (fault.cause, fault.pod, fault.node) == ("NodeLeaving", pod, node)
+    assert lost(fault) <= FEW
+    assert SPOT in fault.message
+    assert after.status.excluded_nodes == []
+
+
+def test_an_unhealthy_gpu_is_left_and_its_node_avoided(job: RunningJob) -> None:
+    assert job.target.cluster is not None
+    before = job.until_step(job.job.status.progress.step + 5)
+    pod, node = member(job)
+    device = job.target.exec(NAMESPACE, pod, ["printenv", "NVIDIA_VISIBLE_DEVICES"]).strip()
+    number = int(node.removeprefix("node"))
+    job.target.cluster.gpu_fail(number, device)
+    try:
+        job.mended(before)
+        after = told(job)
+        assert node not in nodes_of(job)
+    finally:
+        job.target.cluster.gpu_heal(number)
+    fault = after.status.faults[-1]
+    assert (fault.cause, fault.node, fault.witness) == ("GpuUnhealthy", node, "devicePlugin")
+    assert lost(fault) <= FEW
+    assert device in fault.message
+    assert [one.node for one in after.status.excluded_nodes] == [node]
+    eventually(lambda: "NodeExcluded" in job.event_reasons(), 10, "an event says so")
+    eventually(lambda: node in remembered(job), 10, "it is remembered across jobs")
+    assert [one["cause"] for one in remembered(job)[node]["faults"]] == ["GpuUnhealthy"]
+
+
+def test_a_drained_node_is_left_for_another(job: RunningJob) -> None:
+    before = job.until_step(job.job.status.progress.step + 5)
+    _, node = member(job)
+    with faults.drained(job.target, node, job.name):
+        job.mended(before)
+        after = told(job)
+        assert node not in nodes_of(job)
+    fault = after.status.faults[-1]
+    assert (fault.cause, fault.node, fault.message) == ("NodeDrained", node, "EvictionByEvictionAPI")
+    assert node not in {one.node for one in after.status.excluded_nodes}
+
+
+def test_a_node_without_power_is_blamed_and_nothing_hangs_in_terminating(job: RunningJob) -> None:
+    """The member falls silent at once, its node is NotReady 50 s later; its pod can be ended by nobody."""
+    assert job.target.cluster is not None
+    before = job.until_step(job.job.status.progress.step + 5)
+    pod, node = member(job)
+    faults.cut_node(job.target, node)
+    try:
+        job.mended(before)
+        job.until(lambda j: j.status.faults[-1].cause == "NodeLost", 120, "the node's condition")
+        gone = ("get", "pod", pod, "--ignore-not-found", "-o", "name")
+        eventually(lambda: not job.kubectl(*gone).strip(), 120, "the dead pod is deleted by force")
+    finally:
+        job.target.cluster.power_on(int(node.removeprefix("node")))
+    assert job.job.status.faults[-1].node == node
+    eventually(lambda: "NodeLost" in {one["cause"] for one in remembered(job)[node]["faults"]}, 10, "it is remembered")
+
+
+def remembered(job: RunningJob) -> dict[str, Any]:
+    """What the operator remembers, by node."""
+    found = job.target.get("configmaps", "-n", install.SYSTEM_NAMESPACE, "-l", f"{constants.LABEL_NODE_MEMORY}=true")[
+        "items"
+    ]
+    return {node: json.loads(text) for one in found for node, text in (one.get("data") or {}).items()}
+
+
+def test_it_ends_with_every_sample_once(job: RunningJob) -> None:
+    job.until_phase("Succeeded", 280)
+    verdict = job.check(STEPS)
+    assert verdict.exact, verdict
