@@ -1,8 +1,8 @@
 """Pods that must leave their node while they still run: it is about to be taken away, or a GPU of theirs is unhealthy.
 
 Another pod is made ready first. Then, if steps advance, the leader is asked for a last checkpoint, and the slot moves.
-That costs the time of one restart, and a step or two that workers began beyond the last snapshot; where no other pod comes up, nothing is given away. A node that
-is only cordoned is not left: who drains it deletes the pods.
+That costs the time of one restart, and a step or two that workers began beyond the last snapshot. Where no other pod
+comes up, nothing is given away. A node that is only cordoned is not left: who drains it deletes the pods.
 """
 
 from __future__ import annotations

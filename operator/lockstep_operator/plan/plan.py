@@ -149,7 +149,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         fence=fence,
         send=(
             *_messages(job, status, leader, observed, None if change else size.stop),
-            *(departures.ask(job, status, moving) if leads and heirs >= len(moving) else ()),
+            *(departures.ask(job, status, moving) if _trains(leads, observed) and heirs >= len(moving) else ()),
         ),
         probe=probe,
         events=tuple(events),
@@ -246,6 +246,12 @@ def _leads(status: TrainingJobStatus, target: Target | None, observed: Observed)
     """Whether the agent of slot 0 leads the current epoch."""
     leader = observed.leader
     return leader is not None and target is not None and leader.pod_uid == target.uid and leader.epoch == status.epoch
+
+
+def _trains(leads: bool, observed: Observed) -> bool:
+    """Whether there is something to stop: a job that saves its last step is over in a moment."""
+    heard = observed.leader.progress if leads and observed.leader else None
+    return heard is not None and heard.state == "running"
 
 
 def _without_old_progress(status: TrainingJobStatus, observed: Observed) -> Observed:

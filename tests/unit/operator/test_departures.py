@@ -66,6 +66,15 @@ def test_without_a_spare_the_other_pod_is_made_ready_before_anything_stops() -> 
     assert set(world.pods) == {"run-0-0", "run-2-0"}
 
 
+def test_a_job_that_saves_its_last_step_is_not_stopped() -> None:
+    world = running(spares=1)
+    world.say(newest=summary(100, world.now), state="finishing")
+    world.nodes["node-1"] = SPOT
+    world.settle()
+    assert stops(world) == []
+    assert world.status.slots["1"] == "run-1-0"
+
+
 def test_a_notice_that_is_withdrawn_takes_the_extra_pod_back() -> None:
     world = running()
     world.auto = False
