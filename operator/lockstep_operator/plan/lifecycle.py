@@ -70,8 +70,7 @@ def deadline(job: TrainingJob, status: TrainingJobStatus, now: float) -> float |
 
 def startup_deadline(job: TrainingJob, status: TrainingJobStatus) -> float | None:
     """When startupDeadlineSeconds will have passed; None if the job runs already, or may wait. A job is in these phases
-    until its first step since it was started or resumed; a recovery is no start. Whatever sends a job back to wait has
-    to begin ``activeSince`` anew."""
+    until its first step since it was started or resumed; neither a recovery nor what follows a requeue is a start."""
     limit = job.spec.startup_deadline_seconds
     if limit is None or job.spec.suspend or not status.active_since or status.elastic.requeued_at:
         return None  # a job that was requeued has started before
