@@ -32,6 +32,16 @@ FAULT = {
     ("status", "sentence"),
     [
         ({}, "No operator has seen this job yet"),
+        (
+            {
+                "phase": "Running",
+                "excludedNodes": [
+                    {"node": "gpu-3", "since": rfc3339(60), "until": rfc3339(-60), "reason": "GpuUnhealthy"},
+                    {"node": "gpu-4", "since": rfc3339(60), "until": rfc3339(1), "reason": "GpuUnhealthy"},
+                ],
+            },
+            "Running. Its new pods stay away from gpu-3 (GpuUnhealthy).",
+        ),
         ({"phase": "Pending", "members": {"starting": 2}}, "Pending: 0 of 2 members are ready, 2 pods are not up yet."),
         (
             {"phase": "Running", "progress": {"step": 41230, "at": rfc3339(1.9)}, "faults": [FAULT]},
