@@ -338,7 +338,8 @@ def _pods(
     wanted = pool.wanted_ordinals(
         job.spec.nodes + job.spec.spares + extra, [pod.ordinal for pod in pods.values() if pod.name in members], pods
     )
-    avoid, exclude = jobwide.avoided(status, observed, now), jobwide.excluded(status, observed)
+    left = {pod.node for pod in pods.values() if pod.name in leaving and pod.node}
+    avoid, exclude = jobwide.avoided(status, observed, now), tuple(sorted({*jobwide.excluded(status, observed), *left}))
     missing = [
         NewPod(pool.pod_name(job.name, ordinal, incarnation), ordinal, incarnation, avoid, exclude)
         for ordinal in sorted(wanted - set(pods))

@@ -167,6 +167,15 @@ def test_an_unhealthy_gpu_is_left_where_it_is_known_to_be_the_pods_own(node: Nod
     assert [one.node for one in world.status.excluded_nodes] == ["node-1"]
 
 
+def test_the_pod_that_is_made_ready_does_not_come_to_the_node_that_is_left() -> None:
+    """A node with a sick GPU may have a healthy one to spare."""
+    world = running()
+    world.nodes["node-1"] = Node("node-1", gpus=8, gpus_healthy=7)
+    world.pods["run-1-0"] = replace(world.pods["run-1-0"], bad_device="GPU-5")
+    (new,) = world.step().create
+    assert new.exclude_nodes == ("node-1",)
+
+
 def test_a_gpu_that_is_gone_is_a_second_witness_when_steps_have_stopped() -> None:
     world = running(spares=1)
     world.nodes["node-1"] = Node("node-1", gpus=2, gpus_healthy=0)
