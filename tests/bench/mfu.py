@@ -47,7 +47,7 @@ from lockstep_trainer.parallel.gradients import clip, squares
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.parallelize import build_parts, initialize
-from lockstep_trainer.runtime import make_deterministic, set_allocator
+from lockstep_trainer.runtime import make_deterministic, refusing, set_allocator
 
 RESULTS = results.RESULTS / "mfu.json"
 SPEC = OptimizerSpec(lr=1e-4)
@@ -109,12 +109,14 @@ def lockstep(work: Work, *, deterministic: bool) -> Callable[[Tensor], None]:
         compile_backend="inductor" if work.compiled else None,
     )
     initialize(parts, seed=0)
-    engine = Engine(parts, layout, meshes, Loss(), micro_batch_size=work.samples, device=device)
+    loss = Loss(compiler="inductor" if work.compiled else None)
+    engine = Engine(parts, layout, meshes, loss, micro_batch_size=work.samples, device=device)
     named = list(engine.named_parameters())
     optimizer = build_optimizer(named, SPEC)
 
     def step(tokens: Tensor) -> None:
-        engine.forward_backward(Batch(tokens[:, :-1], tokens[:, 1:]), work.tokens)
+        with refusing(deterministic and device.type == "cuda"):
+            engine.forward_backward(Batch(tokens[:, :-1], tokens[:, 1:]), work.tokens)
         clip(named, float(squares(named, layout, engine.second_copies).sqrt()), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -91,7 +91,7 @@ def _engine(config: DecoderConfig, precision: str, backend: str | None) -> Engin
         for name, parameter in parts[0].named_parameters():
             local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
             local.copy_(initial_weight(name, parameter.shape, config, 5, CPU).float().view(local.shape))
-    return Engine(parts, layout, meshes, Loss(), micro_batch_size=2, device=GPU)
+    return Engine(parts, layout, meshes, Loss(compiler=backend), micro_batch_size=2, device=GPU)
 
 
 def _error(

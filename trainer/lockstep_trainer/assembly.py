@@ -79,7 +79,7 @@ def assemble(
         device=ranks.device,
         precision=recipe.precision,
         recompute=_recompute(recipe),
-        compile_backend="inductor" if recipe.compile else None,
+        compile_backend=_compiler(recipe),
         stages=parts_of(layout, meshes.at.pipeline, costs),
     )
     engine = Engine(
@@ -115,9 +115,14 @@ def _own(
     return Assembly(engine, layout, meshes, None, sum(parameter.numel() for parameter in model.parameters()))
 
 
+def _compiler(recipe: RecipeSpec) -> str | None:
+    """torch.compile's backend for what is compiled; None: nothing is."""
+    return "inductor" if recipe.compile else None
+
+
 def _loss(recipe: RecipeSpec, layout: Layout, meshes: Meshes) -> Loss | OwnLoss:
     group = meshes.tensor.get_group() if layout.tensor > 1 else None
-    return own_loss(recipe, group) if recipe.loss is not None else Loss(recipe.z_loss, group)
+    return own_loss(recipe, group) if recipe.loss is not None else Loss(recipe.z_loss, group, _compiler(recipe))
 
 
 def fill(engine: Engine, job: Job, control: dist.ProcessGroup | None) -> None:

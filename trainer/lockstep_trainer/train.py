@@ -36,7 +36,7 @@ from lockstep_trainer.parallel.expert import update_balance
 from lockstep_trainer.parallel.gradients import clip, squares
 from lockstep_trainer.profiling import Profiler
 from lockstep_trainer.ranks import Ranks
-from lockstep_trainer.runtime import Garbage
+from lockstep_trainer.runtime import Garbage, refusing
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
 from lockstep_trainer.storage import open_store
@@ -163,7 +163,8 @@ class Trainer:
         with section("collective"):
             tokens = own_tokens(self.engine, batch)
             dist.all_reduce(tokens)
-        sums = self.engine.forward_backward(batch, tokens)
+        with refusing(recipe.deterministic and self.ranks.device.type == "cuda"):
+            sums = self.engine.forward_backward(batch, tokens)
         with section("collective"):
             loss, norm, vote = self._totals(sums, tokens, self.keeper.vote(step))
             taking = self.keeper.agreed(step, vote)

@@ -26,7 +26,7 @@ from lockstep_trainer.errors import PeerLost, TrainerError, UserError
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.position import answer_questions
 from lockstep_trainer.ranks import Ranks, join, lost_peer
-from lockstep_trainer.runtime import make_deterministic
+from lockstep_trainer.runtime import make_deterministic, refused
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
 from lockstep_trainer.storage import open_store
@@ -67,7 +67,8 @@ def run(folder: Path) -> None:
             shared = open_store(job.checkpoint.uri, job.checkpoint.s3).below(job.prefix)
             corpus = prepare(job.trainer, job.checkpoint.s3, Path(orders.data_dir), shared)
         with sections("rendezvous"):
-            make_deterministic()
+            if job.trainer.recipe.deterministic:
+                make_deterministic()
             _set_threads(orders.local_world_size)
             ranks = join(orders, timedelta(seconds=job.spec.resilience.hang.first_step_seconds))
             _check_same_data(ranks, corpus.meta.fingerprint)
@@ -122,6 +123,10 @@ def _explain(error: BaseException, outbox: Outbox) -> int:
         outbox.error(str(error), user_error=True)
         return USER_ERROR
     traceback.print_exception(error)
+    if refused(error):
+        remedy = "set it to false, or use another operation"
+        outbox.error(f"trainer.recipe.deterministic: {error}; {remedy}", user_error=True)
+        return USER_ERROR
     if lost_peer(error) or isinstance(error, PeerLost):
         outbox.error(f"another worker went away: {error}", user_error=False)
         return PEER_LOST

@@ -126,7 +126,10 @@ class RecipeSpec(Model):
     """What is recomputed in the backward pass instead of kept: nothing, all but matrix products and attention, or
     whole blocks."""
     compile: bool = False
-    """Compile each block."""
+    """Compile each block and the loss."""
+    deterministic: bool = True
+    """The same steps give the same bits, so that a recovered run is bitwise the undisturbed one; what has no such
+    kernel is refused. On GPUs it costs some percent of speed, most of it in attention."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     """Seed of weights and of the order of samples."""
 

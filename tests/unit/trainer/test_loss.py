@@ -50,6 +50,20 @@ def test_loss_and_gradient_are_torchs_in_whatever_pieces(
     assert not sums.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_compiled_it_is_the_same(dtype: torch.dtype) -> None:
+    """Through torch.compile's own transformations, without the compiler's kernels, which take a minute here."""
+    gradients, losses = [], []
+    for compiler in (None, "aot_eager"):
+        logits, targets = example(dtype)
+        loss, sums = Loss(0.1, compiler=compiler)(logits, targets, 7)
+        torch.autograd.backward(loss)
+        gradients.append(logits.grad)
+        losses.append(sums)
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_a_batch_without_targets_has_loss_and_gradient_zero() -> None:
     logits, targets = example()
     loss, sums = Loss(0.1)(logits, torch.full_like(targets, IGNORE), torch.tensor(5))

@@ -13,7 +13,7 @@ from lockstep_trainer.errors import UserError
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.precision import check_precision, convert_to_float8, takes_float8
-from lockstep_trainer.runtime import ALLOCATOR, Garbage, set_allocator
+from lockstep_trainer.runtime import ALLOCATOR, Garbage, refused, refusing, set_allocator
 from lockstep_trainer.throughput import Meter
 
 CPU = torch.device("cpu")
@@ -58,6 +58,20 @@ def test_what_the_user_sets_for_the_allocator_counts(monkeypatch: pytest.MonkeyP
     assert not told
     set_allocator(torch.device("cuda", 0))
     assert told == [ALLOCATOR]
+
+
+def test_an_operation_without_a_deterministic_kernel_is_refused_within_a_step_only() -> None:
+    before = torch.get_deterministic_debug_mode()
+    try:
+        with refusing(True):
+            assert torch.get_deterministic_debug_mode() == 2  # error
+        assert torch.get_deterministic_debug_mode() == 1  # warn
+        with refusing(False):
+            assert torch.get_deterministic_debug_mode() == 1
+    finally:
+        torch.set_deterministic_debug_mode(before)
+    assert refused(RuntimeError("kthvalue CUDA does not have a deterministic implementation, but you set …"))
+    assert not refused(RuntimeError("CUDA out of memory"))
 
 
 def test_float8_is_refused_where_there_is_none() -> None:
