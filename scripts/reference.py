@@ -202,7 +202,7 @@ def metrics_page() -> str:
         "<!-- Made from the metrics modules of agent and operator by `make generate`; do not edit. -->",
         "# Metrics",
         "",
-        "OpenMetrics at `/metrics`, under the port name `metrics`: agents at port 29400, the operator at 8080. What is "
+        "OpenMetrics at `/metrics`, under the port name `metrics`: agents at port 29401, the operator at 8080. What is "
         "said of a job has the labels `namespace` and `job_name`. Training metrics come from the agent that leads.",
     ]
     for title, metrics in (("Agents", agent_metrics()), ("Operator", operator_metrics())):

@@ -27,7 +27,10 @@ LABEL_EPOCH = f"{GROUP}/epoch"
 LABEL_ROLE = f"{GROUP}/role"
 """``member``, ``spare`` or ``starting``."""
 ANNOTATION_AGENT_PORT = f"{GROUP}/agent-port"
-"""Port of the agent, where it is not the default."""
+"""Port of the agent, where it is not the default; /metrics is then one above it."""
+ANNOTATION_TLS = f"{GROUP}/tls"
+"""On a pod: ``on`` where its agent speaks TLS, ``off`` or absent where it does not. In a job's template ``off`` says
+that it should not, for a trainer image that does not know TLS."""
 
 LABEL_NODE_MEMORY = f"{GROUP}/node-memory"
 """On the ConfigMap that remembers the faults of nodes; the command-line tool finds it by this label."""
@@ -54,8 +57,12 @@ CONDITION_FAILED = "Failed"
 
 # --- the agent's contract with its pod -------------------------------------------------------------------------
 AGENT_PORT = 29400
-"""Default port of the agent: streams, inventory, health and /metrics."""
-AGENT_PORT_NAME = "metrics"
+"""Default port of the agent: streams, inventory, snapshots, logs and profiles, with TLS."""
+AGENT_PORT_NAME = "agent"
+"""Name of that container port."""
+METRICS_PORT = 29401
+"""Default port of /healthz and /metrics, without TLS, and of nothing else."""
+METRICS_PORT_NAME = "metrics"
 """Name of that container port; Prometheus discovers it by this name."""
 STORE_PORT = 29500
 """Default port of the rendezvous store, a child of the leader's agent; MASTER_PORT of a user's script."""
@@ -66,7 +73,12 @@ VOLUME_MOUNT = "/lockstep/run"
 CONFIG_MOUNT = "/lockstep/config"
 """ConfigMap with ``job.json``: the job's name, namespace, uid and its whole spec with all defaults."""
 TOKEN_MOUNT = "/lockstep/token"
-"""Secret with ``token``: the bearer token that every call between this job's parts carries."""
+"""Secret with ``token``, the bearer token that every call between this job's parts carries, and with their
+certificate: ``tls.crt``, ``tls.key`` and ``ca.crt``."""
+TOKEN_FILE = "token"
+"""Key of that Secret: the job's token."""
+ACCEPTED_TOKENS_FILE = "accepted-tokens"
+"""Key of that Secret while the master key is changed: further tokens that are good, a line each."""
 TOKEN_HEADER = "X-Lockstep-Token"
 """Carries that token where a call comes through the API server's proxy, which keeps Authorization to itself."""
 PROTOCOL_VERSION = 1

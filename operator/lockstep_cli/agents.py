@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 
 from lockstep_api import constants
+from lockstep_api.tls import CERTIFICATE_FILE, Material, Rotating, agents_name
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_cli import target
 from lockstep_cli.errors import CliError, ClusterError, NotFoundError
@@ -84,24 +85,28 @@ async def connect(arguments: argparse.Namespace) -> AsyncIterator[Agents]:
 async def _local(folder: Path) -> AsyncIterator[Agents]:
     job = target.load_local(folder)
     _must_run(job)
+    secret = folder / "token"
     try:
-        token = (folder / "token" / "token").read_text().strip()
+        token = (secret / constants.TOKEN_FILE).read_text().strip()
+        material = Material.read(secret) if (secret / CERTIFICATE_FILE).exists() else None
     except OSError:
         raise NotFoundError(f"{folder}: the run has not started its pods yet; try again in a moment") from None
+    tls = Rotating(material.client, agents_name(job.uid)) if material else True
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session:
         addresses: dict[int, str] = {}
         for file in sorted(folder.glob("pods/*.json")):
-            url = f"http://{json.loads(file.read_text())['address']}"
-            slot = await _slot(session, url)
+            pod = json.loads(file.read_text())
+            url = f"{'https' if pod.get('tls') else 'http'}://{pod['address']}"
+            slot = await _slot(session, url, tls)
             if slot is not None:
                 addresses[slot] = url
-        yield Agents(job, addresses, session)
+        yield Agents(job, addresses, session, tls)
 
 
-async def _slot(session: aiohttp.ClientSession, url: str) -> int | None:
+async def _slot(session: aiohttp.ClientSession, url: str, tls: ssl.SSLContext | bool) -> int | None:
     """The slot that an agent holds; None for a spare, and for one that is gone."""
     try:
-        async with session.get(f"{url}/v1/inventory", timeout=aiohttp.ClientTimeout(total=5)) as answer:
+        async with session.get(f"{url}/v1/inventory", ssl=tls, timeout=aiohttp.ClientTimeout(total=5)) as answer:
             slot: int | None = (await answer.json())["slot"]
             return slot
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
@@ -111,7 +116,7 @@ async def _slot(session: aiohttp.ClientSession, url: str) -> int | None:
 @asynccontextmanager
 async def _in_cluster(arguments: argparse.Namespace) -> AsyncIterator[Agents]:
     from lockstep_cli import cluster
-    from lockstep_operator import errors, kube
+    from lockstep_operator import cache, errors, kube
     from lockstep_operator.plan import children, pods
 
     async with cluster.connect(arguments) as (client, namespace):
@@ -126,11 +131,13 @@ async def _in_cluster(arguments: argparse.Namespace) -> AsyncIterator[Agents]:
         for pod in await cluster.pods_of(client, namespace, job.name):
             slot = cluster.slot_of(pod)
             if slot is not None and "deletionTimestamp" not in pod["metadata"]:
-                proxy = kube.PODS.path(namespace, f"{pod['metadata']['name']}:{port}", "proxy")
+                # The proxy does not verify the agent's certificate: its own network is trusted, as for every pod.
+                scheme = "https:" if cache.trim_pod(pod)[1].tls else ""
+                proxy = kube.PODS.path(namespace, f"{scheme}{pod['metadata']['name']}:{port}", "proxy")
                 addresses[slot] = f"{client.connection.server.rstrip('/')}/{proxy}"
         headers = {
             **client.connection.as_http_headers(),
-            constants.TOKEN_HEADER: base64.b64decode(secret["data"]["token"]).decode().strip(),
+            constants.TOKEN_HEADER: base64.b64decode(secret["data"][constants.TOKEN_FILE]).decode().strip(),
         }
         async with aiohttp.ClientSession(headers=headers) as session:
             yield Agents(job, addresses, session, client.connection.as_ssl_context() or True)

@@ -19,6 +19,7 @@ import kopf
 from lockstep_operator import handlers
 from lockstep_operator.backends.kubernetes import KubernetesBackend
 from lockstep_operator.cache import ClusterCache
+from lockstep_operator.credentials import Credentials, MasterKeys
 from lockstep_operator.errors import ConfigError
 from lockstep_operator.events import EventPoster
 from lockstep_operator.health import serve
@@ -29,6 +30,7 @@ from lockstep_operator.metrics import OperatorMetrics
 from lockstep_operator.nodememory import NodeMemory
 from lockstep_operator.plan.nodes.exclusion import Limits
 from lockstep_operator.plan.pods import PodDefaults
+from lockstep_operator.plan.renewal import Validity
 
 log = logging.getLogger("lockstep_operator")
 
@@ -45,7 +47,9 @@ class Options:
     """What the command line says."""
 
     namespaces: tuple[str, ...]
-    master_key: bytes
+    keys: MasterKeys
+    validity: Validity
+    tls: bool
     trainer_image: str
     bind: str
     metrics_port: int
@@ -63,7 +67,19 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     """Options from the command line and the environment. Raises errors.ConfigError."""
     parser = argparse.ArgumentParser(prog="lockstep-operator", description="Serves TrainingJobs.")
     parser.add_argument("--namespace", action="append", default=[], help="serve this one only; may be repeated")
-    parser.add_argument("--master-key-file", type=Path, required=True, help="secret that the jobs' tokens come from")
+    parser.add_argument(
+        "--master-key-file", type=Path, required=True, help="secret that tokens and certificates come from"
+    )
+    parser.add_argument(
+        "--accepted-keys-file", type=Path, help="further keys, a line each, that are believed; it may be missing"
+    )
+    parser.add_argument(
+        "--certificate-seconds", type=float, default=Validity().seconds, help="how long they are valid; %(default)g"
+    )
+    parser.add_argument(
+        "--certificate-renewal-seconds", type=float, default=Validity().renew_seconds, help="default: %(default)g"
+    )
+    parser.add_argument("--no-tls", action="store_true", help="pods of jobs that start speak without TLS")
     parser.add_argument("--trainer-image", default=PodDefaults().image, help="image of pods whose template names none")
     parser.add_argument("--bind-address", default="0.0.0.0", help="for metrics and health; default: %(default)s")
     parser.add_argument("--metrics-port", type=int, default=8080, help="default: %(default)s")
@@ -93,7 +109,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     given = parser.parse_args(argv)
     return Options(
         namespaces=tuple(given.namespace),
-        master_key=_master_key(given.master_key_file),
+        keys=MasterKeys(_master_key(given.master_key_file), _accepted_keys(given.accepted_keys_file)),
+        validity=Validity(given.certificate_seconds, given.certificate_renewal_seconds),
+        tls=not given.no_tls,
         trainer_image=given.trainer_image,
         bind=given.bind_address,
         metrics_port=given.metrics_port,
@@ -124,10 +142,9 @@ async def run(options: Options) -> int:
             taint=options.taint_nodes,
         )
         cache.nodes_changed = memory.look
-        defaults = PodDefaults(options.trainer_image)
-        backend = KubernetesBackend(
-            client, cache, memory=memory, events=events, defaults=defaults, master_key=options.master_key
-        )
+        defaults = PodDefaults(options.trainer_image, tls=options.tls)
+        own = Credentials(options.keys, options.validity)
+        backend = KubernetesBackend(client, cache, memory=memory, events=events, defaults=defaults, credentials=own)
         jobs = Jobs(client, options.namespaces, backend)
         cache.wake = jobs.wake
         working = False
@@ -236,10 +253,22 @@ def _master_key(path: Path) -> bytes:
         key = path.read_bytes().strip()
     except OSError as error:
         raise ConfigError(f"--master-key-file {path}: {error.strerror}; mount the Secret with the key there") from None
+    return _long_enough(key, f"--master-key-file {path}")
+
+
+def _accepted_keys(path: Path | None) -> tuple[bytes, ...]:
+    try:
+        keys = path.read_bytes().split() if path else []
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise ConfigError(f"--accepted-keys-file {path}: {error.strerror}") from None
+    return tuple(_long_enough(key, f"--accepted-keys-file {path}") for key in keys)
+
+
+def _long_enough(key: bytes, where: str) -> bytes:
     if len(key) < KEY_BYTES:
-        raise ConfigError(
-            f"--master-key-file {path}: {len(key)} bytes are too few; use at least {KEY_BYTES} random ones"
-        )
+        raise ConfigError(f"{where}: {len(key)} bytes are too few; use at least {KEY_BYTES} random ones")
     return key
 
 

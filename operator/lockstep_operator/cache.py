@@ -85,7 +85,8 @@ def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
     scheduled = conditions.get("PodScheduled", {})
     unscheduled = scheduled.get("message", "") if scheduled.get("status") == "False" else ""
     disrupted = conditions.get("DisruptionTarget", {})
-    port = metadata.get("annotations", {}).get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT)
+    annotations = metadata.get("annotations", {})
+    port = annotations.get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT)
     address = status.get("podIP", "")
     host = f"[{address}]" if ":" in address else address
     return labels[constants.LABEL_JOB_UID], Pod(
@@ -108,6 +109,7 @@ def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
         slot=_number(labels.get(constants.LABEL_SLOT)),
         epoch=_number(labels.get(constants.LABEL_EPOCH)),
         role=labels.get(constants.LABEL_ROLE, ""),
+        tls=annotations.get(constants.ANNOTATION_TLS) == "on",
     )
 
 

@@ -13,9 +13,16 @@ from typing import Any, Protocol
 from lockstep_api.messages import Membership
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_operator.backends.base import Backend
-from lockstep_operator.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError, RefusedError
+from lockstep_operator.errors import (
+    AlreadyExistsError,
+    ApiError,
+    ConflictError,
+    NotFoundError,
+    NotRenewedError,
+    RefusedError,
+)
 from lockstep_operator.links import Links
-from lockstep_operator.plan.actions import Event, NewPod, Plan
+from lockstep_operator.plan.actions import ChildKind, Event, NewPod, Plan
 from lockstep_operator.plan.observed import Observed, Refusal
 from lockstep_operator.plan.plan import plan
 from lockstep_operator.plan.status import patience
@@ -30,6 +37,8 @@ FORGET_CREATION_SECONDS = 30.0
 """A pod that was created and is not seen for so long is believed gone."""
 REFUSAL_SECONDS = (5.0, 300.0)
 """First and longest pause after the API server refused a pod; doubled each time."""
+RENEWAL_PAUSE_SECONDS = 300.0
+"""Before the API server is asked again to replace a certificate: there are days left."""
 
 
 class Reporter(Protocol):
@@ -59,6 +68,8 @@ class JobController:
         self._links = links(self.wake)
         self._pod_creations = pod_creations
         self._children: set[str] = set()
+        self._secret_version = ""  # of the Secret as this process wrote it last
+        self._secret_refused_until = 0.0
         self._created: dict[str, float] = {}  # pod name → when its creation was answered
         self._fenced: Membership | None = None
         self._refusal: Refusal | None = None
@@ -149,26 +160,45 @@ class JobController:
             pods=pods,
             nodes=self._backend.nodes(),
             excluded=self._backend.excluded(),
-            children=frozenset(self._children),
+            children=frozenset(self._children - ({"Secret"} if self._secret_is_old() else set())),
             creating=frozenset(self._created),
             agents=self._links.agents(pods),
             leader=self._links.leader,
             fenced=self._fenced,
             refusal=self._refusal,
+            tls=self._backend.tls,
         )
+
+    def _secret_is_old(self) -> bool:
+        if self._clock() < self._secret_refused_until:
+            return False
+        return self._secret_version != self._backend.credentials.version(self.job.uid)
 
     async def _act(self, decided: Plan) -> None:
         for event in decided.events:
             await self._backend.post_event(self.job, event)
         for kind in decided.children:
-            with suppress(AlreadyExistsError):
-                await self._backend.create_child(self.job, kind)
-            self._children.add(kind)
+            await self._create_child(kind)
         await self._create(decided.create)
         await _all(self._backend.delete_pod(self.job, pod) for pod in decided.delete)
         await _all(self._backend.label_pod(self.job, label) for label in decided.label)
         if decided.delete_job:
             await self._backend.delete_job(self.job)
+
+    async def _create_child(self, kind: ChildKind) -> None:
+        version = self._backend.credentials.version(self.job.uid)  # before: the next one may begin meanwhile
+        try:
+            with suppress(AlreadyExistsError):
+                await self._backend.create_child(self.job, kind)
+        except NotRenewedError as error:  # the job goes on with the certificate that it has
+            message = f"The Secret with the job's certificate can't be replaced: {error.message}"
+            await self._backend.post_event(self.job, Event("Warning", "CertificateNotRenewed", message))
+            self._children.add(kind)
+            self._secret_refused_until = self._clock() + RENEWAL_PAUSE_SECONDS
+            return
+        self._children.add(kind)
+        if kind == "Secret":
+            self._secret_version = version
 
     async def _create(self, pods: Iterable[NewPod]) -> None:
         results = await asyncio.gather(*(self._create_pod(new) for new in pods), return_exceptions=True)

@@ -10,6 +10,7 @@
         ├── NotFoundError         404
         ├── ExpiredError          410: the watch must start again with a list
         ├── RefusedError          403 or 422: quota, policy, or an object that can't be
+        │   └── NotRenewedError   the Secret with the job's certificate is there, and stays as it is
         └── UnavailableError      429, 5xx, or no connection, after retries
 """
 
@@ -50,6 +51,10 @@ class ExpiredError(ApiError):
 
 class RefusedError(ApiError):
     """Trying the same again at once would get the same answer."""
+
+
+class NotRenewedError(RefusedError):
+    """The Secret with the job's certificate is there and can't be replaced."""
 
 
 class UnavailableError(ApiError):

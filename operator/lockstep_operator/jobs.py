@@ -68,7 +68,13 @@ class Jobs:
         controller = JobController(
             job,
             self._backend,
-            lambda changed: Links(self._http(), self._backend.token(job), changed, self._probes),
+            lambda changed: Links(
+                self._http(),
+                self._backend.credentials.token(uid),
+                changed,
+                self._probes,
+                tls=self._backend.credentials.context(uid),
+            ),
             pod_creations=self._pod_creations,
             reporter=self.reporter,
         )

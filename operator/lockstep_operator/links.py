@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -50,10 +51,13 @@ class Links:
         token: str,
         changed: Callable[[], None],
         probes: asyncio.Semaphore,
+        *,
+        tls: ssl.SSLContext,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._session, self._changed, self._probes, self._clock = session, changed, probes, clock
         self._headers = {"Authorization": f"Bearer {token}"}
+        self._tls = tls
         self._agents: dict[str, Agent] = {}
         self._restarts: dict[str, int] = {}  # pod uid → restarts of its container when it answered
         self._probing: dict[str, asyncio.Task[None]] = {}
@@ -104,11 +108,11 @@ class Links:
     # ------------------------------------------------------------------------------------------- questions
 
     async def _probe(self, target: Target) -> None:
-        url = f"http://{target.address}/v1/inventory"
+        url = _url(target, "/v1/inventory")
         try:
             async with self._probes:
                 timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
-                async with self._session.get(url, headers=self._headers, timeout=timeout) as response:
+                async with self._session.get(url, headers=self._headers, timeout=timeout, ssl=self._tls) as response:
                     response.raise_for_status()
                     answer = decode(await response.read())
             if isinstance(answer, Inventory) and answer.pod_uid == target.uid:
@@ -147,10 +151,10 @@ class Links:
 
     async def _one_connection(self, target: Target) -> bool:
         """One stream from its start to its end; whether it got as far as an inventory."""
-        url = f"http://{target.address}/v1/operator"
+        url = _url(target, "/v1/operator")
         async with asyncio.timeout(CONNECT_SECONDS):
             socket = await self._session.ws_connect(
-                url, headers=self._headers, heartbeat=HEARTBEAT_SECONDS, max_msg_size=64 * 2**20
+                url, headers=self._headers, heartbeat=HEARTBEAT_SECONDS, max_msg_size=64 * 2**20, ssl=self._tls
             )
         async with socket:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -210,6 +214,10 @@ class Links:
         if self.leader:
             kept = tuple(report for report in self.leader.faults if report.term > ack.term)
             self.leader = replace(self.leader, faults=kept)
+
+
+def _url(target: Target, path: str) -> str:
+    return f"{'https' if target.tls else 'http'}://{target.address}{path}"
 
 
 def _advanced(leader: Leader, fresh: Progress, now: float) -> float | None:

@@ -13,6 +13,7 @@ import aiohttp
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_operator.backends.local import LocalBackend
 from lockstep_operator.controller import JobController
+from lockstep_operator.credentials import Credentials
 from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import Event
 
@@ -26,10 +27,12 @@ async def run(
     state_dir: Path,
     on_status: Callable[[TrainingJobStatus], None],
     on_event: Callable[[Event], None] = lambda event: None,
+    credentials: Credentials | None = None,
 ) -> TrainingJobStatus:
     """Run ``job`` to its end and return its last status. ``on_status`` and ``on_event`` are called from the event loop
     as they come. ``state_dir`` is made if need be; what is in it stays. Cancelling ends every process that was started
-    before the cancellation is passed on."""
+    before the cancellation is passed on. ``credentials`` are what the parts prove with who they are;
+    by default they are made for this run."""
     state_dir = state_dir.resolve()
     state_dir.mkdir(parents=True, exist_ok=True)
     job = job.model_copy(
@@ -45,12 +48,18 @@ async def run(
         if status.phase and status.phase.terminal:
             ended.set()
 
-    backend = LocalBackend(state_dir, follow, on_event)
+    backend = LocalBackend(state_dir, follow, on_event, credentials=credentials)
     async with aiohttp.ClientSession() as session:
         controller = JobController(
             job,
             backend,
-            lambda changed: Links(session, backend.token(job), changed, asyncio.Semaphore(PARALLEL_PROBES)),
+            lambda changed: Links(
+                session,
+                backend.credentials.token(job.uid),
+                changed,
+                asyncio.Semaphore(PARALLEL_PROBES),
+                tls=backend.credentials.context(job.uid),
+            ),
             pod_creations=asyncio.Semaphore(PARALLEL_STARTS),
         )
         backend.changed = controller.wake

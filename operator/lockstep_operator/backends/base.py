@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from lockstep_operator.credentials import Credentials
 from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod
 from lockstep_operator.plan.observed import Node, Pod
 
@@ -30,8 +31,14 @@ class Backend(Protocol):
         """Hear of the faults in the job's status, for the memory of nodes. Telling the same again changes nothing."""
         ...
 
-    def token(self, job: TrainingJob) -> str:
-        """The job's bearer token."""
+    @property
+    def credentials(self) -> Credentials:
+        """What jobs and operator prove with who they are."""
+        ...
+
+    @property
+    def tls(self) -> bool:
+        """Whether the agents of a job that starts speak TLS."""
         ...
 
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
@@ -40,7 +47,8 @@ class Backend(Protocol):
         ...
 
     async def create_child(self, job: TrainingJob, kind: ChildKind) -> None:
-        """Create the Service, Secret or ConfigMap."""
+        """Create the Service, Secret or ConfigMap; replace the Secret where it is there. Raises
+        errors.NotRenewedError."""
         ...
 
     async def create_pod(self, job: TrainingJob, new: NewPod) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Mapping
 
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_operator.cache import ClusterCache
+from lockstep_operator.credentials import Credentials
+from lockstep_operator.errors import AlreadyExistsError, NotRenewedError, RefusedError
 from lockstep_operator.events import EventPoster
 from lockstep_operator.kube import (
     CONFIG_MAPS,
@@ -39,10 +39,10 @@ class KubernetesBackend:
         memory: NodeMemory,
         events: EventPoster,
         defaults: pods.PodDefaults,
-        master_key: bytes,
+        credentials: Credentials,
     ) -> None:
         self._client, self._cache, self._memory, self._events = client, cache, memory, events
-        self._defaults, self._master_key = defaults, master_key
+        self._defaults, self.credentials, self.tls = defaults, credentials, defaults.tls
 
     def pods(self, job: TrainingJob) -> tuple[Pod, ...]:
         """From the cache."""
@@ -60,11 +60,6 @@ class KubernetesBackend:
         """Into the memory of nodes."""
         self._memory.learn(job)
 
-    def token(self, job: TrainingJob) -> str:
-        """HMAC-SHA256 of the job's uid under the operator's master key: the operator need not read the Secret that it
-        made, and a job that is created again gets another token."""
-        return hmac.new(self._master_key, job.uid.encode(), hashlib.sha256).hexdigest()
-
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
         """The whole status is replaced: a merge would keep slots that are vacant now. Naming the version that was read
         makes the server refuse the patch (409) if the job has changed since."""
@@ -76,9 +71,18 @@ class KubernetesBackend:
         return TrainingJob.model_validate(await self._client.patch(path, patch, JSON_PATCH))
 
     async def create_child(self, job: TrainingJob, kind: ChildKind) -> None:
-        """Service, Secret or ConfigMap."""
-        manifest = children.render(job, kind, self.token(job))
-        await self._client.create(_CHILDREN[kind].path(job.namespace), manifest)
+        """Service, Secret or ConfigMap. A Secret that is there is replaced whole, without having been read: what it
+        should hold is known, and where it holds that already the server changes nothing."""
+        manifest = children.render(job, kind, self.credentials.secret(job.uid) if kind == "Secret" else {})
+        try:
+            await self._client.create(_CHILDREN[kind].path(job.namespace), manifest)
+        except AlreadyExistsError:
+            if kind != "Secret":
+                raise
+            try:
+                await self._client.replace(SECRETS.path(job.namespace, children.secret_name(job)), manifest)
+            except RefusedError as error:
+                raise NotRenewedError(error.code, error.reason, error.message) from None
 
     async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
         """From the job's template."""

@@ -6,10 +6,11 @@ process ending is the pod failing. The job's status lives in memory and in ``sta
 ::
 
     <state>/status.json                 the job as `kubectl get -o json` would show it
-    <state>/config/job.json  token/token
+    <state>/config/job.json  token/{token,tls.crt,tls.key,ca.crt}
     <state>/pods/<name>/                run folder
     <state>/pods/<name>.log             the supervisor's output: what `kubectl logs` would show
-    <state>/pods/<name>.json            {address}: where its agent listens
+    <state>/pods/<name>.json            {address, tls, metrics}: where its agent listens, whether with TLS, and the
+                                        address of /metrics
     <state>/capacity                    a number of pods: more of them wait, as they would for nodes of a cluster.
                                         Written by whoever wants to see a job shrink and grow; without it none waits
 """
@@ -33,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from lockstep_operator.credentials import Credentials, MasterKeys
 from lockstep_operator.plan import children
 from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod
 from lockstep_operator.plan.observed import Node, Pod
@@ -75,13 +77,16 @@ class LocalBackend:
         on_status: Callable[[TrainingJobStatus], None],
         on_event: Callable[[Event], None] = lambda event: None,
         gpus: tuple[str, ...] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._state_dir, self._on_status, self._on_event = state_dir, on_status, on_event
         self._gpus = _gpus_of_this_machine() if gpus is None else gpus
         self._pods: dict[str, _LocalPod] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._placing: asyncio.Task[None] | None = None
-        self._token = secrets.token_urlsafe(32)
+        # An authority for this run alone.
+        self.credentials = credentials or Credentials(MasterKeys(secrets.token_bytes(32)))
+        self.tls = True
         self.changed: Callable[[], None] = lambda: None
         self.job_deleted = asyncio.Event()
 
@@ -115,10 +120,6 @@ class LocalBackend:
     def learn(self, job: TrainingJob) -> None:
         """There is one node, and no other job."""
 
-    def token(self, job: TrainingJob) -> str:
-        """A fresh one for each run."""
-        return self._token
-
     def _view(self, name: str, pod: _LocalPod) -> Pod:
         code = pod.process.returncode
         label = pod.label
@@ -137,6 +138,7 @@ class LocalBackend:
             slot=label.slot if label else None,
             epoch=label.epoch if label else None,
             role=label.role if label else "starting",
+            tls=pod.new.tls,
         )
 
     # ------------------------------------------------------------------------------------------- writing
@@ -157,9 +159,8 @@ class LocalBackend:
         if kind == "ConfigMap":
             self._folder("config").joinpath("job.json").write_text(children.job_json(job))
         elif kind == "Secret":
-            path = self._folder("token") / "token"
-            path.touch(mode=0o600)
-            path.write_text(self._token)
+            for name, content in self.credentials.secret(job.uid).items():
+                _replace(self._folder("token") / name, content)
 
     async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
         """Start a supervisor, now or once there is room for it."""
@@ -193,7 +194,7 @@ class LocalBackend:
 
     async def _start_pod(self, job: TrainingJob, new: NewPod, uid: str) -> None:
         run_dir = self._folder("pods", new.name)
-        port, store_port = _free_ports(2)
+        port, store_port, metrics_port = _free_ports(3)
         environment = {
             **os.environ,
             "LOCKSTEP_POD_NAME": new.name,
@@ -203,6 +204,7 @@ class LocalBackend:
             "LOCKSTEP_HOST": "127.0.0.1",
             "LOCKSTEP_BIND": "127.0.0.1",
             "LOCKSTEP_AGENT_PORT": str(port),
+            "LOCKSTEP_METRICS_PORT": str(metrics_port),
             "LOCKSTEP_STORE_PORT": str(store_port),
             "LOCKSTEP_ORDINAL": str(new.ordinal),
             "LOCKSTEP_INCARNATION": str(new.incarnation),
@@ -210,6 +212,7 @@ class LocalBackend:
             "LOCKSTEP_DATA_DIR": str(self._folder("data")),  # one machine: what one pod prepared serves them all
             "LOCKSTEP_CONFIG_DIR": str(self._folder("config")),
             "LOCKSTEP_TOKEN_DIR": str(self._folder("token")),
+            "LOCKSTEP_TLS": "on" if new.tls else "off",
             "LOCKSTEP_DIE_WITH_PARENT": "1",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or _threads(job),
             "LOCKSTEP_GRACE_SECONDS": str(GRACE_SECONDS - 1),
@@ -227,7 +230,9 @@ class LocalBackend:
                 start_new_session=True,  # Ctrl-C in a terminal is for the operator alone: it ends its pods in order
             )
         pod = self._pods[new.name] = _LocalPod(new, process, port, uid)
-        run_dir.with_name(f"{new.name}.json").write_text(json.dumps({"address": f"127.0.0.1:{port}"}))
+        run_dir.with_name(f"{new.name}.json").write_text(
+            json.dumps({"address": f"127.0.0.1:{port}", "tls": new.tls, "metrics": f"127.0.0.1:{metrics_port}"})
+        )
         pod.watcher = asyncio.create_task(self._watch(new.name, pod))
         self.changed()
 
@@ -300,6 +305,15 @@ class LocalBackend:
             return {}
         first = (ordinal % job.spec.nodes) * count
         return {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[first : first + count])}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """At once, and for nobody else to read."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(content)
+    fresh.replace(path)
 
 
 def _gpus_of_this_machine() -> tuple[str, ...]:

@@ -21,6 +21,7 @@ class NewPod:
     incarnation: int
     avoid_nodes: tuple[str, ...] = ()  # lately lost, perhaps not yet known to the scheduler: a preference
     exclude_nodes: tuple[str, ...] = ()  # never there
+    tls: bool = True  # its agent speaks TLS, as those of all the job's pods or of none
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Target:
     uid: str
     address: str  # host:port
     restarts: int = 0  # of its container: an answer from before a restart is old
+    tls: bool = True
 
 
 @dataclass(frozen=True, slots=True)

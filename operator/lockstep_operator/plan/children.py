@@ -1,9 +1,10 @@
-"""The job's other objects: headless Service, Secret with the token, ConfigMap with the configuration."""
+"""The job's other objects: headless Service, Secret with token and certificate, ConfigMap with the configuration."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from lockstep_api import constants
@@ -19,7 +20,7 @@ def service_name(job: TrainingJob) -> str:
 
 
 def secret_name(job: TrainingJob) -> str:
-    """The Secret with the bearer token."""
+    """The Secret with the bearer token and the certificate."""
     return f"{job.name}-lockstep-token"
 
 
@@ -56,8 +57,8 @@ def job_json(job: TrainingJob) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def render(job: TrainingJob, kind: ChildKind, token: str) -> Manifest:
-    """The object of that kind. ``token`` is the job's bearer token."""
+def render(job: TrainingJob, kind: ChildKind, secret: Mapping[str, bytes]) -> Manifest:
+    """The object of that kind. ``secret`` is what the job's Secret holds."""
     name = {"Service": service_name, "Secret": secret_name, "ConfigMap": config_map_name}[kind](job)
     manifest: Manifest = {
         "apiVersion": "v1",
@@ -75,10 +76,16 @@ def render(job: TrainingJob, kind: ChildKind, token: str) -> Manifest:
             # Agents find each other before they are ready: being ready takes all of them.
             "publishNotReadyAddresses": True,
             "selector": {constants.LABEL_JOB_UID: job.uid},
-            "ports": [{"name": constants.AGENT_PORT_NAME, "port": constants.AGENT_PORT, "protocol": "TCP"}],
+            "ports": [
+                {"name": constants.AGENT_PORT_NAME, "port": constants.AGENT_PORT, "protocol": "TCP"},
+                {"name": constants.METRICS_PORT_NAME, "port": constants.METRICS_PORT, "protocol": "TCP"},
+            ],
         }
     elif kind == "Secret":
-        manifest |= {"type": "Opaque", "data": {"token": base64.b64encode(token.encode()).decode()}}
+        manifest |= {
+            "type": "Opaque",
+            "data": {name: base64.b64encode(content).decode() for name, content in secret.items()},
+        }
     else:
         manifest["data"] = {"job.json": job_json(job)}
     return manifest

@@ -43,6 +43,7 @@ class Pod:
     slot: int | None = None  # labels, as they are on the pod
     epoch: int | None = None
     role: str = ""
+    tls: bool = True  # its agent speaks TLS
 
     @property
     def ended(self) -> bool:
@@ -126,3 +127,4 @@ class Observed:
     leader: Leader | None = None
     fenced: Membership | None = None  # the membership that this process wrote in status, and may therefore send
     refusal: Refusal | None = None  # the newest one that still stands
+    tls: bool = True  # what the operator is set to, for jobs that start

@@ -318,7 +318,7 @@ def _probes(
 
 
 def _target(pod: Pod) -> Target:
-    return Target(pod.name, pod.uid, pod.address, pod.restarts)
+    return Target(pod.name, pod.uid, pod.address, pod.restarts, pod.tls)
 
 
 # ---------------------------------------------------------------------------------------------------- pods
@@ -340,8 +340,9 @@ def _pods(
     )
     left = {pod.node for pod in pods.values() if pod.name in leaving and pod.node}
     avoid, exclude = jobwide.avoided(status, observed, now), tuple(sorted({*jobwide.excluded(status, observed), *left}))
+    tls = pool.speaks_tls(job, observed.pods, otherwise=observed.tls)
     missing = [
-        NewPod(pool.pod_name(job.name, ordinal, incarnation), ordinal, incarnation, avoid, exclude)
+        NewPod(pool.pod_name(job.name, ordinal, incarnation), ordinal, incarnation, avoid, exclude, tls)
         for ordinal in sorted(wanted - set(pods))
         for incarnation in [pool.incarnation_of(status.incarnations, ordinal)]
     ]

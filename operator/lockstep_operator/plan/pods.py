@@ -25,6 +25,7 @@ class PodDefaults:
     """What the administrator of the operator chooses for pods whose template does not say."""
 
     image: str = "ghcr.io/lockstep/trainer:0.1.0"
+    tls: bool = True  # agents of jobs that start speak TLS
 
 
 def render(job: TrainingJob, new: NewPod, defaults: PodDefaults) -> Manifest:
@@ -44,7 +45,10 @@ def render(job: TrainingJob, new: NewPod, defaults: PodDefaults) -> Manifest:
                 constants.LABEL_INCARNATION: str(new.incarnation),
                 constants.LABEL_ROLE: "starting",
             },
-            "annotations": metadata.get("annotations", {}),
+            "annotations": {
+                **metadata.get("annotations", {}),
+                constants.ANNOTATION_TLS: "on" if new.tls else "off",
+            },
             "ownerReferences": [owner_reference(job)],
         },
         "spec": _spec(job, new, spec, defaults),
@@ -103,6 +107,7 @@ def _container(
     container["ports"] = [
         *container.get("ports", []),
         {"name": constants.AGENT_PORT_NAME, "containerPort": port, "protocol": "TCP"},
+        {"name": constants.METRICS_PORT_NAME, "containerPort": metrics_port(port), "protocol": "TCP"},
     ]
     container["volumeMounts"] = [*container.get("volumeMounts", []), *mounts]
     _request_gpus(container, job.spec.gpus_per_node)
@@ -118,6 +123,11 @@ def agent_port(job: TrainingJob) -> int:
     return int(
         job.spec.template.metadata.get("annotations", {}).get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT)
     )
+
+
+def metrics_port(agent_port: int) -> int:
+    """The port beside it, for /healthz and /metrics without TLS."""
+    return agent_port + constants.METRICS_PORT - constants.AGENT_PORT
 
 
 def until_end(job: TrainingJob) -> float:
@@ -142,6 +152,7 @@ def _environment(job: TrainingJob, new: NewPod, port: int) -> list[Manifest]:
         for name, value in (
             ("LOCKSTEP_BIND", "0.0.0.0"),
             ("LOCKSTEP_AGENT_PORT", str(port)),
+            ("LOCKSTEP_METRICS_PORT", str(metrics_port(port))),
             ("LOCKSTEP_STORE_PORT", str(constants.STORE_PORT)),
             ("LOCKSTEP_ORDINAL", str(new.ordinal)),
             ("LOCKSTEP_INCARNATION", str(new.incarnation)),
@@ -149,6 +160,7 @@ def _environment(job: TrainingJob, new: NewPod, port: int) -> list[Manifest]:
             ("LOCKSTEP_RUN_DIR", constants.VOLUME_MOUNT),
             ("LOCKSTEP_CONFIG_DIR", constants.CONFIG_MOUNT),
             ("LOCKSTEP_TOKEN_DIR", constants.TOKEN_MOUNT),
+            ("LOCKSTEP_TLS", "on" if new.tls else "off"),
         )
     ]
     secret = job.spec.checkpoint.s3.secret_ref if job.spec.checkpoint else None

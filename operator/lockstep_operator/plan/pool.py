@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from lockstep_api import constants
+from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_operator.plan.observed import Pod
 
 
@@ -34,6 +36,15 @@ def wanted_ordinals(count: int, members: Iterable[int], existing: Iterable[int])
         wanted.add(candidate)
         candidate += 1
     return wanted
+
+
+def speaks_tls(job: TrainingJob, existing: Iterable[Pod], *, otherwise: bool) -> bool:
+    """Whether a new pod's agent speaks TLS: as the job's other pods, since members call each other. So a job whose pods
+    were made before an upgrade, or another setting, goes on as it began, until none of them is left."""
+    spoken = [pod.tls for pod in existing]
+    if spoken:
+        return all(spoken)
+    return otherwise and job.spec.template.metadata.get("annotations", {}).get(constants.ANNOTATION_TLS) != "off"
 
 
 def bump(incarnations: Mapping[str, int], ordinals: Iterable[int]) -> dict[str, int]:

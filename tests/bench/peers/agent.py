@@ -16,8 +16,10 @@ from typing import Any
 from aiohttp import ClientSession, web
 
 from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_operator.credentials import Credentials, MasterKeys
 from lockstep_trainer.agent.copies import Copies, CopyRoutes
 from lockstep_trainer.agent.snapshots import POLL_SECONDS, Snapshots
+from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.checkpoint.chain import Chain
 from lockstep_trainer.checkpoint.snapshots import FOLDER, held, rank_folder, reading, write_state
 from lockstep_trainer.checkpoint.upload import listing_of, upload_rank
@@ -109,7 +111,7 @@ class Agent:
             if event == StateCopied(state):
                 copied.set()
 
-        copies = Copies(Snapshots(self._run, self._ranks, tell), self._ranks, tell)
+        copies = Copies(Snapshots(self._run, self._ranks, tell), self._ranks, _trust(self._run), tell)
         async with ClientSession() as copies.session:
             begun = time.perf_counter()
             copies.copy(state, self._buddy, None, 0)
@@ -117,7 +119,8 @@ class Agent:
             return time.perf_counter() - begun
 
     async def _fetch(self, state: StateId) -> float:
-        copies = Copies(Snapshots(self._fetched, self._ranks, lambda _: None), self._ranks, lambda _: None)
+        snapshots = Snapshots(self._fetched, self._ranks, lambda _: None)
+        copies = Copies(snapshots, self._ranks, _trust(self._fetched), lambda _: None)
         start: Any = SimpleNamespace(memory=SimpleNamespace(state=state, sources=[self._buddy]))
         async with ClientSession() as copies.session:
             begun = time.perf_counter()
@@ -125,6 +128,15 @@ class Agent:
             assert task is not None
             await task
             return time.perf_counter() - begun
+
+
+def _trust(run: Path) -> Trust:
+    """With the certificate that all pods of one job have."""
+    folder = run.with_name(f"{run.name}-token")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in Credentials(MasterKeys(b"a master key for all")).secret("uid").items():
+        (folder / name).write_bytes(content)
+    return Trust(folder, "uid", use_tls=True)
 
 
 def buddy(run: Path, ranks: int, listening: socket.socket) -> None:
@@ -135,7 +147,7 @@ def buddy(run: Path, ranks: int, listening: socket.socket) -> None:
         app.add_routes(CopyRoutes(Snapshots(run, ranks, lambda _: None)).routes())
         runner = web.AppRunner(app)
         await runner.setup()
-        await web.SockSite(runner, listening).start()
+        await web.SockSite(runner, listening, ssl_context=_trust(run).server_context).start()
         await asyncio.Event().wait()
 
     asyncio.run(serve())

@@ -140,6 +140,7 @@ class Cluster:
             "LOCKSTEP_HOST": "127.0.0.1",
             "LOCKSTEP_BIND": "127.0.0.1",
             "LOCKSTEP_AGENT_PORT": str(port),
+            "LOCKSTEP_METRICS_PORT": "0",
             "LOCKSTEP_STORE_PORT": str(free_port()),
             "LOCKSTEP_ORDINAL": str(number),
             "LOCKSTEP_INCARNATION": "0",

@@ -17,6 +17,7 @@ from lockstep_api.messages import Copies as Held
 from lockstep_api.messages import MemoryPoint, Rendezvous, Start, StateId, Term
 from lockstep_trainer.agent.copies import Copies, CopyRoutes
 from lockstep_trainer.agent.snapshots import Snapshots
+from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.checkpoint.plan import Item, Plan, PlannedFile
 from lockstep_trainer.checkpoint.snapshots import Reading, Root, Snapshot, held, lock, rank_folder, reading
 from lockstep_trainer.protocol.events import Event, SnapshotsHeld, StateCopied, StateStaged
@@ -58,7 +59,9 @@ class Pod:
     def __init__(self, run_dir: Path) -> None:
         self.told: list[Event] = []
         self.snapshots = Snapshots(run_dir, 2, self.told.append)
-        self.copies = Copies(self.snapshots, 2, self.told.append)
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "token").write_text("token")
+        self.copies = Copies(self.snapshots, 2, Trust(run_dir, "uid", use_tls=False), self.told.append)
         app = web.Application()
         app.add_routes(CopyRoutes(self.snapshots).routes())
         self.server = TestServer(app)

@@ -59,6 +59,7 @@ def test_the_rules_are_valid(promtool: Promtool) -> None:
 
 
 JOB = 'namespace="team-a",job_name="web"'
+LEFT = "lockstep_agent_certificate_remaining_ratio"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,9 @@ JOB = 'namespace="team-a",job_name="web"'
                                        f'lockstep_job_phase{{{JOB},phase="Succeeded"}}': "1x90"}, False),
         ("LockstepCheckpointsNotDurable", "15m", {f"lockstep_checkpoint_degraded{{{JOB}}}": "1x30"}, True),
         ("LockstepCheckpointsNotDurable", "15m", {f"lockstep_checkpoint_degraded{{{JOB}}}": "1x5 0x30"}, False),
+        ("LockstepCertificateNotRenewed", "90m", {f"{LEFT}{{{JOB}}}": "0.9x99", f'{LEFT}{{{JOB},pod="b"}}': "0.3x99"},
+         True),
+        ("LockstepCertificateNotRenewed", "90m", {f"{LEFT}{{{JOB}}}": "0.5x99"}, False),
         ("LockstepGoodputLow", "70m", {f"lockstep_job_goodput_ratio{{{JOB}}}": "0.5x90",
                                        f'lockstep_job_phase{{{JOB},phase="Running"}}': "1x90"}, True),
         ("LockstepGoodputLow", "70m", {f"lockstep_job_goodput_ratio{{{JOB}}}": "0.97x90",

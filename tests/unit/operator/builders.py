@@ -21,11 +21,13 @@ from lockstep_api.messages import (
     Term,
 )
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from lockstep_operator.credentials import Credentials, MasterKeys
 from lockstep_operator.plan import plan
 from lockstep_operator.plan.actions import Event, Plan
 from lockstep_operator.plan.observed import Agent, Leader, Node, Observed, Pod, Refusal
 
 UID = "6f0c-uid"
+CREDENTIALS = Credentials(MasterKeys(b"a master key for tests"))
 START = 1_700_000_000.0
 
 
@@ -139,6 +141,7 @@ class World:
     sent: list[Any] = field(default_factory=list)
     job_deleted: bool = False
     room: bool = True  # new pods find a node
+    tls: bool = True  # what the operator is set to
     auto: bool = True  # pods run, agents answer and the leader leads as soon as they are asked for
 
     @property
@@ -155,6 +158,7 @@ class World:
             fenced=self.fenced,
             refusal=self.refusal,
             excluded=self.excluded,
+            tls=self.tls,
         )
 
     def plan(self) -> Plan:
@@ -171,7 +175,7 @@ class World:
         for new in decided.create:
             assert new.name not in self.pods, f"{new.name} exists already"
             self.created.append(new.name)
-            self.add_pod(new.name, new.ordinal, new.incarnation, new.exclude_nodes)
+            self.add_pod(new.name, new.ordinal, new.incarnation, new.exclude_nodes, tls=new.tls)
         for gone in decided.delete:
             self.deleted.append(gone.name)
             pod = self.pods[gone.name]
@@ -198,9 +202,9 @@ class World:
                 return decided
         raise AssertionError(f"no fixpoint after {limit} plans: {decided}")
 
-    def add_pod(self, name: str, ordinal: int, incarnation: int, exclude: tuple[str, ...] = ()) -> Pod:
+    def add_pod(self, name: str, ordinal: int, incarnation: int, exclude: tuple[str, ...] = (), *, tls: bool = True) -> Pod:
         node = self.schedule(ordinal, exclude)
-        pod = Pod(name, f"uid-{name}", ordinal, incarnation, "Pending", self.now)
+        pod = Pod(name, f"uid-{name}", ordinal, incarnation, "Pending", self.now, tls=tls)
         if self.auto and self.room:
             pod = replace(pod, phase="Running", running=True, node=node, address=f"10.0.0.{ordinal}:29400")
         self.pods[name] = pod

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
 
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
-from lockstep_operator.controller import JobController
-from lockstep_operator.errors import AlreadyExistsError, ConflictError, RefusedError
+from lockstep_operator.controller import RENEWAL_PAUSE_SECONDS, JobController
+from lockstep_operator.credentials import Credentials, MasterKeys
+from lockstep_operator.errors import AlreadyExistsError, ConflictError, NotRenewedError, RefusedError
 from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import DeletePod, Event, LabelPod, NewPod
 from lockstep_operator.plan.observed import Node, Pod
-from unit.operator.builders import make_job
+from lockstep_operator.plan.renewal import Validity
+from unit.operator.builders import CREDENTIALS, UID, make_job
 
 
 class Recorder:
@@ -23,6 +26,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails: dict[str, Exception] = {}
+        self.credentials, self.tls = CREDENTIALS, True
 
     def pods(self, job: TrainingJob) -> tuple[Pod, ...]:
         return ()
@@ -35,9 +39,6 @@ class Recorder:
 
     def learn(self, job: TrainingJob) -> None:
         self.calls.append("learn")
-
-    def token(self, job: TrainingJob) -> str:
-        return "token"
 
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
         self._do("status")
@@ -68,7 +69,14 @@ class Recorder:
             raise failure
 
 
-def passes(backend: Recorder, count: int, job: TrainingJob | None = None) -> list[float | str]:
+def passes(
+    backend: Recorder,
+    count: int,
+    job: TrainingJob | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
+    after: Callable[[], None] = lambda: None,
+) -> list[float | str]:
     """What so many passes returned: seconds to wait, or the name of the error."""
 
     async def main() -> list[float | str]:
@@ -77,14 +85,16 @@ def passes(backend: Recorder, count: int, job: TrainingJob | None = None) -> lis
             controller = JobController(
                 job or make_job(nodes=2),
                 backend,
-                lambda changed: Links(session, "token", changed, asyncio.Semaphore()),
+                lambda changed: Links(session, "token", changed, asyncio.Semaphore(), tls=CREDENTIALS.context(UID)),
                 pod_creations=asyncio.Semaphore(8),
+                clock=clock,
             )
             for _ in range(count):
                 try:
                     results.append(await controller.reconcile())
                 except Exception as error:
                     results.append(type(error).__name__)
+                after()
         return results
 
     return asyncio.run(main())
@@ -131,3 +141,42 @@ def test_another_controllers_job_is_not_touched() -> None:
     backend = Recorder()
     passes(backend, 2, make_job(managedBy="example.com/other"))
     assert backend.calls == []
+
+
+# ---------------------------------------------------------------------------------------------- certificates
+
+
+class Moving:
+    """A clock that tests move, and certificates that live by it."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+        self.backend = Recorder()
+        self.backend.credentials = Credentials(MasterKeys(b"a master key for tests"), Validity(1000, 500), self)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def writes(self, *pauses: float) -> list[int]:
+        """How often the Secret was written in all, after each pass; the next pass comes after a pause."""
+        written = []
+
+        def after() -> None:
+            written.append(self.backend.calls.count("Secret"))
+            self.now += pauses[len(written) - 1]
+
+        passes(self.backend, len(pauses), clock=self, after=after)
+        return written
+
+
+def test_the_secret_is_written_once_in_each_window() -> None:
+    assert Moving().writes(0, 500, 0, 500, 0) == [1, 1, 2, 2, 3]
+
+
+def test_a_secret_that_can_not_be_replaced_is_told_and_stops_nothing() -> None:
+    """As with a role of before certificates: what is there still works, and is tried again, now and then."""
+    moving = Moving()
+    moving.backend.fails["Secret"] = NotRenewedError(403, "Forbidden", "cannot update secrets")
+    assert moving.writes(0, RENEWAL_PAUSE_SECONDS, 0) == [1, 1, 2]
+    assert moving.backend.calls.count("event CertificateNotRenewed") == 1
+    assert {"run-0-0", "run-1-0"} <= set(moving.backend.calls)

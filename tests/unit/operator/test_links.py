@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,12 +12,13 @@ import aiohttp
 from aiohttp import web
 
 from lockstep_api.messages import FaultAck, Membership, Term
+from lockstep_api.tls import Material, Rotating
 from lockstep_api.v1alpha1 import TrainingJobStatus
 from lockstep_api.wire import decode, encode
 from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import Plan, Target
 from lockstep_operator.plan.observed import Pod
-from unit.operator.builders import UID, fault, inventory, progress, summary
+from unit.operator.builders import CREDENTIALS, UID, fault, inventory, progress, summary
 
 
 class StandIn:
@@ -28,6 +30,7 @@ class StandIn:
         self.sockets: list[web.WebSocketResponse] = []
         self.says: list[str] = []
         self.port = 0
+        self.server_context: ssl.SSLContext | None = None
 
     async def inventory(self, request: web.Request) -> web.Response:
         assert request.headers["Authorization"] == self.token
@@ -46,7 +49,7 @@ class StandIn:
         return socket
 
     def target(self) -> Target:
-        return Target(self.pod.name, self.pod.uid, f"127.0.0.1:{self.port}")
+        return Target(self.pod.name, self.pod.uid, f"127.0.0.1:{self.port}", tls=self.server_context is not None)
 
 
 @asynccontextmanager
@@ -56,11 +59,11 @@ async def around(stand_in: StandIn) -> AsyncIterator[Links]:
     app.router.add_get("/v1/operator", stand_in.operator)
     runner = web.AppRunner(app)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=stand_in.server_context)
     await site.start()
     stand_in.port = runner.addresses[0][1]
     async with aiohttp.ClientSession() as session:
-        links = Links(session, "secret", lambda: None, asyncio.Semaphore(4))
+        links = Links(session, "secret", lambda: None, asyncio.Semaphore(4), tls=CREDENTIALS.context(UID))
         try:
             yield links
         finally:
@@ -150,7 +153,7 @@ def test_another_leader_starts_from_nothing() -> None:
         agent.says = [encode(fault(3, 1))]
         links.follow(replace(NOTHING, leader=agent.target()))
         await until(lambda: bool(links.leader and links.leader.faults))
-        links.follow(replace(NOTHING, leader=Target("run-0-1", "uid-1", agent.target().address)))
+        links.follow(replace(NOTHING, leader=replace(agent.target(), pod="run-0-1", uid="uid-1")))
         assert links.leader is not None
         assert (links.leader.pod_uid, links.leader.faults, links.leader.connected) == ("uid-1", (), False)
 
@@ -192,3 +195,41 @@ def test_an_end_that_comes_while_a_stream_is_given_up_is_an_end() -> None:
             await links.close()
 
     run(test)
+
+
+def server_context(uid: str) -> ssl.SSLContext:
+    secret = CREDENTIALS.secret(uid)
+    return Material(secret["tls.crt"], secret["tls.key"], secret["ca.crt"]).server()
+
+
+def test_pods_with_tls_and_pods_of_before_are_reached_by_the_same_operator() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        links.follow(replace(NOTHING, leader=agent.target(), probe=(agent.target(),)))
+        await until(lambda: bool(links.leader and links.leader.connected))
+        await until(lambda: POD.uid in links.agents((POD,)))
+
+    plain, with_tls = StandIn(POD), StandIn(POD)
+    with_tls.server_context = server_context(UID)
+    run(test, plain)
+    run(test, with_tls)
+
+
+def test_an_address_that_another_jobs_pod_has_now_is_not_told_the_token() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        links.follow(replace(NOTHING, leader=agent.target()))
+        await until(lambda: len(handshakes) > 1)  # the first has failed
+        assert agent.sockets == []
+        assert links.leader is not None
+        assert not links.leader.connected
+
+    handshakes: list[None] = []
+    stranger = StandIn(POD)
+    stranger.token = "never to be seen here"
+    context = server_context("another job")
+
+    def handshake() -> ssl.SSLContext:
+        handshakes.append(None)
+        return context
+
+    stranger.server_context = Rotating(handshake)
+    run(test, stranger)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from lockstep_api import constants
 from lockstep_api.messages import EpochRequest, Membership, Term
 from lockstep_operator.plan import slots
 from lockstep_operator.plan.observed import Agent, Leader
@@ -204,3 +205,43 @@ def test_a_leader_of_another_pod_is_not_listened_to() -> None:
     assert decided.leader is not None
     assert decided.leader.pod == "run-0-0"
     assert not decided.send
+
+
+# ----------------------------------------------------------------------------------------------------- TLS
+
+
+def speaks(world: World) -> list[bool]:
+    return [pod.tls for pod in world.pods.values()]
+
+
+def test_a_job_of_before_an_upgrade_keeps_its_language_until_none_of_its_pods_is_left() -> None:
+    """Members call each other: one that speaks otherwise would reach nobody."""
+    world = World(make_job(nodes=2), tls=False)
+    world.settle()
+    world.tls = True  # the operator that comes next
+    world.pods["run-1-0"] = replace(world.pods["run-1-0"], phase="Failed", running=False)
+    world.settle()
+    assert "run-1-1" in world.pods
+    assert speaks(world) == [False, False]
+    assert world.plan().leader is not None
+    assert world.plan().leader.tls is False  # type: ignore[union-attr]
+    world.pods.clear()
+    world.settle()
+    assert speaks(world) == [True, True]
+
+
+def test_turning_tls_off_leaves_running_jobs_alone() -> None:
+    world = World(make_job(nodes=2))
+    world.settle()
+    world.tls = False
+    world.pods["run-1-0"] = replace(world.pods["run-1-0"], phase="Failed", running=False)
+    world.settle()
+    assert "run-1-1" in world.pods
+    assert speaks(world) == [True, True]
+
+
+def test_a_template_may_do_without_tls() -> None:
+    """For a trainer image of the version before."""
+    world = World(make_job(template={"metadata": {"annotations": {constants.ANNOTATION_TLS: "off"}}}))
+    world.settle()
+    assert speaks(world) == [False, False]

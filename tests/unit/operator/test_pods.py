@@ -10,10 +10,11 @@ import pytest
 
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_operator.cache import trim_pod
 from lockstep_operator.plan import children, pods
 from lockstep_operator.plan.actions import NewPod
 from manifests import trainer_job
-from unit.operator.builders import make_job
+from unit.operator.builders import CREDENTIALS, UID, make_job
 
 DEFAULTS = pods.PodDefaults(image="example/default:1")
 
@@ -49,6 +50,7 @@ def test_every_variable_of_the_contract_is_set() -> None:
         *("LOCKSTEP_POD_NAME", "LOCKSTEP_POD_UID", "LOCKSTEP_NAMESPACE", "LOCKSTEP_NODE_NAME", "LOCKSTEP_HOST"),
         *("LOCKSTEP_BIND", "LOCKSTEP_AGENT_PORT", "LOCKSTEP_STORE_PORT", "LOCKSTEP_ORDINAL", "LOCKSTEP_INCARNATION"),
         *("LOCKSTEP_RUN_DIR", "LOCKSTEP_CONFIG_DIR", "LOCKSTEP_TOKEN_DIR", "LOCKSTEP_GRACE_SECONDS"),
+        *("LOCKSTEP_TLS", "LOCKSTEP_METRICS_PORT"),
     }
 
 
@@ -108,7 +110,7 @@ def test_what_the_template_says_stands() -> None:
     spec, own = pod["spec"], container(pod)
     assert pod["metadata"]["labels"]["team"] == "a"
     assert pod["metadata"]["labels"][constants.LABEL_ORDINAL] == "3"
-    assert pod["metadata"]["annotations"] == {"note": "b"}
+    assert pod["metadata"]["annotations"] == {"note": "b", constants.ANNOTATION_TLS: "on"}
     assert (spec["hostNetwork"], spec["nodeSelector"]) == (True, {"pool": "gpu"})
     assert spec["terminationGracePeriodSeconds"] == 120
     assert spec["tolerations"][0] == {"key": "gpu", "operator": "Exists"}
@@ -192,7 +194,7 @@ def test_credentials_come_from_the_secret_that_the_job_names() -> None:
 
 @pytest.mark.parametrize("kind", ["Service", "Secret", "ConfigMap"])
 def test_children_are_owned_by_the_job(kind: Any) -> None:
-    manifest = children.render(make_job(), kind, "token-text")
+    manifest = children.render(make_job(), kind, {})
     (owner,) = manifest["metadata"]["ownerReferences"]
     assert owner == {
         "apiVersion": "lockstep.dev/v1alpha1",
@@ -206,11 +208,28 @@ def test_children_are_owned_by_the_job(kind: Any) -> None:
 
 
 def test_the_children_hold_what_agents_read() -> None:
-    secret = children.render(make_job(), "Secret", "token-text")
-    assert base64.b64decode(secret["data"]["token"]) == b"token-text"
-    config = json.loads(children.render(make_job(), "ConfigMap", "")["data"]["job.json"])
+    secret = children.render(make_job(), "Secret", CREDENTIALS.secret(UID))
+    assert set(secret["data"]) == {"token", "tls.crt", "tls.key", "ca.crt"}
+    assert base64.b64decode(secret["data"]["token"]).decode() == CREDENTIALS.token(UID)
+    config = json.loads(children.render(make_job(), "ConfigMap", {})["data"]["job.json"])
     assert set(config) == {"name", "namespace", "uid", "spec"}
     assert config["spec"]["resilience"]["hang"]["factor"] == 5.0  # all defaults are in it
-    service = children.render(make_job(), "Service", "")["spec"]
+    service = children.render(make_job(), "Service", {})["spec"]
     assert service["clusterIP"] == "None"
     assert service["publishNotReadyAddresses"] is True
+
+
+@pytest.mark.parametrize(("tls", "said"), [(True, "on"), (False, "off")])
+def test_pod_and_operator_agree_on_tls(tls: bool, said: str) -> None:
+    """The annotation tells the operator how to call the agent that the variable tells how to answer."""
+    pod = render(new=NewPod("run-0-0", 0, 0, tls=tls))
+    assert {"name": "LOCKSTEP_TLS", "value": said} in container(pod)["env"]
+    pod["metadata"] |= {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    assert trim_pod(pod)[1].tls is tls
+
+
+def test_prometheus_finds_a_port_that_asks_for_nothing() -> None:
+    pod = render({"metadata": {"annotations": {constants.ANNOTATION_AGENT_PORT: "31000"}}})
+    ports = {port["name"]: port["containerPort"] for port in container(pod)["ports"]}
+    assert ports == {"agent": 31000, "metrics": 31001}
+    assert {"name": "LOCKSTEP_METRICS_PORT", "value": "31001"} in container(pod)["env"]

@@ -33,6 +33,7 @@ from lockstep_cli.commands.profile import parse_ranks
 from lockstep_cli.errors import CliError
 from lockstep_trainer.agent.profiles import Profiles, Request
 from lockstep_trainer.agent.server import Server
+from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.profiling import Profiler
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
@@ -209,8 +210,10 @@ def training(*workers: Known) -> Iterator[None]:
 @contextmanager
 def serving(run: Path, workers: dict[int, Known]) -> Iterator[None]:
     """An agent's server with these workers, and the folder of a local run that names it."""
+    (run / "token").mkdir()
+    (run / "token" / "token").write_text(TOKEN)
     agent = SimpleNamespace(
-        settings=SimpleNamespace(token=TOKEN),
+        trust=Trust(run / "token", "uid", use_tls=False),
         job=SimpleNamespace(command=None),
         workers=SimpleNamespace(current=workers.get),
         snapshots=None,  # nobody asks for copies here
@@ -240,8 +243,6 @@ def serving(run: Path, workers: dict[int, Known]) -> Iterator[None]:
     thread = threading.Thread(target=serve)
     thread.start()
     assert ready.wait(20)
-    (run / "token").mkdir()
-    (run / "token" / "token").write_text(TOKEN)
     try:
         yield
     finally:

@@ -14,10 +14,12 @@ if STANDBY_VARIABLE in os.environ:
 # ruff: noqa: E402 (the reason stands above)
 import asyncio
 import logging
+import socket
 import sys
 
 from lockstep_trainer.agent.agent import Agent, listen
 from lockstep_trainer.agent.settings import Job, Settings, SettingsError
+from lockstep_trainer.agent.trust import Trust
 
 
 def main() -> None:
@@ -32,10 +34,11 @@ def main() -> None:
     try:
         settings = Settings.from_env()
         job = Job.read(settings.config_dir / "job.json")
-        listening = listen(settings)
+        trust = Trust(settings.token_dir, job.uid, use_tls=settings.tls)
+        sockets = listen(settings)
     except SettingsError as error:
         sys.exit(f"agent: {error}")
-    asyncio.run(_run(settings, job, listening))
+    asyncio.run(_run(settings, job, trust, sockets))
 
 
 def _stand_by() -> None:
@@ -48,8 +51,8 @@ def _stand_by() -> None:
     os.close(int(descriptor))
 
 
-async def _run(settings: Settings, job: Job, listening: object) -> None:
-    await Agent(settings, job).run(listening)  # type: ignore[arg-type]
+async def _run(settings: Settings, job: Job, trust: Trust, sockets: tuple[socket.socket, socket.socket]) -> None:
+    await Agent(settings, job, trust).run(*sockets)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from lockstep_trainer.agent.server import Server
 from lockstep_trainer.agent.settings import Job, Settings, SettingsError
 from lockstep_trainer.agent.snapshots import Snapshots
 from lockstep_trainer.agent.streams import Inviter, LeaderStream
+from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.agent.uploads import Uploads
 from lockstep_trainer.agent.workers import Workers
 from lockstep_trainer.agent.zygote_client import ZygoteClient
@@ -53,9 +54,10 @@ class Clock:
 class Agent:
     """One pod's agent."""
 
-    def __init__(self, settings: Settings, job: Job) -> None:
+    def __init__(self, settings: Settings, job: Job, trust: Trust) -> None:
         self.settings = settings
         self.job = job
+        self.trust = trust
         self.clock = Clock()
         self.volume = Volume(settings.run_dir)
         me = Identity(
@@ -73,7 +75,7 @@ class Agent:
         self.durable = DurableStore(job, settings.run_dir, self.tell)
         self._zygote = ZygoteClient(settings.run_dir, self.volume.agent_starts, lambda _: None)
         self.uploads = Uploads(job, self.snapshots.root, self.tell)
-        self.copies = Copies(self.snapshots, job.spec["gpusPerNode"], self.tell)
+        self.copies = Copies(self.snapshots, job.spec["gpusPerNode"], trust, self.tell)
         self.workers = Workers(settings, job, self._zygote, self.tell, look=self.snapshots.look)
         self._rendezvous = RendezvousStore(settings, job, self._zygote, self.tell)
         self._queue: deque[events.Event] = deque()
@@ -133,25 +135,28 @@ class Agent:
         start = self.newest_start
         return ", ".join(map(str, self.node.member.ranks(start))) if start else "none"
 
-    async def run(self, listening: socket.socket) -> None:
-        """Serve until SIGTERM; then end the workers."""
+    async def run(self, listening: socket.socket, metrics: socket.socket) -> None:
+        """Serve until SIGTERM; then end the workers. ``metrics`` is the port without TLS."""
         loop = asyncio.get_running_loop()
         ending = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ending.set)
-        headers = {"Authorization": f"Bearer {self.settings.token}"}
         runner = web.AppRunner(self.server.app, access_log=None, shutdown_timeout=1.0)
-        async with ClientSession(headers=headers, timeout=ClientTimeout(total=None)) as session:
-            self._stream = LeaderStream(session, self.tell)
-            self._inviter = Inviter(session, self.tell)
+        open_runner = web.AppRunner(self.server.open_app, access_log=None, shutdown_timeout=1.0)
+        async with ClientSession(timeout=ClientTimeout(total=None)) as session:
+            self._stream = LeaderStream(session, self.trust, self.tell)
+            self._inviter = Inviter(session, self.trust, self.tell)
             self.copies.session = session
             await runner.setup()
-            await web.SockSite(runner, listening).start()
+            await web.SockSite(runner, listening, ssl_context=self.trust.server_context).start()
+            await open_runner.setup()
+            await web.SockSite(open_runner, metrics).start()
             background = [
                 self._zygote.run(),
                 self.workers.poll(),
                 self.snapshots.watch(),
                 self.durable.write_journal(),
+                self.trust.watch(),
                 self._tick(),
             ]
             for coroutine in background:
@@ -168,6 +173,7 @@ class Agent:
             self._stream.close()
             await self.server.close()
         await runner.cleanup()
+        await open_runner.cleanup()
         for task in self._tasks:
             task.cancel()
         self.durable.close()
@@ -260,11 +266,15 @@ class Agent:
                     await asyncio.sleep(TICK_SECONDS)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The agent's port; raises SettingsError."""
-    try:
-        return socket.create_server((settings.bind, settings.port), backlog=4096)
-    except OSError as error:
-        raise SettingsError(
-            f"LOCKSTEP_AGENT_PORT {settings.port} on {settings.bind} can't be listened on: {error.strerror}"
-        ) from None
+def listen(settings: Settings) -> tuple[socket.socket, socket.socket]:
+    """The agent's port, and that of its metrics; raises SettingsError."""
+    wanted = (("LOCKSTEP_AGENT_PORT", settings.port, 4096), ("LOCKSTEP_METRICS_PORT", settings.metrics_port, 128))
+    listening = []
+    for variable, port, backlog in wanted:
+        try:
+            listening.append(socket.create_server((settings.bind, port), backlog=backlog))
+        except OSError as error:
+            raise SettingsError(
+                f"{variable} {port} on {settings.bind} can't be listened on: {error.strerror}"
+            ) from None
+    return listening[0], listening[1]

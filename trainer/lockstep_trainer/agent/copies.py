@@ -16,6 +16,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from lockstep_api.messages import Start, StateId
 from lockstep_trainer.agent.transfer import NoRoomError, discard_if_damaged, name_of, receive, send, state_named
+from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.checkpoint.snapshots import (
     BUFFERS,
     COPIES,
@@ -43,8 +44,8 @@ _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
 class Copies:
     """The client: one copy on its way at a time."""
 
-    def __init__(self, snapshots: Snapshots, ranks_per_slot: int, tell: Callable[[Event], None]) -> None:
-        self._snapshots, self._ranks_per_slot, self._tell = snapshots, ranks_per_slot, tell
+    def __init__(self, snapshots: Snapshots, ranks_per_slot: int, trust: Trust, tell: Callable[[Event], None]) -> None:
+        self._snapshots, self._ranks_per_slot, self._trust, self._tell = snapshots, ranks_per_slot, trust, tell
         self._task: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[None] | None = None
         self.session: ClientSession | None = None
@@ -109,10 +110,12 @@ class Copies:
 
     async def _put(self, rank: int, state: StateId, buddy: str, keep: StateId | None) -> None:
         assert self.session is not None
-        url = f"http://{buddy}/v1/snapshots/{rank}/{name_of(state)}"
+        url = self._trust.url(buddy, f"/v1/snapshots/{rank}/{name_of(state)}")
         with reading(rank_folder(self._snapshots.root, rank), state) as own:
             parameters = {"keep": name_of(keep)} if keep else {}
-            async with self.session.put(url, params=parameters, data=send(own), timeout=_TIMEOUT) as answer:
+            async with self.session.put(
+                url, params=parameters, data=send(own), timeout=_TIMEOUT, **self._trust.call()
+            ) as answer:
                 if answer.status == 400:
                     raise Corrupt(await answer.text())
                 if answer.status != 204:
@@ -130,8 +133,8 @@ class Copies:
 
     async def _get(self, rank: int, state: StateId, source: str) -> None:
         assert self.session is not None
-        url = f"http://{source}/v1/snapshots/{rank}/{name_of(state)}"
-        async with self.session.get(url, timeout=_TIMEOUT) as answer:
+        url = self._trust.url(source, f"/v1/snapshots/{rank}/{name_of(state)}")
+        async with self.session.get(url, timeout=_TIMEOUT, **self._trust.call()) as answer:
             if answer.status != 200:
                 raise ConnectionError(f"{answer.status}: {await answer.text()}")
             await receive(

@@ -6,6 +6,7 @@ leader alone: one series a job, whichever pod leads. Imported at the first scrap
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ NAMES = {
     "lockstep_agent_starts_total": "Starts of this pod's agent in this boot.",
     "lockstep_agent_container_starts_total": "Starts of this pod's container in this boot.",
     "lockstep_agent_leader_connected": "1 while this pod has a stream to its leader.",
+    "lockstep_agent_certificate_expiry_timestamp_seconds": "Unix time at which this agent's certificate ends.",
+    "lockstep_agent_certificate_remaining_ratio": "Share of its validity that this agent's certificate has left; it is "
+    "renewed before half of it is gone.",
     "lockstep_epoch": "Number of the current membership.",
     "lockstep_generation": "Number of the running generation in its epoch.",
     "lockstep_members_connected": "Members that have a stream to the leader.",
@@ -83,6 +87,10 @@ class _Collector:
         yield _counter("lockstep_agent_starts_total", base, member.me.agent_starts)
         yield _counter("lockstep_agent_container_starts_total", base, member.me.container_starts)
         yield _gauge("lockstep_agent_leader_connected", base, member.connected)
+        if valid := agent.trust.valid:
+            left = valid.share_left(time.time())
+            yield _gauge("lockstep_agent_certificate_expiry_timestamp_seconds", base, valid.until)
+            yield _gauge("lockstep_agent_certificate_remaining_ratio", base, left)
         yield from _of_snapshots(agent, base)
         leader = agent.node.leader
         if leader and not leader.superseded:

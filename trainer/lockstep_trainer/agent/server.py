@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
@@ -27,6 +26,9 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _OPEN_PATHS = frozenset({"/healthz", "/metrics"})
+_OPERATORS_PATH = "/v1/operator"
+_PEOPLES_PATHS = "/v1/workers/"
+"""Reached through the API server's proxy, which shows no certificate: its caller's rights and the token have to do."""
 _JOIN_SECONDS = 10.0
 
 
@@ -39,14 +41,17 @@ class Server:
         self._members: dict[int, Channel] = {}
         self._operators: dict[int, Channel] = {}
         self.app = web.Application(middlewares=[self._authenticate])
+        open_routes = [web.get("/healthz", self._health), web.get("/metrics", self._metrics)]
+        self.open_app = web.Application()
+        """What needs neither token nor certificate, for a port of its own without TLS."""
+        self.open_app.add_routes(open_routes)
         self.app.add_routes(
             [
-                web.get("/healthz", self._health),
-                web.get("/metrics", self._metrics),
+                *open_routes,
                 web.get("/v1/inventory", self._inventory),
                 web.post("/v1/invite", self._invite),
                 web.get("/v1/member", self._member),
-                web.get("/v1/operator", self._operator),
+                web.get(_OPERATORS_PATH, self._operator),
                 web.get("/v1/workers/{rank:\\d+}/log", self._log),
                 *Profiles(agent).routes(),
                 *CopyRoutes(agent.snapshots).routes(),
@@ -79,12 +84,22 @@ class Server:
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in _OPEN_PATHS:
+        resource = request.match_info.route.resource
+        path = resource.canonical if resource else ""
+        if path not in _OPEN_PATHS:
             # The API server's proxy keeps Authorization to itself: who comes through it uses the other header.
             bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
             given = request.headers.get(constants.TOKEN_HEADER, bearer)
-            if not hmac.compare_digest(given.encode(), self._agent.settings.token.encode()):
+            if not self._agent.trust.knows(given):
                 raise web.HTTPUnauthorized(text="the bearer token of this job is missing or wrong")
+            certificate = request.transport.get_extra_info("peercert") if request.transport else None
+            refusal = self._agent.trust.refusal(
+                certificate,
+                operator_only=path == _OPERATORS_PATH,
+                needed=not path.startswith(_PEOPLES_PATHS),
+            )
+            if refusal:
+                raise web.HTTPForbidden(text=refusal)
         return await handler(request)
 
     async def _health(self, _: web.Request) -> web.Response:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lockstep_api.constants import AGENT_PORT, STORE_PORT
+from lockstep_api.constants import AGENT_PORT, METRICS_PORT, STORE_PORT
 from lockstep_trainer.errors import TrainerError
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.policy import Ladder, RetryRule
@@ -31,11 +31,13 @@ class Settings:
     host: str
     bind: str
     port: int
+    metrics_port: int
     store_port: int
     run_dir: Path
     data_dir: Path
     config_dir: Path
-    token: str
+    token_dir: Path
+    tls: bool
     grace: float = 25.0  # seconds from SIGTERM to the end
 
     @property
@@ -59,11 +61,9 @@ class Settings:
                 raise SettingsError(f"{name} is {text!r}; it must be a port number")
             return int(text)
 
-        token_file = Path(need("LOCKSTEP_TOKEN_DIR"), "token")
-        try:
-            token = token_file.read_text().strip()
-        except OSError as error:
-            raise SettingsError(f"{token_file} can't be read: {error.strerror}") from None
+        tls = env.get("LOCKSTEP_TLS") or "off"
+        if tls not in ("on", "off"):
+            raise SettingsError(f"LOCKSTEP_TLS is {tls!r}; it must be on or off")
         return cls(
             pod=need("LOCKSTEP_POD_NAME"),
             pod_uid=need("LOCKSTEP_POD_UID"),
@@ -72,12 +72,14 @@ class Settings:
             host=need("LOCKSTEP_HOST"),
             bind=env.get("LOCKSTEP_BIND") or "0.0.0.0",
             port=number("LOCKSTEP_AGENT_PORT", AGENT_PORT),
+            metrics_port=number("LOCKSTEP_METRICS_PORT", METRICS_PORT),
             store_port=number("LOCKSTEP_STORE_PORT", STORE_PORT),
             run_dir=Path(need("LOCKSTEP_RUN_DIR")),
             data_dir=Path(env.get("LOCKSTEP_DATA_DIR") or Path(need("LOCKSTEP_RUN_DIR"), "data")),
             config_dir=Path(need("LOCKSTEP_CONFIG_DIR")),
             grace=float(env.get("LOCKSTEP_GRACE_SECONDS") or 25),
-            token=token,
+            token_dir=Path(need("LOCKSTEP_TOKEN_DIR")),
+            tls=tls == "on",
         )
 
 

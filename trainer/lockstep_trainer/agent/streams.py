@@ -12,6 +12,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, WSMsgType
 from lockstep_api.messages import Inventory, Invite, ToLeader
 from lockstep_api.wire import WireError, decode, encode
 from lockstep_trainer.agent.channel import MAX_MESSAGE_BYTES, Channel
+from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.protocol import events
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,8 @@ _INVITE_SECONDS = 2.0
 class LeaderStream:
     """The one stream to the leader, made again with growing, jittered pauses for as long as it is wanted."""
 
-    def __init__(self, session: ClientSession, tell: Callable[[events.Event], None]) -> None:
-        self._session = session
+    def __init__(self, session: ClientSession, trust: Trust, tell: Callable[[events.Event], None]) -> None:
+        self._session, self._trust = session, trust
         self._tell = tell
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
@@ -60,7 +61,10 @@ class LeaderStream:
 
     async def _converse(self, leader: str, epoch: int) -> bool:
         connecting = self._session.ws_connect(
-            f"http://{leader}/v1/member", heartbeat=10.0, max_msg_size=MAX_MESSAGE_BYTES
+            self._trust.url(leader, "/v1/member"),
+            heartbeat=10.0,
+            max_msg_size=MAX_MESSAGE_BYTES,
+            **self._trust.call(),
         )
         async with asyncio.timeout(_CONNECT_SECONDS):
             socket = await connecting
@@ -84,8 +88,8 @@ class LeaderStream:
 class Inviter:
     """Posts invitations, one at a time per address."""
 
-    def __init__(self, session: ClientSession, tell: Callable[[events.Event], None]) -> None:
-        self._session = session
+    def __init__(self, session: ClientSession, trust: Trust, tell: Callable[[events.Event], None]) -> None:
+        self._session, self._trust = session, trust
         self._tell = tell
         self._busy: dict[str, asyncio.Task[None]] = {}
 
@@ -96,10 +100,10 @@ class Inviter:
             task.add_done_callback(lambda _: self._busy.pop(address, None))
 
     async def _post(self, address: str, invite: Invite) -> None:
-        url = f"http://{address}/v1/invite"
+        url = self._trust.url(address, "/v1/invite")
         try:
             async with self._session.post(
-                url, data=encode(invite), timeout=ClientTimeout(total=_INVITE_SECONDS)
+                url, data=encode(invite), timeout=ClientTimeout(total=_INVITE_SECONDS), **self._trust.call()
             ) as response:
                 if response.status != 409:
                     return
