@@ -202,7 +202,9 @@ class World:
                 return decided
         raise AssertionError(f"no fixpoint after {limit} plans: {decided}")
 
-    def add_pod(self, name: str, ordinal: int, incarnation: int, exclude: tuple[str, ...] = (), *, tls: bool = True) -> Pod:
+    def add_pod(
+        self, name: str, ordinal: int, incarnation: int, exclude: tuple[str, ...] = (), *, tls: bool = True
+    ) -> Pod:
         node = self.schedule(ordinal, exclude)
         pod = Pod(name, f"uid-{name}", ordinal, incarnation, "Pending", self.now, tls=tls)
         if self.auto and self.room:
