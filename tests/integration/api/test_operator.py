@@ -63,10 +63,44 @@ def test_children_are_owned_and_complete(api: Any, operator: Operator) -> None:
     assert (config["name"], config["uid"]) == ("whole", stored["metadata"]["uid"])
     assert config["spec"]["resilience"]["budgets"]["pod"] == 5
     assert re.fullmatch("[0-9a-f]{64}", base64.b64decode(objects[-1]["data"]["token"]).decode())
+    assert set(objects[-1]["data"]) == {"token", "tls.crt", "tls.key", "ca.crt"}
     condition = api.get("tj", "whole")["status"]["conditions"][0]
     assert (condition["type"], condition["status"], condition["reason"]) == ("Ready", "False", "PodsPending")
     assert "0 of 3 pods are scheduled" in condition["message"]
     assert operator.stop() == 0
+
+
+def certificate(api: Any, name: str) -> str:
+    """Of a job, in its Secret."""
+    found: str = api.get("secret", f"{name}-lockstep-token")["data"]["tls.crt"]
+    return found
+
+
+def test_an_operator_that_starts_finds_the_secret_as_it_should_be(api: Any, operator: Operator) -> None:
+    """It writes it without having read it, and the server sees that nothing has changed."""
+    api.create(job("kept", 1))
+    operator.start()
+    eventually(lambda: len(pods(api)) == 1, "the pod exists")
+    before = api.get("secret", "kept-lockstep-token")
+    operator.kill()
+    api.kubectl("delete", "configmap", "kept-lockstep-config")  # written after the Secret
+    operator.start()
+    eventually(lambda: api.get("cm")["items"], "its successor has written its objects")
+    assert api.get("secret", "kept-lockstep-token")["metadata"] == before["metadata"]
+
+
+def test_a_secret_that_was_tampered_with_is_put_right(api: Any, operator: Operator) -> None:
+    api.create(job("mended", 1))
+    operator.start()
+    eventually(lambda: len(pods(api)) == 1, "the pod exists")
+    right = api.get("secret", "mended-lockstep-token")["data"]
+    operator.kill()
+    wrong = {"data": {"token": "d3Jvbmc=", "tls.key": None}, "metadata": {"ownerReferences": None}}
+    api.kubectl("patch", "secret", "mended-lockstep-token", "--type=merge", "-p", json.dumps(wrong))
+    operator.start()
+    eventually(lambda: api.get("secret", "mended-lockstep-token")["data"] == right, "the Secret is put right")
+    (owner,) = api.get("secret", "mended-lockstep-token")["metadata"]["ownerReferences"]
+    assert owner["name"] == "mended"
 
 
 def test_deleting_the_job_leaves_nothing_behind(api: Any, operator: Operator) -> None:
@@ -257,11 +291,14 @@ def test_the_charts_roles_are_enough(control_plane: Cluster, api: Any, operator:
         config["current-context"] = config["contexts"][0]["name"]
         kubeconfig = tmp_path / "operator.kubeconfig"
         kubeconfig.write_text(yaml.safe_dump(config))
-        limited = Operator(tmp_path, kubeconfig, api.namespace, *named)
+        renewal = ("--certificate-seconds=100", "--certificate-renewal-seconds=2")
+        limited = Operator(tmp_path, kubeconfig, api.namespace, *named, *renewal)
         api.create(job("limited", 2, activeDeadlineSeconds=600))
         limited.start()
         try:
             eventually(lambda: len(pods(api)) == 2, "pods exist")
+            first = certificate(api, "limited")
+            eventually(lambda: certificate(api, "limited") != first, "the certificate is renewed")
             before = {pod["metadata"]["uid"] for pod in pods(api)}
             api.kubectl("delete", "pod", "limited-1-0", "--now")
             eventually(lambda: len({pod["metadata"]["uid"] for pod in pods(api)} - before) == 1, "it is replaced")
@@ -277,10 +314,11 @@ def test_the_charts_roles_are_enough(control_plane: Cluster, api: Any, operator:
         finally:
             limited.kill()
         reading = f"--as=system:serviceaccount:{api.namespace}:{account}"
-        may = subprocess.run(
-            ["kubectl", "auth", "can-i", "get", "secrets", "-n", api.namespace, reading],
-            env=control_plane.environment, text=True, capture_output=True, timeout=30, check=False,
-        )  # fmt: skip
-        assert may.stdout.strip() == "no"
+        for verb in ("get", "list", "watch", "patch", "delete"):  # the answer to a patch is the whole Secret
+            may = subprocess.run(
+                ["kubectl", "auth", "can-i", verb, "secrets", "-n", api.namespace, reading],
+                env=control_plane.environment, text=True, capture_output=True, timeout=30, check=False,
+            )  # fmt: skip
+            assert may.stdout.strip() == "no", verb
     finally:
         control_plane.kubectl("delete", "-f", "-", "--ignore-not-found", stdin=yaml.safe_dump_all(cluster_wide))
