@@ -68,7 +68,7 @@ def impatient(lockstep: Target) -> Iterator[Target]:
 @pytest.fixture(scope="module")
 def job(impatient: Target) -> Iterator[RunningJob]:
     with RunningJob.training(impatient, "trust", 100_000, every=50) as running:
-        running.until_step(5)
+        running.until_step(5, 300)
         yield running
 
 
@@ -138,9 +138,9 @@ def test_a_job_without_tls_is_reached_by_the_same_operator(impatient: Target) ->
     """As one that was there before the operator was upgraded."""
     template = {"metadata": {"annotations": {constants.ANNOTATION_TLS: "off"}}, "spec": POD_SPEC}
     with RunningJob.training(impatient, "plain", 20, template=template) as plain:
-        plain.until_step(1)
+        plain.until_step(1, 300)
         assert all(pod["metadata"]["annotations"][constants.ANNOTATION_TLS] == "off" for pod in plain.pods())
-        plain.until_phase("Succeeded")
+        plain.until_phase("Succeeded", 300)
 
 
 def test_certificates_are_renewed_under_training(job: RunningJob) -> None:
