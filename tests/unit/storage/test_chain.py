@@ -155,6 +155,16 @@ def test_a_damaged_manifest_is_reported_and_its_parent_taken(store: ObjectStore,
     assert [each for each, _ in chain.lineage(chain.latest())] == [point, points[0]]
 
 
+def test_the_state_before_is_found_past_manifests_that_cannot_be_read(store: ObjectStore) -> None:
+    """Data that is damaged below a manifest that is damaged too: whoever restores must get past both."""
+    chain, points = chain_of(store, 4)
+    damage(chain.store, points[2].manifest, "truncated")
+    assert chain.older(points[3]) == points[2]
+    assert chain.older(points[2]) == points[1]
+    assert chain.older(points[0]) is None
+    assert chain.older(RestorePoint(StateId(7, 1, 1), "step-7-e1-g1/manifest.json", "0" * 64)) is None
+
+
 def test_where_nothing_is_whole_a_sentence_says_so(store: ObjectStore) -> None:
     chain, points = chain_of(store, 2)
     for point in points:

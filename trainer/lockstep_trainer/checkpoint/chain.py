@@ -137,6 +137,12 @@ class Chain:
             else:  # retention has removed it
                 point = ancestors.behind(self.store, point.state)
 
+    def older(self, point: RestorePoint) -> RestorePoint | None:
+        """The state behind ``point`` on the chain, whether its own manifest can be read or not; None where it is the
+        first, or not on this chain. Raises Corrupt where ``latest`` can't be read."""
+        lineage = (each for each, _ in self.lineage(self.latest()))
+        return next(lineage, None) if point in lineage else None
+
     # --- writing ------------------------------------------------------------------------------------------------
 
     def fence(self, term: Term, nonce: str) -> RestorePoint | None:

@@ -21,7 +21,7 @@ from lockstep_api.messages import RestorePoint, StateId
 from lockstep_trainer import __version__
 from lockstep_trainer.agreement import by_first, from_all
 from lockstep_trainer.checkpoint.buffers import check_room
-from lockstep_trainer.checkpoint.chain import locate, read_manifest
+from lockstep_trainer.checkpoint.chain import Chain, locate, read_manifest
 from lockstep_trainer.checkpoint.manifest import Layout, Listing, Manifest, SamplerState
 from lockstep_trainer.checkpoint.pace import Pace, charged
 from lockstep_trainer.checkpoint.planning import Planned, plan_snapshots
@@ -32,7 +32,7 @@ from lockstep_trainer.checkpoint.stage import Facts, Stage
 from lockstep_trainer.checkpoint.state import load_state
 from lockstep_trainer.config import Job, Orders
 from lockstep_trainer.data.order import Draws
-from lockstep_trainer.errors import Corrupt, StoreError, TrainerError, UserError
+from lockstep_trainer.errors import Corrupt, StoreError, UserError
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.parallel.layout import Layout as Degrees
@@ -108,7 +108,7 @@ class Keeper:
 
         None without a checkpoint: ``state`` is as it was. ``changes``: whether forward passes change the tensor of
         this name in the flattened state. Raises UserError where snapshots do not fit into memory or the data is not
-        what the checkpoint was trained on, TrainerError where nothing whole is left.
+        what the checkpoint was trained on, or where nothing whole is left.
         """
         begun = time.monotonic()
         planned = self._plan(state, changes)
@@ -183,18 +183,25 @@ class Keeper:
     def _from_store(self, state: dict[str, Any]) -> RestorePoint | None:
         point = self._orders.restore
         while point is not None:
-            candidate = self._manifest(point)
             try:
-                self._load(point, candidate, state)
+                self._load(point, self._manifest(point), state)
             except Corrupt as error:
-                self._problem(str(error), candidate.state.step)
-                log.warning("%s; trying its parent", error)
-                point = candidate.parent
+                self._problem(str(error), point.state.step)
+                log.warning("%s; trying the one before it", error)
+                point = self._older(point)
                 if point is None:
-                    raise TrainerError(f"{error}; it has no parent: bring the files back or start anew") from error
+                    raise UserError(
+                        f"checkpoint.uri: {error}, and there is no older checkpoint: bring its files back, or start a "
+                        "new job"
+                    ) from error
             else:
                 return point
         return None
+
+    def _older(self, point: RestorePoint) -> RestorePoint | None:
+        """Rank 0 looks it up for all."""
+        chain = Chain(self._store, s3=self._job.checkpoint.s3)
+        return by_first(lambda: self._until_stored(lambda: chain.older(point)), self._ranks.control)
 
     def _load(self, point: RestorePoint, manifest: Manifest, state: dict[str, Any]) -> None:
         # Another job's checkpoint may have had other data: it is only said.

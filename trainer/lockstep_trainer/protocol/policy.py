@@ -133,7 +133,7 @@ def decide(fault: Fault, earlier: Sequence[Fault], restarts_used: int, ladder: L
         return Fail(
             "RepeatedError",
             f"two faults in a row {where}, the second one in a fresh process, with the same exception: {fault.error}; "
-            "this is the program's own error: its last checkpoint is kept",
+            "another restart would meet it again; its last checkpoint is kept",
         )
     if repeats >= CRASH_LOOP_FAIL:
         what = fault.error or _exit_text(fault)
