@@ -138,6 +138,10 @@ def test_a_fault_that_turns_out_to_be_worse_counts_once_and_as_that() -> None:
     records = remember({}, [told({"at": rfc3339(NOW), "cause": "MemberLost", "node": "n"})], NOW)
     records = remember(records, [told({"at": rfc3339(NOW), "cause": "NodeLost", "node": "n"})], NOW + 50)
     assert [(fault.cause, fault.weight) for fault in records["n"].faults] == [("NodeLost", 1.0)]
+    late = told(
+        {"at": rfc3339(NOW), "cause": "MemberLost", "node": "n"}
+    )  # the leader's own word, behind the operator's
+    assert remember(records, [late], NOW + 60) is records
 
 
 def test_a_record_stays_small() -> None:

@@ -56,8 +56,8 @@ def told_by(job: TrainingJob) -> dict[str, list[NodeFault]]:
 
 
 def remember(records: Records, jobs: Iterable[TrainingJob], now: float) -> Records:
-    """``records`` with what these jobs tell; the same object if that is nothing new. A fault that is known already is
-    taken as it is told now: a lost member may turn out to be a lost node."""
+    """``records`` with what these jobs tell; the same object if that is nothing new. A fault that is known already
+    counts as the worst that was told of it: a lost member may turn out to be a lost node."""
     changed: dict[str, NodeRecord] = {}
     for job in jobs:
         for node, told in told_by(job).items():
@@ -69,10 +69,9 @@ def remember(records: Records, jobs: Iterable[TrainingJob], now: float) -> Recor
 
 
 def _with(record: NodeRecord, told: Iterable[NodeFault], now: float) -> tuple[NodeFault, ...]:
-    fresh = {
-        fault.key: fault
-        for fault in told
-        if now - fault.at < HORIZON and (record.forgiven is None or fault.at > record.forgiven)
-    }
-    merged = {fault.key: fault for fault in record.faults} | fresh
+    merged = {fault.key: fault for fault in record.faults}
+    for fault in told:
+        old, forgiven = merged.get(fault.key), record.forgiven is not None and fault.at <= record.forgiven
+        if now - fault.at < HORIZON and not forgiven and (old is None or fault.weight > old.weight):
+            merged[fault.key] = fault
     return tuple(sorted(merged.values(), key=lambda fault: (fault.at, fault.key))[-KEPT_FAULTS:])
