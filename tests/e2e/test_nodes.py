@@ -20,7 +20,7 @@ from lockstep_api.v1alpha1 import Fault, TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-STEPS = 400
+STEPS = 250
 PATIENCE = 240.0
 """Seconds that a recovery may take: a new pod imports torch, on whatever is left of this machine's cores."""
 SPOT = "aws-node-termination-handler/spot-itn"
@@ -48,9 +48,16 @@ def nodes_of(job: RunningJob) -> set[str]:
     return {pod["spec"]["nodeName"] for pod in job.pods()}
 
 
-def told(job: RunningJob) -> TrainingJob:
-    """The job when the last fault has its cost."""
-    return job.until(lambda j: j.status.faults[-1].steps_lost is not None, PATIENCE, "what the fault has cost")
+def mended(job: RunningJob, before: TrainingJob, cause: str) -> tuple[TrainingJob, Fault]:
+    """The job with new steps after a fault of that cause, and that fault with what it has cost. A machine that is short
+    of time may add faults of its own, so the newest need not be the one."""
+    job.mended(before, PATIENCE)
+
+    def known(j: TrainingJob) -> list[Fault]:
+        return [fault for fault in j.status.faults if fault.cause == cause and fault.steps_lost is not None]
+
+    after = job.until(lambda j: bool(known(j)), PATIENCE, f"what {cause} has cost")
+    return after, known(after)[-1]
 
 
 @contextmanager
@@ -73,11 +80,9 @@ def test_a_spot_notice_moves_the_member_after_a_last_checkpoint(job: RunningJob)
     before = job.until_step(job.job.status.progress.step + 5)
     pod, node = member(job)
     with tainted(job, node, SPOT):
-        job.mended(before, PATIENCE)
-        after = told(job)
+        after, fault = mended(job, before, "NodeLeaving")
         assert node not in nodes_of(job)
-    fault = after.status.faults[-1]
-    assert (fault.cause, fault.pod, fault.node) == ("NodeLeaving", pod, node)
+    assert (fault.pod, fault.node) == (pod, node)
     assert lost(fault) <= FEW
     assert SPOT in fault.message
     assert after.status.excluded_nodes == []
@@ -87,11 +92,9 @@ def test_a_drained_node_is_left_for_another(job: RunningJob) -> None:
     before = job.until_step(job.job.status.progress.step + 5)
     _, node = member(job)
     with faults.drained(job.target, node, job.name):
-        job.mended(before, PATIENCE)
-        after = told(job)
+        after, fault = mended(job, before, "NodeDrained")
         assert node not in nodes_of(job)
-    fault = after.status.faults[-1]
-    assert (fault.cause, fault.node, fault.message) == ("NodeDrained", node, "EvictionByEvictionAPI")
+    assert (fault.node, fault.message) == (node, "EvictionByEvictionAPI")
     assert node not in {one.node for one in after.status.excluded_nodes}
 
 
@@ -103,12 +106,12 @@ def test_a_node_without_power_is_blamed_and_nothing_hangs_in_terminating(job: Ru
     faults.cut_node(job.target, node)
     try:
         job.mended(before, PATIENCE)
-        job.until(lambda j: j.status.faults[-1].cause == "NodeLost", 120, "the node's condition")
+        job.until(lambda j: "NodeLost" in {fault.cause for fault in j.status.faults}, 120, "the node's condition")
         gone = ("get", "pod", pod, "--ignore-not-found", "-o", "name")
         eventually(lambda: not job.kubectl(*gone).strip(), 120, "the dead pod is deleted by force")
     finally:
         job.target.cluster.power_on(int(node.removeprefix("node")))
-    assert job.job.status.faults[-1].node == node
+    assert {fault.node for fault in job.job.status.faults if fault.cause == "NodeLost"} == {node}
     eventually(lambda: "NodeLost" in {one["cause"] for one in remembered(job)[node]["faults"]}, 10, "it is remembered")
 
 
@@ -120,19 +123,17 @@ def test_an_unhealthy_gpu_is_left_and_its_node_avoided(job: RunningJob) -> None:
     number = int(node.removeprefix("node"))
     job.target.cluster.gpu_fail(number, device)
     try:
-        job.mended(before, PATIENCE)
-        after = told(job)
+        after, fault = mended(job, before, "GpuUnhealthy")
         assert node not in nodes_of(job)
     finally:
         job.target.cluster.gpu_heal(number)
-    fault = after.status.faults[-1]
-    assert (fault.cause, fault.node, fault.witness) == ("GpuUnhealthy", node, "devicePlugin")
+    assert (fault.node, fault.witness) == (node, "devicePlugin")
     assert lost(fault) <= FEW
     assert device in fault.message
     assert [one.node for one in after.status.excluded_nodes] == [node]
     eventually(lambda: "NodeExcluded" in job.event_reasons(), 10, "an event says so")
     eventually(lambda: node in remembered(job), 10, "it is remembered across jobs")
-    assert [one["cause"] for one in remembered(job)[node]["faults"]] == ["GpuUnhealthy"]
+    assert "GpuUnhealthy" in {one["cause"] for one in remembered(job)[node]["faults"]}
 
 
 def remembered(job: RunningJob) -> dict[str, Any]:
