@@ -19,6 +19,11 @@ class Sections:
         self.annotate: Callable[[str], AbstractContextManager[object]] | None = None
         """Names a section in a profiler's trace while one is made."""
 
+    @property
+    def current(self) -> str:
+        """The innermost section; empty outside of all."""
+        return self._current
+
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Run the body in section ``name``. Behind it the outer section goes on; its time includes the inner's."""

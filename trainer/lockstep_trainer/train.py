@@ -32,6 +32,7 @@ from lockstep_trainer.model.export import export_model
 from lockstep_trainer.optim.build import build_optimizer, set_learning_rate, start_fresh
 from lockstep_trainer.optim.schedule import learning_rate
 from lockstep_trainer.outbox import Outbox
+from lockstep_trainer.parallel.compiling import watch_compilation
 from lockstep_trainer.parallel.expert import update_balance
 from lockstep_trainer.parallel.gradients import clip, squares
 from lockstep_trainer.profiling import Profiler
@@ -86,6 +87,8 @@ class Trainer:
         self.keeper = Keeper(job, orders, ranks, self.outbox, sampler=sampler, config=self.config, snapshots=snapshots)
         self.profiler = Profiler(folder, ranks.rank, ranks.device, sections)
         self.garbage = Garbage()
+        if recipe.compile:
+            watch_compilation(sections)
         self.meter = Meter.of(
             self.config,
             weights=self.weights,

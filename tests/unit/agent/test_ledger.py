@@ -44,6 +44,13 @@ def test_a_checkpoint_before_the_step_is_no_training() -> None:
     assert ledger.totals()["productive"] == 2.0
 
 
+def test_a_step_that_compiles_first_is_compiling_until_then() -> None:
+    ledger = Ledger(gpus=2, until=0.0)
+    ledger.step(step(1, 40.0, seconds=31.0, forward=30.5, compile=30.0))
+    totals = ledger.totals()
+    assert (totals["starting"], totals["compiling"], totals["productive"]) == (18.0, 60.0, 2.0)
+
+
 events = st.lists(
     st.one_of(
         st.tuples(st.just("step"), st.integers(1, 12), st.floats(0, 3), st.floats(0, 3), st.floats(0, 3)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from torch.utils._pytree import tree_leaves
 from forked import run_ranks
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
-from lockstep_trainer.parallel.compiling import compile_blocks
+from lockstep_trainer.parallel.compiling import compile_blocks, watch_compilation
 from lockstep_trainer.parallel.recompute import Recompute, recompute_blocks
+from lockstep_trainer.sections import Sections
+from lockstep_trainer.steprecord import StepWriter
 
 CONFIG = DecoderConfig(
     dim=32, layers=10, heads=4, kv_heads=2, ffn_dim=64, vocab_size=64, qk_norm=True, rope_theta=10_000.0
@@ -192,3 +195,26 @@ def test_an_input_under_way_keeps_its_gradient_in_compiled_code() -> None:
         dist.barrier()
 
     run_ranks(2, compare, timeout=200)
+
+
+def test_compilation_is_a_section_of_its_own(tmp_path: Path) -> None:
+    """Whenever it comes: the ledger counts it apart, and no bound for a hung step applies."""
+    compiled = torch.compile(lambda x: x.sin() + 1, backend="eager", dynamic=False)
+    with StepWriter.create(tmp_path / "steps") as records:
+        sections = Sections(records)
+        forget = watch_compilation(sections)
+        try:
+            with sections("forward"):
+                compiled(torch.ones(3))
+            first = sections.take()
+            with sections("forward"):
+                compiled(torch.ones(3))
+            again = sections.take()
+            with sections("evaluate"):
+                compiled(torch.ones(4))
+            evaluation = sections.take()
+        finally:
+            forget()
+    assert 0 < first["compile"] < first["forward"]
+    assert set(again) == {"forward"}
+    assert set(evaluation) == {"evaluate"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
+
+from lockstep_trainer.sections import Sections
 
 
 def compile_blocks(part: nn.Module, backend: str = "inductor") -> None:
@@ -23,6 +26,30 @@ def compile_blocks(part: nn.Module, backend: str = "inductor") -> None:
     for block in blocks.values():
         compiled = torch.compile(block.forward, backend=backend, dynamic=False)
         block.forward = partial(_with_arrived_input, compiled)
+
+
+def watch_compilation(sections: Sections) -> Callable[[], None]:
+    """Name what torch.compile does, whenever a step comes upon code or shapes that are new to it: section «compile».
+    Within an evaluation it stays a part of that. Returns what ends it."""
+    from torch._dynamo.callback import callback_handler  # imports the compiler, which takes 1.8 s
+
+    running = ExitStack()
+
+    def begin(_: object) -> None:
+        if sections.current not in ("evaluate", "generate"):
+            running.enter_context(sections("compile"))
+
+    def end(_: object) -> None:
+        running.close()
+
+    callback_handler.register_start_callback(begin)
+    callback_handler.register_end_callback(end)
+
+    def forget() -> None:
+        callback_handler.remove_start_callback(begin)
+        callback_handler.remove_end_callback(end)
+
+    return forget
 
 
 def _with_arrived_input(forward: Callable[..., Any], x: Tensor, *args: Any) -> Any:

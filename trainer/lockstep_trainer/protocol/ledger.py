@@ -17,21 +17,26 @@ from lockstep_api.messages import StepSummary
 
 Phase = Literal["starting", "running", "recovering"]
 
-STARTING, PRODUCTIVE, DATA_WAIT, CHECKPOINT_STALL, EVALUATING, DETECTING, RECOVERING, RECOMPUTING, UNATTRIBUTED = (
+STARTING, COMPILING, PRODUCTIVE, DATA_WAIT, CHECKPOINT_STALL, EVALUATING = (
     "starting",
+    "compiling",
     "productive",
     "dataWait",
     "checkpointStall",
     "evaluating",
+)
+DETECTING, RECOVERING, RECOMPUTING, UNATTRIBUTED = (
     "detecting",
     "recovering",
     "recomputing",
     "unattributed",
 )
 CLASSES = (
-    STARTING, PRODUCTIVE, DATA_WAIT, CHECKPOINT_STALL, EVALUATING, DETECTING, RECOVERING, RECOMPUTING, UNATTRIBUTED
+    STARTING, COMPILING, PRODUCTIVE, DATA_WAIT, CHECKPOINT_STALL, EVALUATING, DETECTING, RECOVERING, RECOMPUTING,
+    UNATTRIBUTED,
 )  # fmt: skip
 SECTION_CLASSES = {
+    "compile": COMPILING,
     "load": DATA_WAIT,
     "checkpoint": CHECKPOINT_STALL,
     "stage": CHECKPOINT_STALL,

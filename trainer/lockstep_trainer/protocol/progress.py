@@ -12,7 +12,7 @@ from lockstep_api.messages import StepSummary
 PACE_WINDOW = 33
 """Steps that the median is taken of; odd, so that it is one of them."""
 UNBOUNDED_SECTIONS = frozenset(
-    {"starting", "data", "rendezvous", "build", "restore", "checkpoint", "evaluate", "generate"}
+    {"starting", "data", "rendezvous", "build", "compile", "restore", "checkpoint", "evaluate", "generate"}
 )
 """Sections that may take far longer than a step: only the bound for the first step applies there."""
 PENDING_STEPS = 4
