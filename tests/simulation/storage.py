@@ -88,9 +88,8 @@ class SimulatedStore:
             raise Superseded
         assert self.term.epoch == term.epoch, "committed without a fence"
         assert (state.epoch, state.generation) <= (term.epoch, term.generation), "committed by an older term"
-        assert effect.files == tuple(self.folders[state].get(slot) for slot in range(self.nodes_of(state))), (
-            "a torn folder"
-        )
+        whole = [self.folders[state].get(slot) for slot in range(self.nodes_of(state))]
+        assert sorted(effect.files, key=lambda file: file.name) == whole, "a torn folder"
         point = RestorePoint(state, f"step-{state.step}-e{state.epoch}-g{state.generation}", "sha")
         if point.state in self.lineage():
             return point

@@ -105,27 +105,31 @@ class Transfers:
     def upload(self, effect: effects.UploadState) -> None:
         """To the store, until it is there or another order comes."""
         self._uploading = effect
-        source = self._pod.volume.find(effect.state, self._slot)
-        if source is None or not source.intact:
-            self._discard(source)
+        found = [self._pod.volume.find(effect.state, slot) for slot in effect.slots or (self._slot,)]
+        sources = [source for source in found if source and source.intact]
+        if len(sources) < len(found):
+            for source in found:
+                if source and not source.intact:
+                    self._discard(source)
             self._agent.later(lambda: self._failed(effect, "not in memory any more", gone=True))
             return
-        source.readers.add(self._agent)
+        for source in sources:
+            source.readers.add(self._agent)
 
         def done() -> None:
-            if not self._agent.alive or self._uploading is not effect:
+            files = tuple(StoredFile(f"r{source.slot}", 1, f"{effect.state}") for source in sources)
+            if self._agent.alive and self._uploading is effect:
+                try:
+                    for source, file in zip(sources, files, strict=True):
+                        self._world.store.put(effect.state, source.slot, file)
+                except Unavailable:
+                    self._failed(effect, "no answer", gone=False)
+                    self._world.clockwork.after(0.7, done)
+                    return
+                header = "{}" if any(source.slot == 0 for source in sources) else None
+                self._agent.tell(events.StateUploaded(effect.state, files, header))
+            for source in sources:
                 source.readers.discard(self._agent)
-                return
-            file = StoredFile(f"r{source.slot}", 1, f"{effect.state}")
-            try:
-                self._world.store.put(effect.state, source.slot, file)
-            except Unavailable:
-                self._failed(effect, "no answer", gone=False)
-                self._world.clockwork.after(0.7, done)
-                return
-            source.readers.discard(self._agent)
-            header = "{}" if source.slot == 0 else None
-            self._agent.tell(events.StateUploaded(effect.state, (file,), header))
 
         self._world.clockwork.after(self._world.clockwork.between(0.3, 3.0), done)
 

@@ -63,6 +63,7 @@ class Upload:
     term: Term
     state: StateId
     parent: RestorePoint | None
+    slots: tuple[int, ...] = ()  # whose ranks' copies to bring; empty: the member's own
     kind: Literal["Upload"] = "Upload"
 
 

@@ -19,13 +19,16 @@ from lockstep_api.messages import (
     Stop,
     StoredFile,
     Term,
+    ToMember,
     Upload,
+    Uploaded,
+    UploadProblem,
 )
 from lockstep_trainer.protocol import events
-from lockstep_trainer.protocol.effects import Effect, Kill, SendOperator, UploadState
+from lockstep_trainer.protocol.effects import Commit, Effect, Kill, SendMember, SendOperator, UploadState
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.leader import Leader
-from lockstep_trainer.protocol.lineage import Holding, newest_complete
+from lockstep_trainer.protocol.lineage import Elsewhere, Holding, newest_complete, newest_elsewhere
 from lockstep_trainer.protocol.member import Identity, Member, MemberMemory
 
 JOB = "job"
@@ -135,3 +138,72 @@ def test_a_leader_that_is_told_to_stop_does_not_wait_for_members_that_nobody_rep
     assert leader.finished is not None
     assert leader.finished.outcome == "stopped"
     assert any(isinstance(effect, SendOperator) and effect.message == leader.finished for effect in said)
+
+
+def of_three(state: StateId, *slots: int) -> Holding:
+    """Copies of three nodes' ranks."""
+    return Holding(Origin(Term(1, 1), 0), tuple(Copies(state, slot, 0, nodes=3) for slot in slots))
+
+
+def test_what_survivors_hold_of_all_old_slots_can_be_brought_to_the_store() -> None:
+    older = StateId(20, 1, 1)
+    members = [info(0), info(1)]
+    both = {0: of_three(NEWER, 0, 2), 1: of_three(NEWER, 1, 0)}
+    assert newest_elsewhere(members, both, None) == Elsewhere(NEWER, {0: (0, 2), 1: (1,)})
+    assert newest_elsewhere(members, {0: of_three(NEWER, 0), 1: of_three(NEWER, 1)}, None) is None
+    assert newest_elsewhere(members, both, RestorePoint(NEWER, "step-30", "sha")) is None
+    assert newest_elsewhere(members, both, None, [NEWER]) is None
+    assert newest_elsewhere([info(0)], {0: of_three(older, 0, 1, 2)}, None) == Elsewhere(older, {0: (0, 1, 2)})
+
+
+def shrunk_leader(holdings: dict[int, Holding]) -> tuple[Leader, list[Effect]]:
+    """A leader of two where three have trained, before its first generation."""
+    plan = JobPlan(JOB, 3, 1, steps=100, checkpoint_every=10)
+    leader = Leader(plan, Membership(JOB, 2, (info(0), info(1))), None, 0.0)
+    effects = leader.begin(0.0)
+    for slot, held in holdings.items():
+        here = Inventory(JOB, f"pod-{slot}", f"uid-{slot}", "boot", Term(2, 0), None, slot, None, 0, None, 1, 1)
+        leader.handle(events.MemberConnected(slot, Join(JOB, 2, slot, here)), 0.0)
+        quiesced = Quiesced(JOB, leader.abandoned, slot, held.origin, held.copies)
+        effects += leader.handle(events.MemberSaid(slot, quiesced), 1.0)
+    effects += leader.handle(events.StoreReady("10.0.0.0", 1), 1.0)
+    effects += leader.handle(events.RestoreChosen(leader.abandoned, None), 1.0)
+    return leader, effects
+
+
+def said(effects: list[Effect], kind: type[ToMember]) -> dict[int, ToMember]:
+    """Connection, here the slot → message of that kind."""
+    return {
+        effect.connection: effect.message
+        for effect in effects
+        if isinstance(effect, SendMember) and isinstance(effect.message, kind)
+    }
+
+
+def test_fewer_nodes_begin_from_what_memory_alone_has_once_it_is_in_the_store() -> None:
+    leader, effects = shrunk_leader({0: of_three(NEWER, 0, 2), 1: of_three(NEWER, 1, 0)})
+    assert {slot: order.slots for slot, order in said(effects, Upload).items()} == {0: (0, 2), 1: (1,)}  # type: ignore[union-attr]
+    assert leader.running is None
+
+    files = {slot: StoredFile(f"__{slot}_0.distcp", 1, "00") for slot in range(3)}
+    for slot, own in ((1, (files[1],)), (0, (files[0], files[2]))):
+        header = '{"layout": {}}' if slot == 0 else None
+        message = Uploaded(JOB, leader.term, slot, NEWER, own, header)
+        effects = leader.handle(events.MemberSaid(slot, message), 2.0)
+    (commit,) = [effect for effect in effects if isinstance(effect, Commit)]
+    assert sorted(file.name for file in commit.files) == sorted(file.name for file in files.values())
+    assert commit.header == '{"layout": {}}'
+    assert leader.running is None
+
+    point = RestorePoint(NEWER, "step-30", "sha")
+    effects = leader.handle(events.CommitDone(point, "s3://x/step-30", 0.1, 3, ()), 3.0)
+    assert leader.running is not None
+    assert (leader.running.restore, leader.running.memory, leader.running.nodes) == (point, None, 2)
+
+
+def test_a_copy_that_turns_out_damaged_is_not_waited_for() -> None:
+    leader, _ = shrunk_leader({0: of_three(NEWER, 0, 2), 1: of_three(NEWER, 1, 0)})
+    gone = UploadProblem(JOB, leader.term, 1, NEWER, "its bytes differ", gone=True)
+    leader.handle(events.MemberSaid(1, gone), 2.0)
+    assert leader.running is not None
+    assert leader.running.restore is None

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lockstep_api.messages import StateId
-from lockstep_trainer.checkpoint.snapshots import NoSnapshotError, rank_folder
+from lockstep_trainer.checkpoint.snapshots import BUDDIES, NoSnapshotError, held, rank_folder
 from lockstep_trainer.errors import Corrupt, TrainerError
 from lockstep_trainer.protocol.effects import UploadState
 from lockstep_trainer.protocol.events import Event, StateUploaded, UploadFailed
@@ -30,6 +30,10 @@ _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 _AT_ONCE = 4  # ranks of the pod; each file goes in parallel parts besides
 
 
+def _has(folder: Path, state: StateId) -> bool:
+    return any(snapshot.state == state for snapshot in held(folder).values())
+
+
 class Uploads:
     """The uploads of this node's ranks: one order at a time."""
 
@@ -39,7 +43,7 @@ class Uploads:
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload")
         self._task: asyncio.Task[None] | None = None
         self._order: UploadState | None = None
-        self._ranks = range(0)
+        self._ranks: tuple[int, ...] = ()
         self._store: ObjectStore | None = None
         self.seconds = 0.0
         """Of finished uploads."""
@@ -50,7 +54,8 @@ class Uploads:
         """Upload this state of the slot's ranks; an older order is given up. Telling it again changes nothing."""
         running = self._task is not None and not self._task.done()
         per_slot = self._job.spec["gpusPerNode"]
-        ranks = range(slot * per_slot, (slot + 1) * per_slot)
+        slots = order.slots or (slot,)
+        ranks = tuple(rank for slot in slots for rank in range(slot * per_slot, (slot + 1) * per_slot))
         known = (self._order.state, self._order.parent, self._ranks) if self._order else None
         if running and known == (order.state, order.parent, ranks):
             return
@@ -77,7 +82,7 @@ class Uploads:
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    async def _run(self, order: UploadState, ranks: range) -> None:
+    async def _run(self, order: UploadState, ranks: tuple[int, ...]) -> None:
         attempt = 0
         while True:
             begun = time.monotonic()
@@ -103,7 +108,7 @@ class Uploads:
             await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)] * random.uniform(0.5, 1.5))
             attempt += 1
 
-    async def _try(self, order: UploadState, ranks: range) -> list[RankUpload]:
+    async def _try(self, order: UploadState, ranks: tuple[int, ...]) -> list[RankUpload]:
         """All ranks; where one fails the others still finish, so that the next try finds their files there."""
         loop = asyncio.get_running_loop()
         calls = [loop.run_in_executor(self._pool, self._upload, order, rank) for rank in ranks]
@@ -123,13 +128,18 @@ class Uploads:
             self.bytes += count
 
         return upload_rank(
-            rank_folder(self._root, rank),
+            self._folder(order.state, rank),
             order.state,
             order.parent,
             self._open(),
             wanted=lambda: self._order is order,
             sent=sent,
         )
+
+    def _folder(self, state: StateId, rank: int) -> Path:
+        """Where its snapshot lies: at home, or among those that are kept for a buddy."""
+        own, copy = rank_folder(self._root, rank), rank_folder(self._root / BUDDIES, rank)
+        return copy if _has(copy, state) and not _has(own, state) else own
 
     def _open(self) -> ObjectStore:
         if self._store is None:

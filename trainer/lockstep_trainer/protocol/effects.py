@@ -172,6 +172,8 @@ class UploadState:
     term: Term
     state: StateId
     parent: RestorePoint | None
+    slots: tuple[int, ...] = ()
+    """Whose ranks' copies, its own or those that it keeps for a buddy; empty: those of the slot that it works for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ class Holdings:
             effects.append(PinSnapshot(staged.state))
         effects += self._copy()
         if (upload := self.memory.upload) and upload.files is None and not upload.gone:
-            effects.append(UploadState(upload.order.term, upload.order.state, upload.order.parent))
+            effects.append(_upload(upload.order))
         return effects
 
     def says(self, job_uid: str, term: Term, slot: int, now: float) -> list[ToLeader]:
@@ -179,8 +179,8 @@ class Holdings:
         if known and (order.term, order_of(order.state)) <= (known.order.term, order_of(known.order.state)):
             return []  # said again: so is the answer
         self._problem = None
-        upload = UploadState(order.term, order.state, order.parent)
-        if known and known.order.state == order.state and known.order.parent == order.parent:
+        upload = _upload(order)
+        if known and replace(known.order, term=order.term) == order:
             self.memory = replace(self.memory, upload=replace(known, order=order, gone=""))
             return [Persist()] if known.files is not None else [Persist(), upload]
         self.memory = replace(self.memory, upload=UploadOrder(order))
@@ -266,3 +266,7 @@ class Holdings:
         if staged is None or staged.copied:
             return []
         return [CopySnapshot(staged.state, self.memory.buddy, self.memory.kept)]
+
+
+def _upload(order: Upload) -> UploadState:
+    return UploadState(order.term, order.state, order.parent, order.slots)

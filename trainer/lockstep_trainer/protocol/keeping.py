@@ -23,7 +23,15 @@ from lockstep_api.messages import (
 from lockstep_trainer.protocol.cadence import Cadence, cadence
 from lockstep_trainer.protocol.effects import Effect, Persist
 from lockstep_trainer.protocol.jobplan import JobPlan
-from lockstep_trainer.protocol.lineage import Holding, Lineage, begun_from, buddies, newest_complete, order_of
+from lockstep_trainer.protocol.lineage import (
+    Holding,
+    Lineage,
+    begun_from,
+    buddies,
+    newest_complete,
+    newest_elsewhere,
+    order_of,
+)
 from lockstep_trainer.protocol.policy import PEER_LOST_EXIT, Fault
 from lockstep_trainer.protocol.roster import Peer
 from lockstep_trainer.protocol.snapshots import Snapshots
@@ -87,7 +95,7 @@ class Keeping:
             tries=tuple(self.tries.items()),
             lineage=self.lineage,
             kept=self.snapshots.kept,
-            order=self.uploads.order,
+            order=None if self.uploads.shares else self.uploads.order,
             ordered_at=self.uploads.ordered_at,
             asked=self.uploads.asked,
         )
@@ -121,6 +129,10 @@ class Keeping:
         """A slot's files do not get there."""
         self.uploads.failed(message)
         leader.reports.dirty = True
+        order = self.uploads.order
+        if self.uploads.shares and message.gone and order and message.state == order.state:
+            self.tries[order.state] = TRIES  # the next older one, then
+            self.uploads.drop()
         return self.go_on(leader, now)
 
     def leaving(self, leader: Leader, message: Leaving, now: float) -> list[Effect]:
@@ -210,8 +222,8 @@ class Keeping:
         if uploads.order:
             uploads.order = replace(uploads.order, term=leader.term)
             for slot, peer in leader.roster.members.items():
-                if slot not in uploads.done:
-                    effects += leader.roster.say(peer, uploads.order, now)
+                if order := uploads.order_for(slot):
+                    effects += leader.roster.say(peer, order, now)
         kept = self.snapshots.kept
         if leader.running and uploads.asked is not None and (kept is None or kept.step <= uploads.asked):
             effects += leader.roster.say_all(TakeSnapshot(self.plan.job_uid, leader.term), now)
@@ -228,15 +240,34 @@ class Keeping:
         durability = leader.durability
         if not self.plan.checkpoints:
             return True, None
+        if self.uploads.shares:
+            return False, None
         held = {slot: Holding(peer.origin, peer.snapshots) for slot, peer in leader.roster.members.items()}
-        refused = [state for state, count in self.tries.items() if count >= TRIES]
-        point = newest_complete(leader.membership.slots, held, durability.durable, refused)
+        point = newest_complete(leader.membership.slots, held, durability.durable, self._refused())
         if durability.known:
             return not durability.busy, point
         if point is None or not durability.silent(now):
             return False, None
         ancestors = self.lineage.cut(point.state)
         return all(ancestors.holds(state) for state in durability.doubtful), point
+
+    def rescue(self, leader: Leader, now: float) -> list[Effect]:
+        """Before the first generation of an epoch with another number of nodes: a state that only memory has, complete,
+        is brought to the store by those that hold its shards, and begun from there."""
+        durability = leader.durability
+        idle = durability.known and not durability.pending and not durability.superseded and self.uploads.order is None
+        if not self.plan.checkpoints or leader.generation or not idle:
+            return []
+        held = {slot: Holding(peer.origin, peer.snapshots) for slot, peer in leader.roster.members.items()}
+        found = newest_elsewhere(leader.membership.slots, held, durability.durable, self._refused())
+        if found is None:
+            return []
+        self.uploads.give(Upload(self.plan.job_uid, leader.term, found.state, durability.durable), now, found.shares)
+        orders = [(leader.roster.members[slot], self.uploads.order_for(slot)) for slot in found.shares]
+        return [effect for peer, order in orders if order for effect in leader.roster.say(peer, order, now)]
+
+    def _refused(self) -> list[StateId]:
+        return [state for state, count in self.tries.items() if count >= TRIES]
 
     def buddies(self, leader: Leader) -> tuple[str, ...]:
         """Who keeps whose copies in the next generation."""

@@ -260,6 +260,7 @@ class Leader:
             return effects
         if self.recovery and self.recovery.quiesced_at is None:
             self.recovery.quiesced_at = now
+        effects += self.keeping.rescue(self, now)
         ready, memory = self.keeping.choose(self, now)
         if self._stopping is not None and now < self._stop_until and self.keeping.in_flight(self):
             return effects  # agents bring it to the store without workers

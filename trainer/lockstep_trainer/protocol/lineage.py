@@ -66,7 +66,7 @@ def newest_complete(
     has made holds other shards: it can't be started from as it is.
     """
     members = sorted(slots, key=lambda info: info.slot)
-    origin = max((held.origin for held in holdings.values() if held.origin), key=lambda o: o.term, default=None)
+    origin = _origin(holdings)
     since = durable.state.step if durable else 0
     places: dict[StateId, dict[int, set[int]]] = {}
     for holder, held in holdings.items():
@@ -83,6 +83,48 @@ def newest_complete(
     found = places[state]
     sources = ("" if info.slot in found[info.slot] else address[min(found[info.slot])] for info in members)
     return MemoryPoint(state, tuple(sources))
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A state that another number of nodes has made, of which every slot has a copy somewhere."""
+
+    state: StateId
+    shares: Mapping[int, tuple[int, ...]]
+    """Slot of a member → slots of the old nodes whose copies it holds and brings to the store."""
+
+
+def newest_elsewhere(
+    slots: Iterable[SlotInfo],
+    holdings: Mapping[int, Holding],
+    durable: RestorePoint | None,
+    refused: Iterable[StateId] = (),
+) -> Elsewhere | None:
+    """As ``newest_complete``, of the states that another number of nodes has made: no worker can begin from it, but
+    the store can have it, and from there it is loaded at any number of nodes."""
+    nodes = len(tuple(slots))
+    origin = _origin(holdings)
+    since = durable.state.step if durable else 0
+    places: dict[tuple[StateId, int], dict[int, list[int]]] = {}
+    for holder, held in sorted(holdings.items()):
+        for copy in held.copies:
+            if copy.nodes in (0, nodes) or copy.state in set(refused) or copy.durable > since:
+                continue
+            if _admits(origin, copy.state) and _descends(copy.state, durable):
+                places.setdefault((copy.state, copy.nodes), {}).setdefault(copy.slot, []).append(holder)
+    whole = [(state, made_by) for (state, made_by), found in places.items() if len(found) == made_by]
+    if not whole:
+        return None
+    state, made_by = max(whole, key=lambda pair: (pair[0].step, order_of(pair[0])))
+    shares: dict[int, list[int]] = {}
+    for slot, holders in sorted(places[state, made_by].items()):
+        holder = min(holders, key=lambda holder: (len(shares.get(holder, ())), holder))
+        shares.setdefault(holder, []).append(slot)
+    return Elsewhere(state, {holder: tuple(each) for holder, each in shares.items()})
+
+
+def _origin(holdings: Mapping[int, Holding]) -> Origin | None:
+    return max((held.origin for held in holdings.values() if held.origin), key=lambda o: o.term, default=None)
 
 
 def _admits(origin: Origin | None, state: StateId) -> bool:

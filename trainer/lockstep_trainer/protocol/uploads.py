@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from lockstep_api.messages import RestorePoint, StateId, Upload, Uploaded, UploadProblem
 from lockstep_trainer.protocol.durability import Pending
@@ -28,6 +29,8 @@ class Uploads:
     """A state beyond this step is wanted in the store at once."""
     seconds: float = 0.0
     """From the last finished order to its last file."""
+    shares: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Where the order is for a state of another number of nodes: member's slot → slots whose copies it brings."""
     done: dict[int, Uploaded] = field(default_factory=dict)
     problems: dict[int, UploadProblem] = field(default_factory=dict)
 
@@ -64,23 +67,30 @@ class Uploads:
         gives_way = gone or (last and not self.done)
         return gives_way and order_of(kept) > order_of(self.order.state)
 
-    def give(self, order: Upload, now: float) -> None:
+    def give(self, order: Upload, now: float, shares: Mapping[int, tuple[int, ...]] | None = None) -> None:
         """This is the order under way."""
         self.drop()
-        self.order, self.ordered_at = order, now
+        self.order, self.ordered_at, self.shares = order, now, shares or {}
+
+    def order_for(self, slot: int) -> Upload | None:
+        """What the member of that slot has still to bring; None: nothing."""
+        if self.order is None or slot in self.done or (self.shares and slot not in self.shares):
+            return None
+        return replace(self.order, slots=self.shares[slot]) if self.shares else self.order
 
     def uploaded(self, message: Uploaded, slots: int, now: float) -> Pending | None:
         """A slot's files are there; returns what is to be committed once all are."""
         if self.order is None or message.state != self.order.state:
             return None
         self.problems.pop(message.slot, None)
-        known = len(self.done)
+        known, wanted = len(self.done), len(self.shares) or slots
         self.done[message.slot] = message
-        if len(self.done) < slots or known == slots:
+        if len(self.done) < wanted or known == wanted:
             return None
         self.seconds = now - self.ordered_at
         files = tuple(file for slot in sorted(self.done) for file in self.done[slot].files)
-        return Pending(message.state, self.order.parent, self.done[0].header or "{}", files)
+        header = next((said.header for said in self.done.values() if said.header), "{}")
+        return Pending(message.state, self.order.parent, header, files)
 
     def failed(self, message: UploadProblem) -> None:
         """A slot's files do not get there."""
@@ -89,6 +99,6 @@ class Uploads:
 
     def drop(self) -> None:
         """The order is fulfilled, or its state is on no lineage any more."""
-        self.order = None
+        self.order, self.shares = None, {}
         self.done.clear()
         self.problems.clear()
