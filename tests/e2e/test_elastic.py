@@ -15,9 +15,9 @@ from demonstration.target import Target
 from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob, eventually
 from lockstep_api.v1alpha1 import TrainingJob
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-STEPS = 2000
+STEPS = 700
 
 
 def whole_nodes(target: Target) -> dict[str, Any]:
@@ -48,12 +48,12 @@ def test_a_job_whose_node_is_gone_trains_on_the_others_until_it_returns(lockstep
         "resilience": {"elastic": {"minNodes": 2, "shrinkAfterSeconds": 5}},
     }
     with RunningJob.training(lockstep, "elastic", STEPS, every=20, **spec) as job:
-        job.until_step(30, 300)
+        job.until_step(30, 600)
         pod = faults.pod_away_from(lockstep, NAMESPACE, job.name, install.operator_node(lockstep))
         node = pod["spec"]["nodeName"]
         faults.cut_node(lockstep, node)
         try:
-            shrunk = trains_on(job, 2, 240)
+            shrunk = trains_on(job, 2, 400)
         finally:
             lockstep.cluster.power_on(int(node.removeprefix("node")))
         assert node not in {pod["spec"]["nodeName"] for pod in job.pods()}
@@ -62,7 +62,7 @@ def test_a_job_whose_node_is_gone_trains_on_the_others_until_it_returns(lockstep
         assert "Training on 2 of 3 nodes" in told.message
         assert shrunk.status.restarts.shrink == 1
 
-        grown = trains_on(job, 3, 300)
+        grown = trains_on(job, 3, 400)
         assert grown.status.progress.step < STEPS
         assert len(job.pod_names()) == 3
         eventually(lambda: "MembershipChanged" in job.event_reasons(), 10, "the events of the changes")
