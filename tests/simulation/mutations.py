@@ -182,6 +182,12 @@ GUARDS = (
         test="unit/protocol/test_width.py",
     ),
     Mutation(
+        "start-before-the-rescue", "keeping",
+        "if self.uploads.shares:", "if False:",
+        "a state that only memory has is brought to the store before another number of nodes begins",
+        test="unit/protocol/test_width.py",
+    ),
+    Mutation(
         "files-of-another-slot", "holdings",
         "if upload and (moved or upload.order.state.step > step):", "if upload and upload.order.state.step > step:",
         "a folder that is committed has the files of every slot",

@@ -1,7 +1,8 @@
 """Changing the number of nodes that train: what is asked of the leader before, and what the status says of it.
 
-Fewer nodes begin from the newest durable checkpoint: shards in memory are of the old number of nodes. Before more nodes
-train, or all pods are let go, the leader stops with a last checkpoint, so that nothing is lost.
+Another number of nodes begins from the store, since shards in memory are of the old one; what only memory has, the new
+leader has brought there first. Before more nodes train, or all pods are let go, the leader stops with a last
+checkpoint.
 """
 
 from __future__ import annotations

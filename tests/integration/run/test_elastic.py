@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 
 from integration.run import small
 from localrun import LocalRun
@@ -19,6 +21,7 @@ from lockstep_api.v1alpha1 import Phase, TrainingJobStatus
 pytestmark = [pytest.mark.run, pytest.mark.timeout(600)]
 
 STEPS = 400
+SCRIPT = Path(__file__).with_name("elastic_script.py")
 SAME_LOSS = 1e-5
 """Relative: what sums in another order may differ by, as between other layouts."""
 
@@ -84,6 +87,63 @@ def test_a_job_without_room_shrinks_and_grows_again(slot: int, journey: LocalRun
     grown = trains_on(journey, 3)
     assert sorted(grown.slots) == ["0", "1", "2"]
     assert next(each for each in grown.conditions if each.type == "Shrunk").status == "False"
+
+
+def test_a_job_for_which_there_is_no_room_lets_its_pods_go_and_begins_again_from_the_store(tmp_path: Path) -> None:
+    changes = [*small.overrides(60), "resilience.requeueAfterSeconds=3"]
+    with LocalRun(tmp_path, changes) as run:
+        before = run.until_step(22, 240)
+        room_for(run, 1)
+        supervisor = run.supervisor(1)
+        assert supervisor is not None
+        os.kill(supervisor, signal.SIGKILL)
+        waiting = run.until(lambda s: s.restarts.requeue == 1, 180, "letting all pods go")
+        assert waiting.phase == Phase.PENDING
+        assert waiting.slots == {}
+        run.until(lambda _: not run.supervisors(), 60, "the end of all pods")
+        assert (waiting.checkpoint.durable.step if waiting.checkpoint.durable else 0) >= 20
+        room_for(run, 2)
+        again = run.until(lambda s: s.phase == Phase.RUNNING, 240, "the next start")
+        assert again.epoch > before.epoch
+        result = run.finish(200)
+        assert result.code == 0, result.errors
+        verdict = run.check(60)
+        assert verdict.exact, verdict
+        assert (run.journal().starts[-1].restored_step or 0) >= 20
+
+
+def test_a_script_runs_with_another_world_size(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    spec = {
+        "nodes": 2,
+        "gpusPerNode": 1,
+        "command": ["python", str(SCRIPT), str(tmp_path)],
+        "resilience": {"elastic": {"minNodes": 1, "shrinkAfterSeconds": 1}},
+    }
+    job = {
+        "apiVersion": "lockstep.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "script"},
+        "spec": spec,
+    }
+    file.write_text(yaml.safe_dump(job))
+
+    def worlds() -> list[str]:
+        path = tmp_path / "worlds"
+        return path.read_text().split() if path.exists() else []
+
+    with LocalRun(tmp_path / "run", ["spares=0"], manifest=file) as run:
+        run.until(lambda _: sorted(worlds()) == ["0/2", "1/2"], 120, "two processes")
+        room_for(run, 1)
+        supervisor = run.supervisor(1)
+        assert supervisor is not None
+        os.kill(supervisor, signal.SIGKILL)
+        run.until(lambda _: worlds()[2:] == ["0/1"], 120, "one process")
+        room_for(run, 2)
+        run.until(lambda _: sorted(worlds()[3:]) == ["0/2", "1/2"], 120, "two processes again")
+        (tmp_path / "finish").touch()
+        result = run.finish(100)
+        assert result.code == 0, result.errors + run.output()
 
 
 def test_the_run_ends_as_if_it_had_never_been_smaller(journey: LocalRun, undisturbed: list[float]) -> None:
