@@ -17,7 +17,8 @@ from lockstep_api.v1alpha1 import TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-STEPS = 700
+STEPS = 100_000
+"""More than there is time for: how many are done on two nodes depends on how soon the third one is back."""
 
 
 def whole_nodes(target: Target) -> dict[str, Any]:
@@ -63,12 +64,13 @@ def test_a_job_whose_node_is_gone_trains_on_the_others_until_it_returns(lockstep
         assert shrunk.status.restarts.shrink == 1
 
         grown = trains_on(job, 3, 400)
-        assert grown.status.progress.step < STEPS
         assert len(job.pod_names()) == 3
         eventually(lambda: "MembershipChanged" in job.event_reasons(), 10, "the events of the changes")
-        job.until_phase("Succeeded", 600)
-        verdict = job.check(STEPS)
+        job.kubectl("patch", "trainingjob", job.name, "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+        job.until_phase("Suspended", 240)
+        verdict = job.check()
         assert verdict.exact, verdict
+        assert job.durable_step() > grown.status.progress.step - 20
         last = job.job.status
         assert sum(last.ledger.values()) == pytest.approx(
             sum(last.ledger_state.base.values()) + last.ledger_state.member_seconds, rel=0.01
