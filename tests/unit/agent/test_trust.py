@@ -117,6 +117,19 @@ def test_an_agent_without_its_certificate_never_speaks_plainly(tmp_path: Path) -
         Trust(mount(tmp_path, credentials(), without="tls.crt"), UID, use_tls=True)
 
 
+def test_what_can_not_be_used_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is looked at every few seconds, for as long as a clock is wrong."""
+    trust = Trust(mount(tmp_path, credentials()), UID, use_tls=True)
+    mount(tmp_path, credentials(5 * 3600))
+    for _ in range(3):
+        trust.look()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    (tmp_path / "token").unlink()
+    (tmp_path / "token").write_bytes(b"\xff")
+    trust.look()
+    assert caplog.records[1].message.startswith(f"{tmp_path / 'token'} is no text")
+
+
 def test_tokens_of_an_accepted_key_are_known_while_they_are_mounted(tmp_path: Path) -> None:
     other = b"a master key of tomorrow"
     trust = Trust(mount(tmp_path, credentials()), UID, use_tls=True)

@@ -179,6 +179,7 @@ def test_pods_are_trimmed_to_what_plans_look_at() -> None:
     uid, view = trim_pod(pod("run-4-2", "u", podIP="10.0.0.7", phase="Running", containerStatuses=[running]))
     assert (uid, view.ordinal, view.incarnation, view.node) == ("j", 4, 2, "node-a")
     assert (view.address, view.running, view.restarts) == ("10.0.0.7:29400", True, 2)
+    assert view.tls is False  # as pods of the version before: they say nothing of it
     assert trim_pod(pod("run-4-2", "u", podIP="fd00::7"))[1].address == "[fd00::7]:29400"
 
     waiting = {"name": "trainer", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}

@@ -36,7 +36,7 @@ class Trust:
 
     def __init__(self, folder: Path, job_uid: str, *, use_tls: bool) -> None:
         self._folder, self._name, self._tls = folder, tls.agents_name(job_uid), use_tls
-        self._seen = self._signature()
+        self._seen = self._refused = self._signature()
         self._now = self._load()
         self.server_context = tls.Rotating(lambda: _need(self._now.server)) if use_tls else None
         self._client_context = tls.Rotating(lambda: _need(self._now.client), self._name) if use_tls else None
@@ -91,7 +91,9 @@ class Trust:
         try:
             self._now = self._load()
         except SettingsError as error:
-            log.warning("%s; the one before stays in use", error)
+            if signature != self._refused:  # said once, and tried until it is good
+                log.warning("%s; the one before stays in use", error)
+            self._refused = signature
             return
         self._seen = signature
         log.info("token and certificate were read anew from %s", self._folder)
@@ -119,6 +121,8 @@ class Trust:
             material = tls.Material.read(self._folder)
         except OSError as error:
             raise SettingsError(f"{error.filename or file} can't be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SettingsError(f"{file} is no text") from None
         try:
             server, client = material.server(), material.client()
             certificate = tls.rehearse(server, client, self._name)
