@@ -136,7 +136,7 @@ MUTATIONS = (
     ),
     Mutation(
         "commit-a-torn-folder", "uploads",
-        "if len(self.done) < slots or known == slots:", "if 0 not in self.done or known == slots:",
+        "if len(self.done) < wanted or known == wanted:", "if 0 not in self.done or known == wanted:",
         "a manifest is made once all slots have uploaded",
     ),
     Mutation(
