@@ -20,7 +20,7 @@ from lockstep_api.v1alpha1 import Fault, TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-STEPS = 250
+STEPS = 200
 PATIENCE = 240.0
 """Seconds that a recovery may take: a new pod imports torch, on whatever is left of this machine's cores."""
 SPOT = "aws-node-termination-handler/spot-itn"
@@ -32,7 +32,7 @@ FEW = 5
 def job(lockstep: Target) -> Iterator[RunningJob]:
     """The job that all this happens to."""
     with RunningJob.training(lockstep, "nodes", STEPS, every=20) as running:
-        running.until_step(1, 180)
+        running.until_step(1, PATIENCE)
         yield running
 
 
