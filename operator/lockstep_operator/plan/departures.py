@@ -61,18 +61,12 @@ def _departure(job: TrainingJob, pod: Pod, observed: Observed) -> Departure | No
     if node is None:
         return None
     if 0 < node.gpus_healthy < job.spec.gpus_per_node <= node.gpus:
-        # Fewer are left than the pod holds. None at all is a device plugin that restarts (and see `suspect`).
+        # Fewer are left than the pod holds. None at all is a device plugin that restarts: no fault, however long the
+        # first step takes meanwhile.
         return Departure("GpuUnhealthy", "devicePlugin", f"{node.gpus_healthy} of {node.gpus} GPUs are healthy")
     if node.leaving:
         return Departure("NodeLeaving", "taint", node.leaving)
     return None
-
-
-def suspect(job: TrainingJob, pod: Pod, observed: Observed) -> bool:
-    """Whether the pod has an unhealthy GPU, or the device plugin offers too few, be it for a moment: a second witness
-    when steps have stopped."""
-    node = observed.nodes.get(pod.node)
-    return bool(pod.bad_device) or (node is not None and node.gpus_healthy < job.spec.gpus_per_node <= node.gpus)
 
 
 def heirs(status: TrainingJobStatus, observed: Observed, leaving: Mapping[str, Departure], now: float) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lockstep_api.messages import FaultReport, Recovered, Term
 from lockstep_api.v1alpha1 import Fault, TrainingJob, TrainingJobStatus
-from lockstep_operator.plan.departures import Departure, settled, suspect
+from lockstep_operator.plan.departures import Departure, settled
 from lockstep_operator.plan.observed import Leader, Observed, Pod
 from lockstep_operator.plan.pool import bump, current
 from lockstep_operator.plan.slots import FRESH_ANSWER
@@ -61,8 +61,8 @@ def losses(
     for slot_text, name in sorted(status.slots.items(), key=lambda entry: int(entry[0])):
         pod = by_name.get(name)
         slot = int(slot_text)
-        why = leaving.get(name) if heirs else None
-        reason = _member_lost(job, status, observed, now, slot=slot, pod=pod, name=name, leaving=why)
+        why = leaving.get(name)
+        reason = _member_lost(job, status, observed, now, slot=slot, pod=pod, name=name, leaving=why, heirs=heirs)
         if reason:
             ordinal = pod.ordinal if pod else _ordinal(name)
             found.append(Loss(name, ordinal, slot, pod.node if pod else "", *reason))
@@ -93,6 +93,7 @@ def _member_lost(
     pod: Pod | None,
     name: str,
     leaving: Departure | None,
+    heirs: bool,
 ) -> tuple[str, str, str] | None:
     """(cause, witness, what more is known) if the member must be given up."""
     if pod is None:
@@ -112,10 +113,9 @@ def _member_lost(
         node = observed.nodes.get(pod.node)
         planned = node is not None and node.cordoned  # somebody works on it
         return "NodeDrained" if planned else "NodeLost", "nodeCondition", ""
-    if leaving and (stands or stopped(status, observed)):
+    useless = stands and leaving is not None and leaving.cause == "GpuUnhealthy"  # it can't be waited for
+    if leaving and (useless or (heirs and (stands or stopped(status, observed)))):
         return leaving.cause, leaving.witness, leaving.why
-    if stands and suspect(job, pod, observed):
-        return "GpuUnhealthy", "devicePlugin", "the device plugin offers fewer GPUs than the pod has"
     if slot == 0 and (witness := leader_lost(job, pod, observed, now)):
         return "LeaderLost", witness, ""
     return None

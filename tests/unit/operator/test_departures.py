@@ -176,13 +176,25 @@ def test_the_pod_that_is_made_ready_does_not_come_to_the_node_that_is_left() -> 
     assert new.exclude_nodes == ("node-1",)
 
 
-def test_a_gpu_that_is_gone_is_a_second_witness_when_steps_have_stopped() -> None:
-    world = running(spares=1)
-    world.nodes["node-1"] = Node("node-1", gpus=2, gpus_healthy=0)
+def test_where_a_sick_gpu_has_stopped_the_steps_no_other_pod_is_waited_for() -> None:
+    world = running()
+    world.nodes["node-1"] = Node("node-1", gpus=2, gpus_healthy=1)
     world.now += 6
-    world.settle()
+    world.step()
     (known,) = world.status.faults
     assert (known.cause, known.witness) == ("GpuUnhealthy", "devicePlugin")
+
+
+def test_a_device_plugin_that_restarts_during_a_long_start_is_no_fault() -> None:
+    """A first step takes half an hour, and for the cluster no step is made meanwhile."""
+    world = World(make_job(nodes=2))
+    world.settle()
+    world.say(state="starting")
+    world.now += 600
+    world.nodes["node-1"] = Node("node-1", gpus=2, gpus_healthy=0)
+    world.settle()
+    assert world.status.faults == []
+    assert world.status.slots["1"] == "run-1-0"
 
 
 # --------------------------------------------------------------------------- nodes that new pods stay away from
