@@ -84,9 +84,14 @@ def _excluded(job: TrainingJob, now: float) -> list[str]:
 
 def _budgets(job: TrainingJob) -> list[str]:
     used, allowed = job.status.budgets_used, job.spec.resilience.budgets
+    budgets = (
+        ("inProcess", used.in_process, allowed.in_process),
+        ("process", used.process, allowed.process),
+        ("pod", used.pod, allowed.pod),
+    )
     return [
         f"Budget {name}: {taken} of {limit} used since the last durable checkpoint."
-        for name, taken, limit in (("process", used.process, allowed.process), ("pod", used.pod, allowed.pod))
+        for name, taken, limit in budgets
         if taken and taken * 2 >= limit and not (job.status.phase and job.status.phase.terminal)
     ]
 

@@ -69,6 +69,7 @@ def restarts_line(status: TrainingJobStatus) -> str:
     """Restarts by rung; empty where there were none."""
     restarts = status.restarts
     counts = (
+        ("in-process", restarts.in_process),
         ("process", restarts.process),
         ("container", restarts.container),
         ("spare", restarts.spare),

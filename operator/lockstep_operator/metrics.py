@@ -178,7 +178,9 @@ _FAMILIES: tuple[tuple[str, str, list[str], _Values], ...] = (
         "lockstep_job_restarts",
         "Restarts over the life of the job, by rung of the ladder",
         ["rung"],
-        lambda job: [([rung], float(count)) for rung, count in job.status.restarts if rung != "total"],
+        lambda job: [
+            ([rung], float(count)) for rung, count in job.status.restarts.to_wire().items() if rung != "total"
+        ],
     ),
     (
         "lockstep_job_ledger_gpu_seconds",

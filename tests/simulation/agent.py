@@ -15,6 +15,7 @@ from simulation.written import Written
 
 if TYPE_CHECKING:
     from simulation.pods import Pod
+    from simulation.workers import Worker
 
 JOB = "job-uid"
 TICK = 0.25
@@ -45,6 +46,7 @@ class Agent:
         self.stream: Connection | None = None
         self.wanted: tuple[str, int] | None = None
         self.members: dict[int, Connection] = {}
+        self.leaving: set[Worker] = set()
         self.transfers = Transfers(self)
         self._queue: list[events.Event] = []
         self._draining = False
@@ -65,6 +67,11 @@ class Agent:
                     self.tell(events.WorkersStepped(running.term, tuple(worker.done[-64:]), "forward"))
                 if worker.ended:
                     self.tell(worker.ended)
+                elif worker.idle:
+                    self.tell(worker.idle)
+        for worker in self.pod.workers:  # what an earlier agent left between two generations
+            if worker.alive and (running is None or worker.start.term != running.term):
+                self.world.workers.end(worker, -9)
         self.carry_out(self.node.resume(self.world.clockwork.now))
         self.tick()
 
@@ -257,8 +264,31 @@ class Agent:
     def _launch(self, effect: effects.Launch) -> None:
         self.world.invariants.launched(self.pod, effect.start)
         self.transfers.fetch(effect.start)
+        idle = {worker.rank: worker for worker in self.pod.workers if worker.alive and worker.idle}
         for rank in self.node.member.ranks(effect.start):
+            before = idle.pop(rank, None)
+            if before and not effect.start.fresh:
+                self.world.workers.go_on(before, effect.start, rank)
+                continue
+            if before:
+                self.world.workers.end(before, -9)
             self.world.workers.launch(self.pod, effect.start, rank)
+        for left in idle.values():
+            self.world.workers.end(left, -9)
+
+    def _leave(self, effect: effects.Leave) -> None:
+        """Most come out of whatever they are in; the rest is killed in the end."""
+        for worker in self.pod.workers:
+            if worker.works and worker.start.term <= effect.term and worker not in self.leaving:
+                self.leaving.add(worker)
+                out = self.world.random.random() < 0.8
+                delay = self.world.clockwork.between(0.01, 0.3) + (0.0 if out else 2.0)
+                action = self.world.workers.leave if out else self._kill_left
+                self.world.clockwork.after(delay, lambda worker=worker, action=action: action(worker))  # type: ignore[misc]
+
+    def _kill_left(self, worker: Worker) -> None:
+        if worker.works:
+            self.world.workers.end(worker, -9)
 
     def _kill(self, effect: effects.Kill) -> None:
         for worker in self.pod.workers:
@@ -339,6 +369,7 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     effects.CloseStream: Agent._close_stream,
     effects.SendLeader: Agent._send_leader,
     effects.Launch: Agent._launch,
+    effects.Leave: Agent._leave,
     effects.Kill: Agent._kill,
     effects.ExamineWorkers: Agent._examine,
     effects.Persist: Agent._persist,

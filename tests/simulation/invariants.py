@@ -55,7 +55,7 @@ class Invariants:
         if (prefix, worker.rank) in self.joined_ranks:
             raise Violation(f"rank {worker.rank} joined {prefix} twice")
         self.joined_ranks.add((prefix, worker.rank))
-        older = [w for w in worker.pod.workers if w.alive and w.start.term < start.term]
+        older = [w for w in worker.pod.workers if w.works and w.start.term < start.term]
         if older:
             raise Violation(f"{worker.pod.name} runs workers of {older[0].start.term} and {start.term} at once")
         store = self.world.store
@@ -111,17 +111,19 @@ class Invariants:
                 raise Violation(f"without slot {lost} nothing is left of {kept.state}, which was kept, only {found}")
 
     def ordered(self, start: Start, pods: list[Pod]) -> None:
-        """A Start is sent once no worker of an older generation is left on any member."""
+        """A Start is sent once no worker of an older generation is at work on any member."""
         for pod in pods:
-            older = next((worker for worker in pod.workers if worker.alive and worker.start.term < start.term), None)
+            older = next((worker for worker in pod.workers if worker.works and worker.start.term < start.term), None)
             if older:
                 raise Violation(f"{start.term} is started while {pod.name} still runs {older.start.term}")
 
     def said_quiesced(self, pod: Pod, term: Term) -> None:
-        """Quiesced: no worker of this generation or older is left, and none will come."""
+        """Quiesced: no worker of this generation or older is at work, and none will come."""
         pod.quiesced = max(pod.quiesced, term)
-        if any(worker.alive and worker.start.term <= term for worker in pod.workers):
+        if any(worker.works and worker.start.term <= term for worker in pod.workers):
             raise Violation(f"{pod.name} says Quiesced({term}) and still runs it")
+        if len([worker for worker in pod.workers if worker.alive]) > self.world.plan.gpus_per_node:
+            raise Violation(f"{pod.name} has more processes than GPUs")
 
     def launched(self, pod: Pod, start: Start) -> None:
         """What was abandoned does not start any more."""
@@ -142,6 +144,9 @@ class Invariants:
         self.members_of[start.term] = pods
         self.steps += 1
         self.newest_step = group.step
+        resting = [rank for rank, worker in group.joined.items() if not worker.works]
+        if resting:
+            raise Violation(f"{group.prefix} makes a step, and its ranks {resting} have left it")
         self.survives(group)
         self.last_step_at = self.world.clockwork.now
 

@@ -57,6 +57,11 @@ MUTATIONS = (
         "Quiesced means that every worker is reaped",
     ),
     Mutation(
+        "quiesced-before-all-have-left", "member",
+        "return [] if self.live else self._quiesced(now)", "return self._quiesced(now)",
+        "Quiesced means that every worker is reaped, or out of its generation",
+    ),
+    Mutation(
         "launch-before-persist", "member",
         "first = [Persist(), *snapshots, Launch", "first = [*snapshots, Launch",
         "what runs is remembered before it runs",
@@ -198,6 +203,18 @@ GUARDS = (
         "if start.term <= self.term or self.running:", "if self.running:",
         "a Start is obeyed once, and never after an Abandon of its generation",
         test="unit/protocol/test_guards.py",
+    ),
+    Mutation(
+        "keep-workers-of-a-job-that-goes-on-elsewhere", "member",
+        "return [Kill(message.term), *self._abandon", "return [*self._abandon",
+        "who is released ends its workers, those that rest too",
+        test="unit/protocol/test_resting.py",
+    ),
+    Mutation(
+        "try-in-process-for-ever", "policy",
+        "and not _tried_in_process(fault, earlier)", "and True",
+        "a fault that comes again where it was goes a rung up",
+        test="unit/protocol/test_resting.py",
     ),
     Mutation(
         "end-without-a-last-checkpoint", "leader",

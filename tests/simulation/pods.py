@@ -56,6 +56,16 @@ class Pod:
 
         self.world.clockwork.after(0.005, seen)
 
+    def worker_left(self, worker: Worker) -> None:
+        """The same of one that is idle."""
+
+        def seen() -> None:
+            self.tell_held()
+            if worker.idle and worker.alive:
+                self.tell(worker.idle)
+
+        self.world.clockwork.after(self.world.clockwork.between(0.005, 0.05), seen)
+
     def kill_agent(self) -> None:
         """The supervisor starts another one."""
         if self.agent and self.agent.alive:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lockstep_api.messages import Start, StateId, StepSummary, Term
-from lockstep_trainer.protocol.events import StateStaged, WorkerEnded, WorkerReported, WorkersStepped
+from lockstep_trainer.protocol.events import StateStaged, WorkerEnded, WorkerIdle, WorkerReported, WorkersStepped
 
 if TYPE_CHECKING:
     from simulation.pods import Pod
@@ -35,14 +36,21 @@ class Group:
 
 @dataclass(eq=False)
 class Worker:
-    """One process of a pod. It outlives the pod's agent."""
+    """One process of a pod in one generation. It outlives the pod's agent."""
 
     pod: Pod
     start: Start
     rank: int
     alive: bool = True
+    idle: WorkerIdle | None = None
+    """It has left its generation, and waits for another one."""
     ended: WorkerEnded | None = None
     done: list[StepSummary] = field(default_factory=list)
+
+    @property
+    def works(self) -> bool:
+        """It is in its generation."""
+        return self.alive and self.idle is None
 
 
 class Workers:
@@ -59,24 +67,49 @@ class Workers:
         self.world.clockwork.after(self.world.clockwork.between(0.2, 1.5), lambda: self._join(worker))
         return worker
 
+    def go_on(self, before: Worker, start: Start, rank: int) -> Worker:
+        """The process of ``before``, which is idle, in another generation."""
+        before.alive = False
+        worker = Worker(before.pod, start, rank)
+        before.pod.workers.append(worker)
+        self.world.clockwork.after(self.world.clockwork.between(0.02, 0.3), lambda: self._join(worker))
+        return worker
+
+    def leave(self, worker: Worker, error: str | None = None) -> None:
+        """Out of its generation. A snapshot that it was copying becomes whole first."""
+        if not worker.works:
+            return
+        self._leave_group(worker)
+        worker.idle = WorkerIdle(worker.start.term, worker.rank, self.world.clockwork.now, error)
+        worker.pod.worker_left(worker)
+
     def end(self, worker: Worker, code: int) -> None:
         """The process ends; its agent hears of it if there is one."""
         if not worker.alive:
             return
+        works = worker.works
         worker.alive = False
         now = self.world.clockwork.now
         worker.ended = WorkerEnded(worker.start.term, worker.rank, code, now)
         worker.pod.worker_ended(worker)
+        if works and code != 0:
+            self._leave_group(worker)
+
+    def _leave_group(self, worker: Worker) -> None:
+        """The others lose a peer: some leave by themselves, some end, some hang."""
         group = self.groups.get(worker.start.rendezvous.prefix)
-        if group and group.joined.get(worker.rank) is worker and code != 0 and not group.broken:
-            group.broken = True
-            for other in group.joined.values():
-                if other is not worker and self.world.random.random() < 0.7:  # the others hang
-                    delay = self.world.clockwork.between(0.01, 0.5)
-                    self.world.clockwork.after(delay, lambda other=other: self.end(other, 75))  # type: ignore[misc]
+        if group is None or group.joined.get(worker.rank) is not worker or group.broken:
+            return
+        group.broken = True
+        for other in group.joined.values():
+            chance, delay = self.world.random.random(), self.world.clockwork.between(0.01, 0.5)
+            if other is worker or chance > 0.7:
+                continue
+            lost = partial(self.leave, other, "lost") if chance < 0.5 else partial(self.end, other, 75)
+            self.world.clockwork.after(delay, lost)
 
     def _join(self, worker: Worker) -> None:
-        if not worker.alive:
+        if not worker.works:
             return
         start = worker.start
         self.world.invariants.joined(worker)
@@ -93,12 +126,12 @@ class Workers:
     def broken(self, term: Term) -> bool:
         """A generation whose processes have met can't go on."""
         group = self.groups.get(f"{term.epoch}/{term.generation}")
-        return group is not None and not all(worker.alive for worker in group.joined.values())
+        return group is not None and not all(worker.works for worker in group.joined.values())
 
     def _restore(self, group: Group) -> None:
         """All from one state: from memory where every slot has a copy that verifies, else from the store."""
         start = group.start
-        if group.broken or not all(worker.alive for worker in group.joined.values()):
+        if group.broken or not all(worker.works for worker in group.joined.values()):
             return
         begun = start.restore.state if start.restore else None
         if start.memory:
@@ -123,7 +156,7 @@ class Workers:
     def _step(self, group: Group) -> None:
         """All ranks finish one step, or nobody does."""
         workers = list(group.joined.values())
-        if group.broken or not all(worker.alive for worker in workers):
+        if group.broken or not all(worker.works for worker in workers):
             return
         pods = {worker.pod.name: worker.pod for worker in workers}
         if len(pods) > 1 and not self.world.network.cut_off.isdisjoint(pods):
@@ -163,7 +196,7 @@ class Workers:
         for pod in {worker.pod.name: worker.pod for worker in group.joined.values()}.values():
             if pod.name not in group.ending and not any(s.state == state for s in pod.volume.snapshots):
                 self._stage(group, pod)
-        if not group.broken and all(worker.alive for worker in group.joined.values()):
+        if not group.broken and all(worker.works for worker in group.joined.values()):
             self.world.clockwork.after(0.2, lambda: self._end_well(group))
 
     def _state(self, group: Group) -> StateId:

@@ -72,6 +72,8 @@ class Orders:
     restore: RestorePoint | None
     data_dir: str
     memory: Recall | None = None
+    stays: bool = False
+    """Between two generations the process waits for its agent to tell it to go on."""
 
     @property
     def term(self) -> Term:

@@ -16,12 +16,14 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from lockstep_api.messages import GroupCalls
+from lockstep_trainer.control import CONTROL_SIGNAL
 from lockstep_trainer.supervisor import write_json
 
 STACKS_SIGNAL = signal.SIGUSR1
@@ -34,37 +36,57 @@ _COMMUNICATION = ("torch/distributed/", "torch/_ops.py")
 log = logging.getLogger(__name__)
 
 
-def answer_questions(folder: Path) -> None:
-    """From now on signals do not end this process but write to ``folder``. Called by the main thread, before there is
-    another one: they inherit that the second signal is not theirs."""
-    stacks = (folder / STACKS).open("w")
-    faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
-    signal.signal(POSITION_SIGNAL, lambda *_: None)  # a thread that does not block it must not die of it
-    signal.pthread_sigmask(signal.SIG_BLOCK, {POSITION_SIGNAL})
-    arguments = (folder / POSITION, threading.main_thread().ident)
-    threading.Thread(target=_answer, args=arguments, name="position", daemon=True).start()
+class Answers:
+    """From now on signals do not end this process but write to ``folder``, and the control signal calls ``control`` in
+    a thread. Made by the main thread, before there is another one: they inherit that these signals are not theirs."""
+
+    def __init__(self, folder: Path, control: Callable[[], None] = lambda: None) -> None:
+        self._stacks: IO[str] | None = None
+        waiting: dict[int, Callable[[], None]] = {POSITION_SIGNAL: self._tell_position, CONTROL_SIGNAL: control}
+        for number in waiting:
+            signal.signal(number, lambda *_: None)  # a thread that does not block it must not die of it
+        signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
+        self.move(folder)
+        for number, body in waiting.items():
+            threading.Thread(target=_serve, args=(number, body), name=f"signal {number}", daemon=True).start()
+
+    def move(self, folder: Path) -> None:
+        """Answer in this folder from now on: ``stacks.txt`` says that somebody listens. Called by the main thread."""
+        self._folder = folder
+        before, self._stacks = self._stacks, (folder / STACKS).open("w")
+        faulthandler.register(STACKS_SIGNAL, file=self._stacks, all_threads=True)
+        if before is not None:
+            before.close()
+
+    def _tell_position(self) -> None:
+        frames, communicating = frames_of(sys._current_frames().get(threading.main_thread().ident or 0))
+        groups = [asdict(calls) for calls in group_calls()]
+        write_json(self._folder / POSITION, {"frames": frames, "communicating": communicating, "groups": groups})
 
 
-def _answer(path: Path, main: int) -> None:
+def _serve(number: int, body: Callable[[], None]) -> None:
     while True:
-        signal.sigwait({POSITION_SIGNAL})
+        signal.sigwait({number})
         try:
-            frames, communicating = frames_of(sys._current_frames().get(main))
-            groups = [asdict(calls) for calls in group_calls()]
-            write_json(path, {"frames": frames, "communicating": communicating, "groups": groups})
+            body()
         except Exception:  # whoever asks does without
-            log.exception("could not tell where this worker is")
+            log.exception("could not do what signal %d asks for", number)
 
 
 def frames_of(frame: FrameType | None) -> tuple[list[str], bool]:
     """``file.py:120 function`` of the innermost frames, and whether the first of them is torch's communication."""
-    communicating = frame is not None and any(part in frame.f_code.co_filename for part in _COMMUNICATION)
+    communicating = frame is not None and is_communication(frame)
     found: list[str] = []
     while frame is not None and len(found) < _FRAMES:
         place = "/".join(Path(frame.f_code.co_filename).parts[-2:])
         found.append(f"{place}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back
     return found, communicating
+
+
+def is_communication(frame: FrameType) -> bool:
+    """Whether torch communicates here."""
+    return any(part in frame.f_code.co_filename for part in _COMMUNICATION)
 
 
 def group_calls() -> list[GroupCalls]:

@@ -39,7 +39,7 @@ def join(orders: Orders, timeout: timedelta) -> Ranks:
     Only the store prefix of the orders is used, so that workers of two generations never meet. Raises PeerLost where
     the others do not come within ``timeout``, TrainerError where this pod lacks the GPU.
     """
-    device = _device(orders)
+    device = device_of(orders)
     meeting = orders.rendezvous
     interface = interface_towards(meeting.host, meeting.port)
     if interface:
@@ -94,7 +94,8 @@ def _address_of(sock: socket.socket, interface: str) -> str | None:
     return socket.inet_ntoa(answer[20:24])
 
 
-def _device(orders: Orders) -> torch.device:
+def device_of(orders: Orders) -> torch.device:
+    """Where this worker computes; raises TrainerError where this pod lacks the GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if orders.local_rank >= torch.cuda.device_count():

@@ -73,16 +73,24 @@ class Garbage:
     def __init__(self, every: int = GARBAGE_EVERY) -> None:
         """``every``: steps between collections."""
         self._every = every
+        self._froze = False
 
     def take_over(self) -> None:
-        """Stop Python's own collections. What start-up left is never looked at again: modules and code stay anyway."""
+        """Stop Python's own collections. What start-up left is never looked at again: modules and code stay anyway.
+
+        Where the process was forked from one that did that, only the model came since, which must go with its
+        generation: it stays in sight.
+        """
         gc.disable()
         gc.collect()
-        gc.freeze()
+        self._froze = not gc.get_freeze_count()
+        if self._froze:
+            gc.freeze()
 
     def give_back(self) -> None:
         """Let Python collect by itself again, for a process that goes on with something else."""
-        gc.unfreeze()
+        if self._froze:
+            gc.unfreeze()
         gc.enable()
 
     def due(self, step: int) -> bool:

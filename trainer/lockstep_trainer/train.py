@@ -41,6 +41,7 @@ from lockstep_trainer.runtime import Garbage, refusing
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
 from lockstep_trainer.storage import open_store
+from lockstep_trainer.tenure import Tenure
 from lockstep_trainer.throughput import Meter
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Trainer:
         folder: Path,
         records: StepWriter,
         sections: Sections,
+        tenure: Tenure,
     ) -> None:
         self.job, self.orders, self.ranks, self.corpus = job, orders, ranks, corpus
         self.outbox, self.records, self.sections = Outbox(folder), records, sections
@@ -68,7 +70,8 @@ class Trainer:
         self.tokenizer = corpus.tokenizer()
         self.batches = batch_sizes(job, ranks.size)
         timeout = timedelta(seconds=job.spec.resilience.hang.first_step_seconds)
-        model = assemble(job, ranks, self.batches, tokens=corpus.vocabulary, timeout=timeout, section=sections)
+        with tenure.connections.opening():
+            model = assemble(job, ranks, self.batches, tokens=corpus.vocabulary, timeout=timeout, section=sections)
         self.engine, self.layout, self.meshes = model.engine, model.layout, model.meshes
         self.config, self.weights = model.config, model.weights
         self.parameters = list(self.engine.named_parameters())
@@ -84,7 +87,16 @@ class Trainer:
         last_change = self.batches.steps + 1
         snapshots = folder.parent.parent / FOLDER
         sampler = self.loader.state(last_change=last_change)
-        self.keeper = Keeper(job, orders, ranks, self.outbox, sampler=sampler, config=self.config, snapshots=snapshots)
+        self.keeper = Keeper(
+            job,
+            orders,
+            ranks,
+            self.outbox,
+            sampler=sampler,
+            config=self.config,
+            snapshots=snapshots,
+            check=tenure.check,
+        )
         self.profiler = Profiler(folder, ranks.rank, ranks.device, sections)
         self.garbage = Garbage()
         if recipe.compile:
@@ -152,7 +164,9 @@ class Trainer:
         """End what runs beside the loop; callbacks hear how it ended."""
         self.profiler.close()
         self.loader.close()
+        self.keeper.close()
         self.callbacks.close(outcome)
+        self.garbage.give_back()
 
     def _train_step(self, step: int) -> bool:
         """True where a snapshot is taken behind it."""

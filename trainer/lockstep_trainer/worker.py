@@ -4,10 +4,14 @@
 65  the job's configuration or data is wrong (EX_DATAERR): a restart can't help
 75  another worker went away (EX_TEMPFAIL): this one is not to blame
 1   anything else
+
+Where its agent keeps workers (``stays`` in the orders), one that lost another or was told to leave does not end: it
+drops the generation, rests, and goes on with the next one's orders. See ``tenure``.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -20,16 +24,19 @@ import torch.distributed as dist
 
 from lockstep_trainer.agreement import from_all
 from lockstep_trainer.callbacks import Outcome
-from lockstep_trainer.config import load_job, load_orders
+from lockstep_trainer.config import Job, Orders, load_job, load_orders
+from lockstep_trainer.data.corpus import Corpus
 from lockstep_trainer.data.prepare import prepare
 from lockstep_trainer.errors import PeerLost, TrainerError, UserError
 from lockstep_trainer.outbox import Outbox
-from lockstep_trainer.position import answer_questions
-from lockstep_trainer.ranks import Ranks, join, lost_peer
+from lockstep_trainer.position import Answers
+from lockstep_trainer.ranks import Ranks, device_of, join, lost_peer
 from lockstep_trainer.runtime import make_deterministic, refused
 from lockstep_trainer.sections import Sections
+from lockstep_trainer.severing import forget_groups
 from lockstep_trainer.steprecord import StepWriter
 from lockstep_trainer.storage import open_store
+from lockstep_trainer.tenure import Tenure
 from lockstep_trainer.train import Trainer
 
 DONE, FAILED, USER_ERROR, PEER_LOST = 0, 1, 65, 75
@@ -46,9 +53,8 @@ def main(folder: Path) -> None:
     code = FAILED
     try:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-        answer_questions(folder)
-        run(folder)
-        code = DONE
+        worker = Worker(folder)
+        code = worker.live()
     except BaseException as error:
         code = _explain(error, Outbox(folder))
     finally:
@@ -57,44 +63,99 @@ def main(folder: Path) -> None:
         os._exit(code)
 
 
-def run(folder: Path) -> None:
-    """The worker's life, from orders to the last step. Raises TrainerError, or what torch raises."""
-    orders = load_orders(folder / "start.json")
-    job = load_job(Path(orders.job)).on(orders.world_size)
-    with StepWriter.create(folder / "steps") as records:
-        sections = Sections(records)
-        with sections("data"):
-            shared = open_store(job.checkpoint.uri, job.checkpoint.s3).below(job.prefix)
-            corpus = prepare(job.trainer, job.checkpoint.s3, Path(orders.data_dir), shared)
-        with sections("rendezvous"):
-            if job.trainer.recipe.deterministic:
-                make_deterministic()
-            _set_threads(orders.local_world_size)
-            ranks = join(orders, timedelta(seconds=job.spec.resilience.hang.first_step_seconds))
-            _check_same_data(ranks, corpus.meta.fingerprint)
-        with sections("build"):
-            trainer = Trainer(
-                job=job,
-                orders=orders,
-                ranks=ranks,
-                corpus=corpus,
-                folder=folder,
-                records=records,
-                sections=sections,
-            )
-        outcome: Outcome = "interrupted"
+class Worker:
+    """One process, over all the generations that it works in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tenure = Tenure(folder)
+        self.answers = Answers(folder, self.tenure.control)
+        self._job: Job | None = None
+        self._corpus: Corpus | None = None
+
+    def live(self) -> int:
+        """Work until there is nothing left to do; returns the exit code."""
+        while True:
+            folder = self.tenure.folder
+            code, stays, why = self._generation(folder)
+            if code != PEER_LOST or not stays:
+                return code
+            self.tenure.left()
+            forget_groups(compiled=self._job is not None and self._job.trainer.recipe.compile)
+            gc.collect()  # models are full of cycles; their memory is needed again
+            log.info("out of %s (%s); waiting for the next generation", folder.name, why or "as told")
+            following = self.tenure.rest(why)
+            if following is None:
+                return code
+            self.answers.move(following)
+
+    def _generation(self, folder: Path) -> tuple[int, bool, str | None]:
+        """From orders to the last step, or out of it: exit code, whether this process may go on with another
+        generation, and why it left unasked. No object of the generation is alive behind it."""
+        stays = False
         try:
-            with sections("restore"):
-                trainer.restore()
-            trainer.train()
-            trainer.finish()
-            outcome = "finished"
-        except UserError:
-            outcome = "failed"
-            raise
-        finally:
-            trainer.close(outcome)
-    dist.destroy_process_group()
+            orders = load_orders(folder / "start.json")
+            stays = orders.stays
+            self._run(folder, orders)
+        except BaseException as error:
+            why = None if self.tenure.leaving else str(error)
+            if not stays or not _lost(error):
+                return _explain(error, Outbox(folder)), False, why
+            log.info("%s: %s", type(error).__name__, error)
+            return PEER_LOST, True, why
+        return DONE, False, None
+
+    def _run(self, folder: Path, orders: Orders) -> None:
+        """Raises TrainerError, or what torch raises."""
+        with StepWriter.create(folder / "steps") as records:
+            sections = Sections(records, self.tenure.check)
+            with sections("data"):
+                job, corpus = self._prepared(orders)
+            with sections("rendezvous"):
+                if job.trainer.recipe.deterministic:
+                    make_deterministic()
+                _set_threads(orders.local_world_size)
+                self.tenure.meets(device_of(orders))
+                with self.tenure.connections.opening():
+                    ranks = join(orders, timedelta(seconds=job.spec.resilience.hang.first_step_seconds))
+                _check_same_data(ranks, corpus.meta.fingerprint)
+            with sections("build"):
+                trainer = Trainer(
+                    job=job,
+                    orders=orders,
+                    ranks=ranks,
+                    corpus=corpus,
+                    folder=folder,
+                    records=records,
+                    sections=sections,
+                    tenure=self.tenure,
+                )
+            outcome: Outcome = "interrupted"
+            try:
+                with sections("restore"):
+                    trainer.restore()
+                trainer.train()
+                trainer.finish()
+                outcome = "finished"
+            except UserError:
+                outcome = "failed"
+                raise
+            finally:
+                trainer.close(outcome)
+        dist.destroy_process_group()
+
+    def _prepared(self, orders: Orders) -> tuple[Job, Corpus]:
+        """The job, on so many nodes, and its tokens, which no generation changes."""
+        if self._job is None:
+            self._job = load_job(Path(orders.job))
+        if self._corpus is None:
+            checkpoint = self._job.checkpoint
+            shared = open_store(checkpoint.uri, checkpoint.s3).below(self._job.prefix)
+            self._corpus = prepare(self._job.trainer, checkpoint.s3, Path(orders.data_dir), shared)
+        return self._job.on(orders.world_size), self._corpus
+
+
+def _lost(error: BaseException) -> bool:
+    return lost_peer(error) or isinstance(error, PeerLost)
 
 
 def _set_threads(local_world_size: int) -> None:
@@ -127,7 +188,7 @@ def _explain(error: BaseException, outbox: Outbox) -> int:
         remedy = "set it to false, or use another operation"
         outbox.error(f"trainer.recipe.deterministic: {error}; {remedy}", user_error=True)
         return USER_ERROR
-    if lost_peer(error) or isinstance(error, PeerLost):
+    if _lost(error):
         outbox.error(f"another worker went away: {error}", user_error=False)
         return PEER_LOST
     known = isinstance(error, TrainerError)

@@ -21,6 +21,7 @@ class Start:
     cut: Cut | None = None
     memory: MemoryPoint | None = None  # to be tried before ``restore``, which stands where a copy fails its checksum
     buddies: tuple[str, ...] = ()  # by slot: host:port of the agent that keeps copies of its snapshots; "" for none
+    fresh: bool = False  # in new processes, also where workers of the last generation rest
     kind: Literal["Start"] = "Start"
 
 
@@ -36,14 +37,15 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class Quiesced:
-    """Member → leader: no worker of ``term`` or older is left, all are reaped; these snapshots are. Said again when
-    they change."""
+    """Member → leader: no worker of ``term`` or older is left, all are reaped or rest between generations; these
+    snapshots are. Said again when they change."""
 
     job_uid: str
     term: Term
     slot: int
     origin: Origin | None = None
     snapshots: tuple[Copies, ...] = ()
+    resting: int = 0  # workers that can go on in the same process
     kind: Literal["Quiesced"] = "Quiesced"
 
 

@@ -42,7 +42,7 @@ class FaultReport:
     term: Term
     at: float
     cause: str  # WorkerExited, AgentLost, StoreLost, Hang, ContainerRestarted, MemberLost
-    rung: Literal["process", "container", "pod"]
+    rung: Literal["inProcess", "process", "container", "pod"]
     witness: str  # exit, stream, heartbeat, progress
     slot: int | None = None
     rank: int | None = None

@@ -18,6 +18,8 @@ class BudgetsSpec(Model):
     """How often each rung of the recovery ladder may be used before a fault goes a rung up, and at last fails the
     job. A budget is full again once a checkpoint newer than the fault is durable."""
 
+    in_process: int = Field(default=20, ge=0)
+    """Restarts of a generation in the processes that are there, where no worker has ended."""
     process: int = Field(default=10, ge=0)
     """Restarts of worker processes."""
     pod: int = Field(default=5, ge=0)

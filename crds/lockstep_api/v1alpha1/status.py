@@ -133,6 +133,8 @@ class CheckpointStatus(StatusModel):
 class Restarts(StatusModel):
     """Restarts by rung, over the life of the job."""
 
+    in_process: int = 0
+    """Generations started again with all worker processes kept."""
     process: int = 0
     """Worker processes started again in their pod."""
     container: int = 0
@@ -152,6 +154,7 @@ class Restarts(StatusModel):
 class BudgetsUsed(StatusModel):
     """Uses of each budget since the last durable checkpoint beyond a fault."""
 
+    in_process: int = 0
     process: int = 0
     pod: int = 0
     requeue: int = 0
@@ -182,7 +185,7 @@ class Fault(StatusModel):
     cause: str
     """WorkerExited, AgentLost, PodLost, NodeLost, Hang, StoreLost, LeaderLost …"""
     rung: str
-    """process, container, spare, pod, shrink or requeue."""
+    """inProcess, process, container, spare, pod, shrink or requeue."""
     node: str | None = None
     """Kubernetes node."""
     pod: str | None = None

@@ -18,6 +18,9 @@ from lockstep_operator.plan.pool import bump, current
 from lockstep_operator.plan.slots import FRESH_ANSWER
 from lockstep_operator.plan.times import rfc3339, unix
 
+_FIELD = {"inProcess": "in_process"}
+"""Rungs whose counters have another name in Python."""
+
 AGREED_SILENCE = 5.0
 """Seconds of silence after which a leader is lost if a second witness agrees (PROTOCOLS §3.5: leaderDeadline)."""
 KEPT_FAULTS = 10
@@ -263,11 +266,11 @@ def _fold_report(status: TrainingJobStatus, report: FaultReport, nodes: dict[str
     pod = status.slots.get(str(report.slot)) if report.slot is not None else None
     restarts, used = status.restarts, status.budgets_used
     if report.rung != "pod":  # giving the pod up is the operator's own act, and counted there
-        restarts = restarts.model_copy(
-            update={report.rung: getattr(restarts, report.rung) + 1, "total": restarts.total + 1}
-        )
-    if report.rung == "process":
-        used = used.model_copy(update={"process": used.process + 1})
+        field = _FIELD.get(report.rung, report.rung)
+        restarts = restarts.model_copy(update={field: getattr(restarts, field) + 1, "total": restarts.total + 1})
+    if report.rung in ("inProcess", "process"):
+        field = _FIELD.get(report.rung, report.rung)
+        used = used.model_copy(update={field: getattr(used, field) + 1})
     faults = list(status.faults)
     fresh = Fault(
         at=rfc3339(report.at),
@@ -340,8 +343,9 @@ def refill(status: TrainingJobStatus) -> TrainingJobStatus:
     if durable is None:
         return status
     full: dict[str, int] = {}
-    if (used.process or used.pod) and status.faults and unix(durable.at) > unix(status.faults[-1].at):
-        full |= {"process": 0, "pod": 0}
+    spent = used.in_process or used.process or used.pod
+    if spent and status.faults and unix(durable.at) > unix(status.faults[-1].at):
+        full |= {"in_process": 0, "process": 0, "pod": 0}
     requeued = status.elastic.requeued_at
     if used.requeue and (requeued is None or unix(durable.at) > unix(requeued)):
         full["requeue"] = 0

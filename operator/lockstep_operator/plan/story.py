@@ -22,6 +22,7 @@ _WHAT = {
     "FinalCheckpointMissing": "the last checkpoint was lost before it was durable",
 }
 _DONE = {
+    "inProcess": "its workers went on in the same processes",
     "process": "its workers were started again in place",
     "container": "its container was started again in place",
     "spare": "a spare took the slot",
@@ -30,6 +31,7 @@ _DONE = {
     "requeue": "all pods were let go, to begin again later",
 }
 _NEXT = {
+    "inProcess": "its workers go on in the same processes",
     "process": "its workers are started again in place",
     "container": "its container is started again in place",
     "spare": "a spare takes the slot",
@@ -70,7 +72,7 @@ def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[E
     events: list[Event] = []
     for fault in after.faults:
         old = known.get(_key(fault))
-        if old is None and fault.rung in ("process", "container"):
+        if old is None and fault.rung in ("inProcess", "process", "container"):
             events.append(Event("Warning", fault.cause, _sentence(f"{broke(fault)}; {_NEXT[fault.rung]}")))
         if fault.steps_lost is not None and (old is None or old.steps_lost is None):
             parts = ", ".join(

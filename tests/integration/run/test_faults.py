@@ -40,13 +40,15 @@ def test_a_worker_killed_in(section: str, journey: LocalRun) -> None:
     pods = set(journey.supervisors())
     agents = {journey.part("lockstep_trainer.agent", pod) for pod in range(2)}
     rank = _RANDOM.randrange(2)
+    workers = processes(journey)
     before, after = mended_after(
         journey, lambda: victims.kill_in_section(journey.state, section, rank=rank, seconds=30)
     )
     assert after.restarts.process == before.restarts.process + 1
     fault = after.faults[-1]
     assert (fault.cause, fault.rung, fault.rank, fault.exit_code) == ("WorkerExited", "process", rank, -9)
-    # Survivors keep what they have: the same pods, the same agents.
+    # Survivors keep what they have: the other worker's process, the same pods, the same agents.
+    assert {at for at, pid in processes(journey).items() if pid == workers[at]} == {1 - rank}
     assert set(journey.supervisors()) == pods
     assert {journey.part("lockstep_trainer.agent", pod) for pod in range(2)} == agents
 
@@ -60,6 +62,19 @@ def test_a_worker_killed_while_it_recovers(journey: LocalRun) -> None:
     before, after = mended_after(journey, twice)
     journey.until(lambda s: s.restarts.process >= before.restarts.process + 2, 30, "the second fault")
     assert after.epoch == before.epoch
+
+
+def test_the_rendezvous_store_killed(journey: LocalRun) -> None:
+    before = journey.until_step(journey.status.progress.step + 2)
+    workers = processes(journey)
+    os.kill(journey.store_server(), signal.SIGKILL)
+    after = journey.until(
+        lambda status: status.restarts.in_process > before.restarts.in_process, 30, "a restart in the same processes"
+    )
+    journey.until_step(after.progress.step + 15)
+    fault = after.faults[-1]
+    assert (fault.cause, fault.rung) == ("StoreLost", "inProcess")
+    assert processes(journey) == workers
 
 
 @pytest.mark.parametrize("pod", [0, 1])
@@ -77,12 +92,6 @@ def test_a_zygote_killed_costs_no_step(journey: LocalRun) -> None:
     os.kill(journey.part("lockstep_trainer.zygote", 1), signal.SIGKILL)
     after = journey.until_step(before.progress.step + 15)
     assert after.restarts.total == before.restarts.total
-
-
-def test_the_rendezvous_store_killed(journey: LocalRun) -> None:
-    before = journey.until_step(journey.status.progress.step + 2)
-    os.kill(journey.store_server(), signal.SIGKILL)
-    journey.until_step(before.progress.step + 15)
 
 
 @pytest.mark.parametrize("slot", [1, 0], ids=["member", "leader"])
@@ -105,6 +114,11 @@ def test_the_run_ends_as_if_nothing_had_happened(journey: LocalRun, reference: l
     assert verdict.recomputed > 0
     assert journey.losses() == reference  # bitwise
     assert result.status.goodput is not None
+
+
+def processes(run: LocalRun) -> dict[int, int]:
+    """Rank → pid of its newest worker."""
+    return {victim.rank: victim.pid for victim in victims.workers(run.state)}
 
 
 def _supervisor_of(run: LocalRun, pod: str) -> int:

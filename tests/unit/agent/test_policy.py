@@ -15,6 +15,7 @@ from lockstep_trainer.protocol.policy import (
     Replace,
     Restart,
     RetryRule,
+    Used,
     blame,
     decide,
     root_cause,
@@ -74,16 +75,41 @@ def fault(**changes: object) -> Fault:
 )  # fmt: skip
 def test_decide(now: Fault, earlier: list[Fault], used: int, expected: Decision | type) -> None:
     """Each rung only when the cheaper one can't work."""
-    decision = decide(now, earlier, used, RULES)
+    decision = decide(now, earlier, Used(process=used), RULES)
     if isinstance(expected, type):
         assert isinstance(decision, expected), decision
     else:
         assert decision == expected
 
 
+LOST = replace(CRASH, exit_code=75)
+IN_PROCESS = replace(LOST, answer="inProcess")
+ANEW = replace(LOST, answer="process")
+
+
+@pytest.mark.parametrize(
+    ("now", "earlier", "used", "expected"),
+    [
+        pytest.param(LOST, [], Used(), Restart("inProcess"), id="nobody has ended"),
+        pytest.param(LOST, [replace(IN_PROCESS, step=6)], Used(), Restart("inProcess"), id="at another step"),
+        pytest.param(LOST, [IN_PROCESS], Used(), Restart("process"), id="again: new processes"),
+        pytest.param(LOST, [IN_PROCESS, ANEW], Used(), Replace, id="and again: another pod"),
+        pytest.param(LOST, [IN_PROCESS, ANEW, replace(ANEW, answer="pod")], Used(), Fail, id="no pod helps"),
+        pytest.param(LOST, [], Used(in_process=3), Restart("process"), id="budget is used up"),
+        pytest.param(LOST, [], Used(in_process=3, process=2), Replace, id="both are"),
+        pytest.param(fault(exit_code=65), [], Used(), Fail, id="rules come first"),
+    ],
+)
+def test_where_all_workers_rest_the_lowest_rung_is_tried_once(
+    now: Fault, earlier: list[Fault], used: Used, expected: Decision | type
+) -> None:
+    decision = decide(now, earlier, used, replace(RULES, in_process_budget=3), intact=True)
+    assert decision == expected or (isinstance(expected, type) and isinstance(decision, expected)), decision
+
+
 def test_scripts_have_no_crash_loops() -> None:
     """A script reports no steps: all its faults look alike, and only the budget counts."""
-    assert decide(CRASH, [CRASH, CRASH], 1, Ladder(crash_loops=False)) == Restart("process")
+    assert decide(CRASH, [CRASH, CRASH], Used(process=1), Ladder(crash_loops=False)) == Restart("process")
 
 
 @pytest.mark.parametrize(
@@ -117,4 +143,4 @@ def test_root_cause(suspects: list[Fault], rank: int) -> None:
 def test_what_is_said_against_a_node(fields: dict[str, Any], rules: tuple[RetryRule, ...], against: str) -> None:
     """The operator remembers it across jobs: a program's own error must not count."""
     fault = Fault(**{"cause": "WorkerExited", "witness": "exit", "at": 1.0, "noticed": 1.0, "slot": 1, **fields})
-    assert blame(fault, decide(fault, [], 0, Ladder(rules=rules))) == against
+    assert blame(fault, decide(fault, [], Used(), Ladder(rules=rules))) == against

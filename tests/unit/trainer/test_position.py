@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from forked import meet, rendezvous_store, start_all, wait_all
-from lockstep_trainer.position import POSITION, POSITION_SIGNAL, STACKS, STACKS_SIGNAL, answer_questions
+from lockstep_trainer.position import POSITION, POSITION_SIGNAL, STACKS, STACKS_SIGNAL, Answers
 
 
 def ask(folder: Path, pid: int) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def test_counts_of_both_ranks_show_who_never_came(tmp_path: Path) -> None:
     def run(rank: int, port: int) -> None:
         folder = tmp_path / f"r{rank}"
         folder.mkdir()
-        answer_questions(folder)  # before there is a thread
+        Answers(folder)  # before there is a thread
         meet(rank, 2, port)
         rows = dist.new_group([0, 1], group_desc="rows")
         dist.all_reduce(torch.ones(2), group=rows)
@@ -68,7 +68,7 @@ def test_counts_of_both_ranks_show_who_never_came(tmp_path: Path) -> None:
 
 def test_a_question_before_there_is_a_group_ends_nobody(tmp_path: Path) -> None:
     def run() -> None:
-        answer_questions(tmp_path)
+        Answers(tmp_path)
         (tmp_path / "listens").touch()
         while True:
             signal.pause()  # ends with each signal

@@ -89,6 +89,7 @@ class Agent:
             effects.CloseStream: lambda _: self._stream.close(),
             effects.SendLeader: lambda effect: self._stream.send(effect.message),
             effects.Launch: self._launch,
+            effects.Leave: self._leave,
             effects.Kill: self._kill,
             effects.PostInvite: lambda effect: self._inviter.post(effect.address, effect.invite),
             effects.SendMember: lambda effect: self.server.send_member(effect.connection, effect.message),
@@ -164,6 +165,7 @@ class Agent:
             member = self.node.member
             if member.running and member.working_slot is not None:
                 self.workers.adopt(member.running, member.working_slot)
+            self.workers.end_strays()
             self.snapshots.look()  # what an earlier agent's workers have staged, before anybody asks for it
             self._carry_out(self.node.resume(self.clock()))
             await ending.wait()
@@ -191,6 +193,10 @@ class Agent:
         if start.memory is None:
             self.snapshots.leave_only(self.node.member.ranks(start))
         self.workers.launch(start, effect.slot, before=self.copies.fetch(start, effect.slot))
+
+    def _leave(self, effect: effects.Leave) -> None:
+        self.copies.stop_fetching()
+        self.workers.leave(effect.term)
 
     def _kill(self, effect: effects.Kill) -> None:
         self.copies.stop_fetching()

@@ -14,7 +14,7 @@ from lockstep_trainer.position import POSITION, POSITION_SIGNAL, STACKS_SIGNAL
 from lockstep_trainer.supervisor import read_json
 
 if TYPE_CHECKING:
-    from lockstep_trainer.agent.workers import Worker
+    from lockstep_trainer.agent.worker import Worker
 
 _PATIENCE_SECONDS = 1.0
 _POLL_SECONDS = 0.02

@@ -59,6 +59,11 @@ class Output:
             self._position.write_text(str(self._offset - len(self._partial)))
             self._punch()
 
+    def move(self, folder: Path) -> None:
+        """The same file has a name in ``folder`` now."""
+        self._path, self._position = folder / self._path.name, folder / self._position.name
+        self._position.write_text(str(self._offset - len(self._partial)))
+
     def close(self) -> None:
         """Let go of the file."""
         if self._file is not None:

@@ -29,8 +29,9 @@ class Exit:
 class Watched:
     """A process held by its pidfd, so that its number can't come to mean another one."""
 
-    def __init__(self, pid: int, descriptor: int, folder: Path, exits: Path) -> None:
+    def __init__(self, pid: int, started: int | None, descriptor: int, folder: Path, exits: Path) -> None:
         self.pid = pid
+        self.started = started
         self._descriptor = descriptor
         self._folder = folder
         self._exits = exits
@@ -47,7 +48,7 @@ class Watched:
         if started is not None and start_time(pid) not in (started, None):
             os.close(descriptor)
             return None
-        return cls(pid, descriptor, folder, exits)
+        return cls(pid, started, descriptor, folder, exits)
 
     def _on_gone(self) -> None:
         asyncio.get_running_loop().remove_reader(self._descriptor)
@@ -59,6 +60,14 @@ class Watched:
         """It has ended."""
         return self._gone.is_set()
 
+    @property
+    def stopped(self) -> bool:
+        """It does nothing until it is sent SIGCONT, or is gone."""
+        try:
+            return Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
+        except OSError:
+            return True
+
     def kill(self) -> None:
         """Kill it and the processes of its group."""
         if self.gone:
@@ -68,7 +77,7 @@ class Watched:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Send it a signal."""
         if not self.gone:
             with suppress(ProcessLookupError):

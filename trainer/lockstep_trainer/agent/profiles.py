@@ -19,7 +19,7 @@ from lockstep_trainer.supervisor import read_json, write_json
 
 if TYPE_CHECKING:
     from lockstep_trainer.agent.agent import Agent
-    from lockstep_trainer.agent.workers import Worker
+    from lockstep_trainer.agent.worker import Worker
 
 MOST_STEPS = 100
 """Of one trace: a step of a large model has tens of thousands of events, and the run folder is memory."""

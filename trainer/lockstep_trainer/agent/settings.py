@@ -133,6 +133,7 @@ class Job:
             rejoin_grace=resilience.get("rejoinGraceSeconds", 5.0),
             ladder=Ladder(
                 process_budget=resilience.get("budgets", {}).get("process", 10),
+                in_process_budget=resilience.get("budgets", {}).get("inProcess", 20),
                 rules=tuple(
                     RetryRule(
                         rule["action"],

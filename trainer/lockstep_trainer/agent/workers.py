@@ -1,7 +1,7 @@
-"""This node's worker processes: started through the zygote, watched, listened to, killed.
+"""This node's worker processes: started through the zygote, watched, listened to, told to leave, killed.
 
 The core hears of each worker's end exactly once, also of one that could not be started and of one that ended while no
-agent was there.
+agent was there; and of each that has left its generation and waits for the next one.
 """
 
 from __future__ import annotations
@@ -12,21 +12,28 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lockstep_api.messages import Start, StepSummary, Term
 from lockstep_trainer.agent.examine import examine
-from lockstep_trainer.agent.output import Output
+from lockstep_trainer.agent.orders import script_environment, worker_orders
 from lockstep_trainer.agent.process import UNKNOWN_EXIT, Exit, Watched, read_exit
 from lockstep_trainer.agent.settings import Job, Settings
+from lockstep_trainer.agent.worker import Worker
 from lockstep_trainer.agent.zygote_client import ZygoteClient, ZygoteError, ZygoteGoneError
-from lockstep_trainer.protocol.events import Event, WorkerEnded, WorkerReported, WorkersExamined, WorkersStepped
+from lockstep_trainer.protocol.events import (
+    Event,
+    WorkerEnded,
+    WorkerIdle,
+    WorkerReported,
+    WorkersExamined,
+    WorkersStepped,
+)
 from lockstep_trainer.protocol.progress import StepFold
-from lockstep_trainer.steprecord import STARTING, StepReader, StepRecordError
+from lockstep_trainer.steprecord import STARTING
 from lockstep_trainer.supervisor import write_json
 
 log = logging.getLogger(__name__)
@@ -36,81 +43,6 @@ POLL_SECONDS = 0.03
 _SECTION_SECONDS = 0.25
 """A change of section alone is told at most so often."""
 _COLLECTIVE = "collective"
-
-
-class Worker:
-    """One worker of one generation."""
-
-    def __init__(self, folder: Path, term: Term, rank: int) -> None:
-        self.folder = folder
-        self.term = term
-        self.rank = rank
-        self.begun = time.time()
-        self.process: Watched | None = None
-        self.killed = False
-        self.ended = False
-        self.step = 0
-        self.output = Output(folder, rank)
-        self._reader: StepReader | None = None
-        self._events_position = folder / "events.position"  # what was passed on: a new agent goes on there
-        self._events = int(self._events_position.read_text()) if self._events_position.exists() else 0
-
-    def kill(self) -> None:
-        """Also where it is still being started."""
-        self.killed = True
-        if self.process:
-            self.process.kill()
-
-    def steps(self) -> list[StepSummary]:
-        """New step records."""
-        if self._reader is None:
-            try:
-                self._reader = StepReader(self.folder / "steps")
-            except (FileNotFoundError, StepRecordError):
-                return []
-        records = self._reader.new_records()
-        if records:
-            self.step = records[-1].step
-        return [
-            StepSummary(
-                r.step, r.at, r.seconds, r.loss, r.tokens, r.grad_norm, r.lr, r.sections, r.trained, r.mfu, r.memory
-            )
-            for r in records
-        ]
-
-    @property
-    def section(self) -> str:
-        """Where it is."""
-        return self._reader.section if self._reader else STARTING
-
-    def reports(self) -> list[dict[str, Any]]:
-        """New lines of events.jsonl."""
-        try:
-            with (self.folder / "events.jsonl").open("rb") as file:
-                file.seek(self._events)
-                whole = file.read().rpartition(b"\n")[0]
-        except FileNotFoundError:
-            return []
-        if not whole:
-            return []
-        self._events += len(whole) + 1
-        self._events_position.write_text(str(self._events))
-        return [json.loads(line) for line in whole.split(b"\n") if line.strip()]
-
-    def error(self) -> tuple[str | None, bool]:
-        """The sentence that it left, and whether it blames the user."""
-        try:
-            raw = json.loads((self.folder / "error.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return None, False
-        return raw.get("message"), bool(raw.get("user_error"))
-
-    def close(self) -> None:
-        """Let go of its files."""
-        self.output.close()
-        if self._reader:
-            self._reader.close()
-            self._reader = None
 
 
 class Workers:
@@ -135,6 +67,7 @@ class Workers:
         self._fold = StepFold(1)
         self._start: Start | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._strays: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
         self._section = STARTING
         self._section_at = 0.0
@@ -148,20 +81,55 @@ class Workers:
         return self._workers.get(rank)
 
     def launch(self, start: Start, slot: int, *, before: asyncio.Task[None] | None = None) -> None:
-        """Start the generation's workers, behind ``before``; returns at once."""
+        """Start the generation's workers, in idle processes where there are some and the order does not ask for fresh
+        ones, behind ``before``; returns at once."""
+        waiting = [before] if before else []
+        resting: dict[int, Worker] = {}
+        for worker in self._workers.values():
+            if worker.ended:
+                continue
+            if worker.idle and not worker.killed and not start.fresh:
+                resting[worker.rank % start.gpus_per_node] = worker
+            else:
+                worker.kill()
+                waiting += [worker.task] if worker.task else []
         self._remove_old(start.term)
         self._begin(start, slot)
         for local_rank, worker in enumerate(self._workers.values()):
-            self._spawn(self._run(worker, start, slot, local_rank, before))
+            worker.task = self._spawn(
+                self._run(worker, start, slot, resting.get(local_rank), [*waiting, *self._strays])
+            )
 
     def adopt(self, start: Start, slot: int) -> None:
         """Take over what an earlier agent started."""
         self._begin(start, slot)
         for worker in self._workers.values():
-            self._spawn(self._take_over(worker))
+            worker.task = self._spawn(self._take_over(worker))
+
+    def end_strays(self) -> None:
+        """Kill what an earlier agent left idle between two generations: there is no telling what it was told. Behind
+        ``adopt``, where something is to be adopted."""
+        exits = self._settings.run_dir / "exits"
+        adopted = {(_read_pid(worker.folder) or {}).get("pid") for worker in self._workers.values()}
+        for file in (self._settings.run_dir / "workers").glob("*/pid.json"):
+            raw = _read_pid(file.parent)
+            if raw is None or raw["pid"] in adopted or (file.parent / "exit.json").exists():
+                continue
+            process = Watched.open(raw["pid"], raw["start"], Path(raw.get("home", file.parent)), exits)
+            if process is not None:
+                process.kill()
+                task = self._spawn(_until_gone(process, file.stat().st_mtime))
+                self._strays.add(task)
+                task.add_done_callback(self._strays.discard)
+
+    def leave(self, term: Term) -> None:
+        """Have all workers up to this generation leave it; called again until they are idle or have ended."""
+        for worker in self._workers.values():
+            if worker.term <= term and not worker.ended:
+                worker.leave()
 
     def kill(self, term: Term) -> None:
-        """Kill all workers up to this generation."""
+        """Kill all workers up to this generation, idle ones too."""
         for worker in self._workers.values():
             if worker.term <= term and not worker.ended:
                 worker.kill()
@@ -199,10 +167,11 @@ class Workers:
         self._workers = {rank: Worker(self.folder(start.term, rank), start.term, rank) for rank in ranks}
         self._awake.set()
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -210,13 +179,25 @@ class Workers:
             log.error("a worker's task failed", exc_info=error)
 
     async def _run(
-        self, worker: Worker, start: Start, slot: int, local_rank: int, before: asyncio.Task[None] | None
+        self,
+        worker: Worker,
+        start: Start,
+        slot: int,
+        resting: Worker | None,
+        before: Sequence[asyncio.Task[None]],
     ) -> None:
         if before:
-            await asyncio.wait({before})
+            await asyncio.wait(before)
+        local_rank = worker.rank % start.gpus_per_node
         worker.folder.mkdir(parents=True, exist_ok=True)
-        orders = self._orders(worker, start, slot, local_rank)
+        orders = worker_orders(self._settings, start, rank=worker.rank, local_rank=local_rank, slot=slot)
         write_json(worker.folder / "start.json", orders)
+        if resting and resting.process and not resting.process.gone and not worker.killed:
+            worker.go_on(resting)
+            if resting.task:
+                resting.task.cancel()
+            self._end(worker, await worker.process.wait(worker.begun))  # type: ignore[union-attr]
+            return
         request: dict[str, Any] = {"op": "fork", "folder": str(worker.folder)}
         if self._job.command:
             env = script_environment(start, worker.rank, local_rank, slot)
@@ -243,12 +224,15 @@ class Workers:
             self._end(worker, Exit(UNKNOWN_EXIT, time.time()), "was never started")
             return
         worker.begun = (worker.folder / "pid.json").stat().st_mtime
-        worker.process = Watched.open(raw["pid"], raw["start"], worker.folder, exits)
+        worker.home = Path(raw.get("home", worker.folder))
+        worker.process = Watched.open(raw["pid"], raw["start"], worker.home, exits)
         if worker.process is None:
-            self._end(worker, await read_exit(worker.folder, exits, raw["pid"], worker.begun))
+            self._end(worker, await read_exit(worker.home, exits, raw["pid"], worker.begun))
             return
         if worker.killed:
             worker.process.kill()
+        elif "from" in raw and not worker.joined:  # the agent that wanted it died before it said so, or just behind
+            worker.send_to(Path(raw["from"]))
         self._end(worker, await worker.process.wait(worker.begun))
 
     def _end(self, worker: Worker, end: Exit, problem: str | None = None) -> None:
@@ -280,6 +264,11 @@ class Workers:
         for worker in self._workers.values():
             done += self._fold.add(worker.rank, worker.steps())
             worker.output.forward(worker.step)
+        for worker in self._workers.values():
+            if not worker.idle and not worker.ended and (left := worker.left()) is not None:
+                worker.idle = True
+                self._look()
+                self._tell(WorkerIdle(term, worker.rank, float(left.get("at", 0.0)), left.get("error")))
         slowest = min(self._workers.values(), key=lambda worker: (worker.step, worker.section == _COLLECTIVE))
         section, now = slowest.section, time.monotonic()
         if done or (section != self._section and now - self._section_at >= _SECTION_SECONDS):
@@ -289,58 +278,15 @@ class Workers:
             for line in self._workers[0].reports():
                 self._tell(WorkerReported(line))
 
-    def _orders(self, worker: Worker, start: Start, slot: int, local_rank: int) -> dict[str, Any]:
-        restore = start.restore
-        return {
-            "job": str(self._settings.config_dir / "job.json"),
-            "job_uid": start.job_uid,
-            "epoch": start.term.epoch,
-            "generation": start.term.generation,
-            "rank": worker.rank,
-            "local_rank": local_rank,
-            "node_rank": slot,
-            "world_size": start.nodes * start.gpus_per_node,
-            "local_world_size": start.gpus_per_node,
-            "rendezvous": {
-                "host": start.rendezvous.host,
-                "port": start.rendezvous.port,
-                "prefix": start.rendezvous.prefix,
-            },
-            "restore": restore and asdict(restore),
-            "memory": start.memory and {"state": asdict(start.memory.state)},
-            "data_dir": str(self._settings.data_dir),
-        }
-
     def _remove_old(self, term: Term) -> None:
-        """Folders of generations before the last one: they are in memory, and their last words were passed on."""
+        """Folders of generations before the last one: they are in memory, and their last words were passed on. Where a
+        process rests or began that still lives, there is more to come."""
+        needed = {folder.name for worker in self._workers.values() for folder in (worker.folder, worker.home)}
         with suppress(FileNotFoundError):
             for entry in os.scandir(self._settings.run_dir / "workers"):
                 epoch, generation = _parse_folder(entry.name)
-                if (epoch, generation) < (term.epoch, term.generation - 1):
+                if (epoch, generation) < (term.epoch, term.generation - 1) and entry.name not in needed:
                     shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def script_environment(start: Start, rank: int, local_rank: int, slot: int) -> dict[str, str]:
-    """What torchrun would set for a user's script."""
-    host, port = start.rendezvous.host, str(start.rendezvous.port)
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(local_rank),
-        "WORLD_SIZE": str(start.nodes * start.gpus_per_node),
-        "LOCAL_WORLD_SIZE": str(start.gpus_per_node),
-        "GROUP_RANK": str(slot),
-        "NODE_RANK": str(slot),
-        "MASTER_ADDR": host,
-        "MASTER_PORT": port,
-        "TORCHELASTIC_RESTART_COUNT": str(start.term.generation - 1),
-        "TORCHELASTIC_RUN_ID": f"{start.job_uid}/{start.rendezvous.prefix}",
-        "PET_NNODES": str(start.nodes),
-        "PET_NPROC_PER_NODE": str(start.gpus_per_node),
-        "PET_NODE_RANK": str(slot),
-        "PET_MASTER_ADDR": host,
-        "PET_MASTER_PORT": port,
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def _read_pid(folder: Path) -> dict[str, Any] | None:
@@ -349,6 +295,10 @@ def _read_pid(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return raw
+
+
+async def _until_gone(process: Watched, since: float) -> None:
+    await process.wait(since)
 
 
 def _parse_folder(name: str) -> tuple[int, int]:

@@ -62,6 +62,11 @@ class Buffer:
         """Give the lock back."""
         unlock(self._descriptor)
 
+    def close(self) -> None:
+        """Let go of the file, which stays. The mapping goes with the last tensor over it."""
+        self.memory = None
+        os.close(self._descriptor)
+
     def held(self) -> Snapshot | None:
         """What it holds; None where nothing whole."""
         return Snapshot.read(json_of(self.folder, self.number))
@@ -78,6 +83,11 @@ class Buffers:
         if not path.exists():
             write_whole(path, plan.text.encode())
         self._buffers = [Buffer(folder, number, plan.size) for number in range(BUFFERS)]
+
+    @property
+    def all(self) -> tuple[Buffer, ...]:
+        """Each of them, used or not."""
+        return tuple(self._buffers)
 
     def reserve(self, is_protected: Callable[[StateId], bool]) -> Buffer | None:
         """The buffer for the next snapshot, locked; None where each is read or must stay. The oldest goes first."""

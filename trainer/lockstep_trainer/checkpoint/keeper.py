@@ -75,10 +75,11 @@ class Keeper:
         sampler: SamplerState,
         config: DecoderConfig | None,
         snapshots: Path,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """``sampler`` is the state of a job that has done no step: later ones differ in the steps done alone.
         ``config``: the model's, None for one of the user's own; ``snapshots``: the folder of that name in the run
-        folder."""
+        folder; ``check`` raises where this worker must not wait any longer."""
         self._job, self._orders, self._ranks, self._outbox = job, orders, ranks, outbox
         self._sampler = sampler
         self._model = asdict(config) if config else None
@@ -89,6 +90,7 @@ class Keeper:
         self._logs = (at.pipeline, at.context, at.tensor) == (0, 0, 0)
         self._store = open_store(job.checkpoint.uri, job.checkpoint.s3).below(job.prefix)
         self._snapshots = snapshots
+        self._check = check
         self._folder = rank_folder(snapshots, ranks.rank)
         self._root = Root(orders.term, None)
         self._recalled: StateId | None = None
@@ -292,6 +294,7 @@ class Keeper:
         if last:
             self._stage.finish()
             while not self._stage.reserve(self._is_protected):  # the agent frees one, when a state is kept
+                self._check()
                 time.sleep(_BUFFER_SECONDS)
         begun = time.perf_counter()
         text = self._log.text() if self._logs else ""
@@ -313,6 +316,11 @@ class Keeper:
         """Call it before the state changes. Returns the seconds that it waited."""
         assert self._stage is not None
         return self._stage.wait()
+
+    def close(self) -> None:
+        """Behind the last step of this generation: a snapshot that is being copied becomes whole."""
+        if self._stage is not None:
+            self._stage.close()
 
     def _is_protected(self, state: StateId) -> bool:
         """No writer may touch it: it is what the job would go on from, or may soon be."""
@@ -366,6 +374,7 @@ class Keeper:
                 if not error.temporary:
                     raise
                 self._problem(str(error), None)
+                self._check()
                 time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
                 tries += 1
 

@@ -140,6 +140,18 @@ class Stage:
             self._thread = None
         self.wait()
 
+    def close(self) -> None:
+        """Until the threads are behind their work, a snapshot whole or not; then let go of the buffers."""
+        for thread in (self._preparing, self._thread):
+            if thread is not None:
+                thread.join()
+        self.release()
+        self._views.clear()
+        for buffer in self.buffers.all:
+            if buffer.memory is not None and self._stream is not None and in_memory(buffer.folder):
+                _page_unlock(buffer)
+            buffer.close()
+
     def _raise(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
@@ -232,3 +244,9 @@ def _page_lock(buffer: Buffer) -> None:
             f"{buffer.size} bytes of the run volume can't be page-locked (CUDA error {int(code)}); give the pod the "
             "capability to lock memory (ulimit -l)"
         )
+
+
+def _page_unlock(buffer: Buffer) -> None:
+    assert buffer.memory is not None
+    address = torch.frombuffer(buffer.memory, dtype=torch.uint8).data_ptr()
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]

@@ -46,7 +46,7 @@ class Meshes:
         groups = _Groups(layout, rank, timeout or _timeout_of_the_world(device))
         order = torch.arange(layout.world_size)
         fsdp = layout.shard * layout.context
-        return cls(
+        meshes = cls(
             layout,
             rank,
             dense=_mesh(
@@ -65,6 +65,8 @@ class Meshes:
             pipeline=groups.along(lambda at: at.pipeline, order),
             tie=groups.ends(),
         )
+        _keep_results({(key, group.group_name) for key, group in groups.made.items()})
+        return meshes
 
     @property
     def at(self) -> Coordinates:
@@ -146,6 +148,29 @@ def _mesh(groups: _Groups, device: torch.device, order: torch.Tensor, names: tup
     """A mesh whose cell (i, j, …) is the rank ``order[i, j, …]``."""
     axes = [groups.split(order.movedim(axis, -1).reshape(-1, order.shape[axis])) for axis in range(order.dim())]
     return DeviceMesh.from_group(axes, device.type, mesh=order, mesh_dim_names=names)
+
+
+_named: set[tuple[tuple[tuple[int, ...], ...], str]] = set()
+"""The groups of the meshes that this process built last: a process outlives its groups."""
+
+
+def _keep_results(named: set[tuple[tuple[tuple[int, ...], ...], str]]) -> None:
+    """DTensor remembers what an operation gives on a mesh, takes a mesh over the same ranks for the same one, and finds
+    groups by their names. That is worth a good part of a second to a process that joins one generation after another;
+    where a group has another name than last time, what is remembered is wrong."""
+    if _named and _named != named:
+        forget_results()
+    _named.clear()
+    _named.update(named)
+
+
+def forget_results() -> None:
+    """Let DTensor work out anew what operations give."""
+    from torch.distributed.tensor import debug
+
+    clear = getattr(debug, "_clear_sharding_prop_cache", None)
+    if clear is not None:
+        clear()
 
 
 def _timeout_of_the_world(device: torch.device) -> timedelta:

@@ -40,15 +40,24 @@ class SendLeader:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Start this node's workers. Each of them ends in exactly one WorkerEnded, also one that could not be started."""
+    """Start this node's workers, in processes that rest where there are some, unless the order wants fresh ones. Each
+    of them ends in exactly one WorkerEnded, also one that could not be started, or is idle first."""
 
     start: Start
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
+class Leave:
+    """Have the workers of this and every older generation leave it. Each of them ends (WorkerEnded), or rests until the
+    next Launch (WorkerIdle); one that does neither within seconds is killed. Said again while one is missing."""
+
+    term: Term
+
+
+@dataclass(frozen=True, slots=True)
 class Kill:
-    """Kill the workers of this and every older generation."""
+    """Kill the workers of this and every older generation, also those that rest."""
 
     term: Term
 
@@ -184,7 +193,7 @@ class RequestSnapshot:
 
 
 Effect = (
-    OpenStream | CloseStream | SendLeader | Launch | Kill | Persist
+    OpenStream | CloseStream | SendLeader | Launch | Leave | Kill | Persist
     | PostInvite | SendMember | DropMember | SendOperator | ChooseRestore | EnsureStore | Commit | Journal
     | CopySnapshot | PinSnapshot | KeepSnapshot | DropSnapshots | UploadState | RequestSnapshot
     | ExamineWorkers

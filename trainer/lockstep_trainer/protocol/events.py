@@ -73,6 +73,17 @@ class WorkerEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerIdle:
+    """A worker of this node is out of its generation, for good, and waits to be told to go on or to end. ``error``: it
+    left unasked, since it lost a peer."""
+
+    term: Term
+    rank: int
+    at: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkersStepped:
     """All local workers have finished these steps (none: they are only somewhere else)."""
 
@@ -255,7 +266,7 @@ class WorkerReported:
 
 
 MemberEvent = (
-    Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkersStepped
+    Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkerIdle | WorkersStepped
     | StateStaged | StateCopied | StateUploaded | UploadFailed | SnapshotsHeld | PodEnding
     | WorkersExamined
 )  # fmt: skip

@@ -65,7 +65,7 @@ def member_said(leader: Leader, event: events.MemberSaid, now: float) -> list[Ef
     if message.term.epoch != leader.epoch or message.slot != peer.info.slot:
         return []
     if isinstance(message, Quiesced):
-        peer.origin, peer.snapshots = message.origin, message.snapshots
+        peer.origin, peer.snapshots, peer.resting = message.origin, message.snapshots, message.resting
         if leader.running is None and message.term >= leader.abandoned:
             peer.quiet = True
         return []

@@ -51,7 +51,7 @@ class LeaderMemory:
     running: Start | None = None
     durable: RestorePoint | None = None
     faults: tuple[Fault, ...] = ()
-    restarts_used: int = 0
+    used: policy.Used = policy.Used()  # noqa: RUF009  (frozen)
     reports: Reports | None = None
     ledger: Ledger | None = None
     recovery: Recovery | None = None
@@ -84,7 +84,7 @@ class Leader:
                 self.durability.doubtful.add(order.state)
         self.last_start = self.running
         """Orders of the newest generation of this agent's, also once it is over."""
-        history, used = (memory.faults, memory.restarts_used if same else 0) if memory else ((), 0)
+        history, used = (memory.faults, memory.used if same else policy.Used()) if memory else ((), policy.Used())
         self.verdicts = Verdicts.resumed(plan.ladder, history, used)
         self.recovery = memory.recovery if memory else None
         ledger = memory.ledger if memory and same else None
@@ -108,6 +108,8 @@ class Leader:
         self.stepped_at = now
         self.examination: Examination | None = None
         """Under way while the running generation is suspected of being stuck."""
+        self._fresh = False
+        """The next generation starts in new processes, although those of the last one rest."""
         self.done_at: float | None = None
         """When all workers had ended well."""
         self.abandoned = Term(self.epoch, self.generation)
@@ -152,7 +154,7 @@ class Leader:
             running=self.running,
             durable=self.durability.durable,
             faults=tuple(self.verdicts.history),
-            restarts_used=self.verdicts.restarts_used,
+            used=self.verdicts.used,
             reports=self.reports,
             ledger=self.ledger,
             recovery=self.recovery,
@@ -227,12 +229,14 @@ class Leader:
 
     def _judge(self, now: float) -> list[Effect]:
         """Decide what the last fault leads to."""
-        verdict = self.verdicts.judge()
+        intact = self.roster.all_quiet and self.roster.resting == self.plan.nodes * self.plan.gpus_per_node
+        verdict = self.verdicts.judge(intact=intact)
         if verdict is None:
             return []
         fault, decision = verdict
         self.keeping.ended(self, fault)
         rung = decision.rung if isinstance(decision, policy.Restart) else "pod"
+        self._fresh = intact and rung != "inProcess"  # it was tried, or may not be tried again
         effects = self.reports.fault(self, fault, rung, policy.blame(fault, decision), now)
         if isinstance(decision, policy.Fail):
             failed = Finished(self.plan.job_uid, self.term, "failed", decision.reason, decision.message)
@@ -292,7 +296,9 @@ class Leader:
             restore=self.durability.durable,
             memory=memory,
             buddies=self.keeping.buddies(self),
+            fresh=self._fresh,
         )
+        self._fresh = False
         self.last_start = self.running
         self.keeping.started(self, self.running)
         if self._stopping is not None and memory is not None:  # only to bring this to the store

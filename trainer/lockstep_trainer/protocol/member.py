@@ -1,7 +1,8 @@
 """An agent as member or spare: follows one leader, runs the workers it is told to run.
 
 Three rules carry it. It compares every message by (job uid, epoch, generation) and drops what is older. It starts a
-generation once, and only while none of its workers is alive. It says Quiesced only when all its workers are reaped.
+generation once, and only while none of its workers is at work. It says Quiesced only when all its workers are reaped or
+idle: out of their generation, and waiting for the next Start.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from lockstep_trainer.protocol.effects import (
     ExamineWorkers,
     Kill,
     Launch,
+    Leave,
     OpenStream,
     Persist,
     RequestSnapshot,
@@ -57,10 +59,12 @@ from lockstep_trainer.protocol.events import (
     Tick,
     UploadFailed,
     WorkerEnded,
+    WorkerIdle,
     WorkersExamined,
     WorkersStepped,
 )
 from lockstep_trainer.protocol.holdings import Holdings, HoldingsMemory
+from lockstep_trainer.protocol.policy import PEER_LOST_EXIT
 
 BEAT_SECONDS = 1.0
 """Something is said at least so often on an open stream."""
@@ -122,6 +126,8 @@ class Member:
         self.running = memory.running if memory.container_starts == me.container_starts else None
         self.working_slot = memory.slot if memory.working_slot is None else memory.working_slot
         self.live = set(self.ranks(self.running)) if self.running else set()
+        self.resting: set[int] = set()
+        """Ranks whose workers are idle. What an earlier agent left so its successor ends."""
         self.connected = False
         self.last_heard: float | None = now if memory.leader else None
         self._leaderless_seconds = leaderless_seconds
@@ -143,6 +149,7 @@ class Member:
             StreamClosed: lambda event, _: self._stream_closed(event.epoch),
             LeaderSaid: self._leader_said,
             WorkerEnded: self._worker_ended,
+            WorkerIdle: self._worker_idle,
             WorkersStepped: self._workers_stepped,
             WorkersExamined: self._workers_examined,
             StateStaged: lambda event, now: self._say(self.holdings.staged(event), now),
@@ -223,6 +230,9 @@ class Member:
         effects: list[Effect] = [*([Persist()] if changed else []), OpenStream(invite.leader, invite.epoch)]
         if self.spare and self.running:  # a member of an epoch of more nodes: nobody else will end its workers
             effects += self._abandon(self.running.term, now)
+        elif self.spare and self.resting:
+            self.resting.clear()
+            effects.append(Kill(self.term))
         return effects
 
     def _hears(self, now: float) -> bool:
@@ -273,7 +283,8 @@ class Member:
                 return [ExamineWorkers(message.term)]
             case Release():
                 self.leader = None
-                return [*self._abandon(message.term, now), CloseStream(), Persist()]
+                self.resting.clear()
+                return [Kill(message.term), *self._abandon(message.term, now), CloseStream(), Persist()]
             case _:
                 return []
 
@@ -289,6 +300,7 @@ class Member:
         moved = self.working_slot not in (None, self.slot)
         self.running, self.working_slot = start, self.slot
         self.live = set(self.ranks(start))
+        self.resting.clear()
         self._exits.clear()
         self._recent.clear()
         self._section = "starting"
@@ -308,8 +320,12 @@ class Member:
             self._abandoned_at = now
         self._abandoning = term
         if self.live:
-            return [*effects, Kill(term)]
+            return [*effects, self._end_of(term)]
         return [*effects, *self._quiesced(now)]
+
+    def _end_of(self, term: Term) -> Effect:
+        """Workers go on with the next generation in the same process, where there is anybody to start one."""
+        return Leave(term) if self.leader and not self.spare else Kill(term)
 
     def _quiesced(self, now: float) -> list[Effect]:
         term, self._abandoning, self.running = self._abandoning, None, None
@@ -321,9 +337,11 @@ class Member:
             return []
         self._said_at = now
         origin, copies = self.holdings.memory.origin, self.holdings.copies
-        return [SendLeader(Quiesced(self.me.job_uid, term, self.slot, origin, copies))]
+        return [SendLeader(Quiesced(self.me.job_uid, term, self.slot, origin, copies, len(self.resting)))]
 
     def _worker_ended(self, event: WorkerEnded, now: float) -> list[Effect]:
+        if event.term == self.term:
+            self.resting.discard(event.rank)
         if not self.running or event.term != self.running.term or event.rank not in self.live or self.slot is None:
             return []
         self.live.discard(event.rank)
@@ -346,6 +364,21 @@ class Member:
         own_end = event.at < self._abandoned_at or event.exit_code not in (ABANDONED_EXIT, 0)
         effects: list[Effect] = [SendLeader(ended)] if own_end else []
         return effects if self.live else [*effects, *self._quiesced(now)]
+
+    def _worker_idle(self, event: WorkerIdle, now: float) -> list[Effect]:
+        """Out of its generation: it was told to leave, or has lost a peer, which is a fault that the leader hears of as
+        if it had ended by it."""
+        if not self.running or event.term != self.running.term or event.rank not in self.live or self.slot is None:
+            return []
+        self.live.discard(event.rank)
+        self.resting.add(event.rank)
+        if self._abandoning is not None:
+            return [] if self.live else self._quiesced(now)
+        error = f"another worker went away: {event.error}"
+        lost = WorkerExited(self.me.job_uid, event.term, self.slot, event.rank, PEER_LOST_EXIT, error, at=event.at)
+        self._exits[event.rank] = lost
+        self._said_at = now
+        return [SendLeader(lost)]
 
     def _workers_stepped(self, event: WorkersStepped, now: float) -> list[Effect]:
         if not self.running or event.term != self.running.term or self.slot is None:
@@ -405,7 +438,7 @@ class Member:
             self._persisted_step = self.step
             effects.append(Persist())
         if self.live and self._abandoning is not None:
-            effects.append(Kill(self._abandoning))
+            effects.append(self._end_of(self._abandoning))
         elif self.running and not self.connected and self._leaderless(now):
             effects += self._abandon(self.running.term, now)
         return effects

@@ -103,6 +103,7 @@ _MEMBER_EVENTS = frozenset(
         events.StreamClosed,
         events.LeaderSaid,
         events.WorkerEnded,
+        events.WorkerIdle,
         events.WorkersStepped,
         events.WorkersExamined,
         events.StateStaged,

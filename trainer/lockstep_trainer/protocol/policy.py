@@ -42,9 +42,10 @@ class RetryRule:
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """The job's rules: budget of restarts in place, and what exit codes mean."""
+    """The job's rules: budgets of restarts in place, and what exit codes mean."""
 
     process_budget: int = 10
+    in_process_budget: int = 20
     rules: tuple[RetryRule, ...] = ()
     crash_loops: bool = True
     """Watch for faults that repeat at one step; pointless where the workers report no steps."""
@@ -68,13 +69,23 @@ class Fault:
     error: str | None = None
     user_error: bool = False
     log_tail: tuple[str, ...] = ()
+    answer: str = ""
+    """The rung that answered it, once it is judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Restarts since the last checkpoint beyond a fault became durable."""
+
+    process: int = 0
+    in_process: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
     """Start the next generation with the same members."""
 
-    rung: Literal["process", "container"]
+    rung: Literal["inProcess", "process", "container"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +129,22 @@ def root_cause(suspects: Iterable[Fault]) -> Fault:
     return min(suspects, key=weight)
 
 
-def decide(fault: Fault, earlier: Sequence[Fault], restarts_used: int, ladder: Ladder) -> Decision:
+def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *, intact: bool = False) -> Decision:
     """The cheapest rung that can work for ``fault``.
 
-    ``earlier`` are the faults before it, oldest first; ``restarts_used`` counts restarts in place since the last
-    checkpoint beyond a fault became durable.
+    ``earlier`` are the faults before it, oldest first; ``intact``: no worker has ended, all of them rest.
     """
     if fault.cause == "WorkerExited" and (said := _rules_say(fault, ladder.rules)):
         return said
     repeats = 1 + _repeats(fault, earlier) if ladder.crash_loops else 1
+    if intact and repeats == 1 and not _tried_in_process(fault, earlier) and used.in_process < ladder.in_process_budget:
+        return Restart("inProcess")
     where = f"at step {fault.step}" + ("" if fault.rank is None else f" on rank {fault.rank}")
     again = repeats >= CRASH_LOOP_REPLACE and _is_exception(fault) and earlier[-1].error == fault.error
     if again and not _may_be_hardware(fault.error or ""):
         return Fail(
             "RepeatedError",
-            f"two faults in a row {where}, the second one in a fresh process, with the same exception: {fault.error}; "
+            f"two faults in a row {where}, each in a process of its own, with the same exception: {fault.error}; "
             "another restart would meet it again; its last checkpoint is kept",
         )
     if repeats >= CRASH_LOOP_FAIL:
@@ -149,9 +161,9 @@ def decide(fault: Fault, earlier: Sequence[Fault], restarts_used: int, ladder: L
     if fault.slot is not None:
         if repeats >= CRASH_LOOP_REPLACE:
             return Replace(fault.slot, f"two faults in a row {where}")
-        if restarts_used >= ladder.process_budget:
+        if used.process >= ladder.process_budget:
             return Replace(fault.slot, f"resilience.budgets.process ({ladder.process_budget}) is used up")
-    elif restarts_used >= ladder.process_budget:
+    elif used.process >= ladder.process_budget:
         return Fail(
             "BudgetExceeded",
             f"resilience.budgets.process ({ladder.process_budget}) is used up and no rank is to blame for the last "
@@ -183,15 +195,25 @@ def _rules_say(fault: Fault, rules: Iterable[RetryRule]) -> Decision | None:
 
 
 def _repeats(fault: Fault, earlier: Sequence[Fault]) -> int:
-    """How many of the newest earlier faults were at the same step and place, without another between. An exception that
-    all ranks raise is reported of any of them."""
+    """How many of the newest earlier faults were at the same step and place, without another between; those that the
+    lowest rung has answered do not count."""
     count = 0
     for other in reversed(earlier):
-        alike = other.rank == fault.rank or (_is_exception(fault) and other.error == fault.error)
-        if (other.step, other.cause) != (fault.step, fault.cause) or not alike:
+        if not _alike(other, fault):
             break
-        count += 1
+        count += other.answer != "inProcess"
     return count
+
+
+def _alike(other: Fault, fault: Fault) -> bool:
+    """At the same step and place. An exception that all ranks raise is reported of any of them."""
+    same = other.rank == fault.rank or (_is_exception(fault) and other.error == fault.error)
+    return (other.step, other.cause) == (fault.step, fault.cause) and same
+
+
+def _tried_in_process(fault: Fault, earlier: Sequence[Fault]) -> bool:
+    """The newest fault was this one, and the lowest rung has not helped."""
+    return bool(earlier) and earlier[-1].answer == "inProcess" and _alike(earlier[-1], fault)
 
 
 def _is_exception(fault: Fault) -> bool:

@@ -44,7 +44,7 @@ HANG_RANKS = 32
 """Places of a stuck generation's ranks, and lines of its wait-for graph, that the journal gets at most."""
 """Steps that throughput is taken over."""
 
-Rung = Literal["process", "container", "pod"]
+Rung = Literal["inProcess", "process", "container", "pod"]
 NodeBlame = Literal["", "Suspected", "Named"]
 State = Literal["forming", "starting", "running", "recovering", "finishing"]
 

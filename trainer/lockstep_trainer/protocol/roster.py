@@ -25,7 +25,9 @@ class Peer:
     """When an order was last sent, to repeat it in time."""
     inventory: Inventory | None = None
     quiet: bool = False
-    """All workers of the abandoned generation and older are reaped."""
+    """All workers of the abandoned generation and older are reaped or rest."""
+    resting: int = 0
+    """Workers that can go on in the same process, by its newest Quiesced."""
     term: Term | None = None
     """Newest that it said it has seen."""
     exits: dict[int, int] = field(default_factory=dict)
@@ -65,6 +67,11 @@ class Roster:
     def all_quiet(self) -> bool:
         """Every member has a stream and none of its workers is left."""
         return all(peer.connected and peer.quiet for peer in self.members.values())
+
+    @property
+    def resting(self) -> int:
+        """Workers of all members that can go on in the same process."""
+        return sum(peer.resting for peer in self.members.values())
 
     @property
     def missing(self) -> list[Peer]:

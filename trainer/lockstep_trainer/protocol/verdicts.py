@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lockstep_trainer.protocol import policy
 from lockstep_trainer.protocol.policy import Decision, Fault, Ladder
@@ -26,7 +26,7 @@ class Verdicts:
 
     ladder: Ladder
     history: list[Fault] = field(default_factory=list)
-    restarts_used: int = 0
+    used: policy.Used = policy.Used()  # noqa: RUF009  (frozen)
     condemned: dict[int, Loss] = field(default_factory=dict)
     """Slots whose pods are given up: only another membership helps."""
     suspects: list[Fault] = field(default_factory=list)
@@ -45,17 +45,19 @@ class Verdicts:
         """Slots wait for other pods."""
         return bool(self.lost or self.condemned)
 
-    def judge(self) -> tuple[Fault, Decision] | None:
+    def judge(self, *, intact: bool) -> tuple[Fault, Decision] | None:
         """The root of the last generation's end and what it leads to; None where its slot was condemned already: the
-        operator is asked anyway, and keeps that record."""
+        operator is asked anyway, and keeps that record. ``intact``: all workers of the generation rest."""
         fault = policy.root_cause(self.suspects)
         self.suspects.clear()
         if fault.slot in self.condemned:
             return None
-        decision = policy.decide(fault, self.history, self.restarts_used, self.ladder)
-        self.history = [*self.history[1 - REMEMBERED_FAULTS :], fault]
+        decision = policy.decide(fault, self.history, self.used, self.ladder, intact=intact)
+        answer = decision.rung if isinstance(decision, policy.Restart) else "pod"
+        self.history = [*self.history[1 - REMEMBERED_FAULTS :], replace(fault, answer=answer)]
         if isinstance(decision, policy.Restart):
-            self.restarts_used += decision.rung == "process"
+            process = self.used.process + (decision.rung == "process")
+            self.used = policy.Used(process, self.used.in_process + (decision.rung == "inProcess"))
         elif isinstance(decision, policy.Replace):
             self.condemned[decision.slot] = (fault.cause, fault.witness)
         return fault, decision
@@ -63,7 +65,7 @@ class Verdicts:
     def durable(self, step: int) -> None:
         """A checkpoint beyond all faults refills the budget."""
         if self.history and step > max(fault.step for fault in self.history):
-            self.restarts_used = 0
+            self.used = policy.Used()
 
     def missing(self, roster: Roster, formed_at: float, grace: float, now: float) -> dict[int, Loss]:
         """Who is to be asked for now: members that do not come back within ``grace`` seconds, or can't end their
@@ -83,6 +85,6 @@ class Verdicts:
         return lost
 
     @classmethod
-    def resumed(cls, ladder: Ladder, history: Iterable[Fault], restarts_used: int) -> Verdicts:
+    def resumed(cls, ladder: Ladder, history: Iterable[Fault], used: policy.Used) -> Verdicts:
         """With what an earlier leader remembered."""
-        return cls(ladder, list(history), restarts_used)
+        return cls(ladder, list(history), used)
