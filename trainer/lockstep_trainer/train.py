@@ -99,8 +99,7 @@ class Trainer:
         )
         self.profiler = Profiler(folder, ranks.rank, ranks.device, sections)
         self.garbage = Garbage()
-        if recipe.compile:
-            watch_compilation(sections)
+        self._watching = watch_compilation(sections) if recipe.compile else None
         self.meter = Meter.of(
             self.config,
             weights=self.weights,
@@ -163,6 +162,8 @@ class Trainer:
     def close(self, outcome: Outcome) -> None:
         """End what runs beside the loop; callbacks hear how it ended."""
         self.profiler.close()
+        if self._watching is not None:
+            self._watching()
         self.loader.close()
         self.keeper.close()
         self.callbacks.close(outcome)
