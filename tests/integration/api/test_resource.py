@@ -17,7 +17,7 @@ def test_defaults_are_those_of_the_models(api: Any) -> None:
     """One truth: what the server fills in is what `lockstep run` fills in."""
     stored = api.create(trainer_job())
     assert TrainingJob.model_validate(stored).spec == TrainingJob.model_validate(trainer_job()).spec
-    assert stored["spec"]["resilience"]["budgets"] == {"process": 10, "pod": 5}
+    assert stored["spec"]["resilience"]["budgets"] == {"inProcess": 20, "process": 10, "pod": 5, "requeue": 3}
     assert stored["spec"]["trainer"]["tokenizer"] == {"train": {"kind": "bpe", "vocabSize": 32768}}
     assert stored["spec"]["parallelism"]["schedule"] == "1F1B"
 
