@@ -143,6 +143,7 @@ def test_a_job_without_tls_is_reached_by_the_same_operator(impatient: Target) ->
         plain.until_phase("Succeeded", 300)
 
 
+@pytest.mark.slow
 def test_certificates_are_renewed_under_training(job: RunningJob) -> None:
     first, began = expiries(job), time.time()
     before = job.job.status

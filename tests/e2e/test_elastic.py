@@ -15,7 +15,7 @@ from demonstration.target import Target
 from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob, eventually
 from lockstep_api.v1alpha1 import TrainingJob
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = 100_000
 """More than there is time for: how many are done on two nodes depends on how soon the third one is back."""

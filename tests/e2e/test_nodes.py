@@ -88,6 +88,7 @@ def test_a_spot_notice_moves_the_member_after_a_last_checkpoint(job: RunningJob)
     assert after.status.excluded_nodes == []
 
 
+@pytest.mark.slow
 def test_a_drained_node_is_left_for_another(job: RunningJob) -> None:
     before = job.until_step(job.job.status.progress.step + 5)
     _, node = member(job)
@@ -98,6 +99,7 @@ def test_a_drained_node_is_left_for_another(job: RunningJob) -> None:
     assert node not in {one.node for one in after.status.excluded_nodes}
 
 
+@pytest.mark.slow
 def test_a_node_without_power_is_blamed_and_nothing_hangs_in_terminating(job: RunningJob) -> None:
     """The member falls silent at once, its node is NotReady 50 s later; its pod can be ended by nobody."""
     assert job.target.cluster is not None

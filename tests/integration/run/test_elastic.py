@@ -66,7 +66,7 @@ def trains_on(run: LocalRun, nodes: int, seconds: float = 180) -> TrainingJobSta
     return run.until_step(status.progress.step + 12, seconds)
 
 
-@pytest.mark.parametrize("slot", [2, 0], ids=["member", "leader"])
+@pytest.mark.parametrize("slot", [pytest.param(2, id="member"), pytest.param(0, id="leader", marks=pytest.mark.slow)])
 def test_a_job_without_room_shrinks_and_grows_again(slot: int, journey: LocalRun) -> None:
     before = journey.status
     room_for(journey, 2)
@@ -89,6 +89,7 @@ def test_a_job_without_room_shrinks_and_grows_again(slot: int, journey: LocalRun
     assert next(each for each in grown.conditions if each.type == "Shrunk").status == "False"
 
 
+@pytest.mark.slow
 def test_a_job_for_which_there_is_no_room_lets_its_pods_go_and_begins_again_from_the_store(tmp_path: Path) -> None:
     changes = [*small.overrides(60), "resilience.requeueAfterSeconds=3"]
     with LocalRun(tmp_path, changes) as run:
