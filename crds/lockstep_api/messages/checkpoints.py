@@ -78,6 +78,7 @@ class Uploaded:
     state: StateId
     files: tuple[StoredFile, ...]
     header: str | None = None
+    slots: tuple[int, ...] = ()  # of the order that this answers: another one of the same state may want other files
     kind: Literal["Uploaded"] = "Uploaded"
 
 

@@ -112,7 +112,7 @@ class Holdings:
         if upload := self.memory.upload:
             state = upload.order.state
             if upload.files is not None:
-                said.append(Uploaded(job_uid, term, slot, state, upload.files, upload.header))
+                said.append(Uploaded(job_uid, term, slot, state, upload.files, upload.header, upload.order.slots))
             elif upload.gone:
                 said.append(UploadProblem(job_uid, term, slot, state, upload.gone, gone=True))
             elif self._problem and self._problem.state == state:
