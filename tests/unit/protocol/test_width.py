@@ -186,10 +186,15 @@ def test_fewer_nodes_begin_from_what_memory_alone_has_once_it_is_in_the_store() 
     assert leader.running is None
 
     files = {slot: StoredFile(f"__{slot}_0.distcp", 1, "00") for slot in range(3)}
-    for slot, own in ((1, (files[1],)), (0, (files[0], files[2]))):
-        header = '{"layout": {}}' if slot == 0 else None
-        message = Uploaded(JOB, leader.term, slot, NEWER, own, header)
-        effects = leader.handle(events.MemberSaid(slot, message), 2.0)
+    # What they had brought as members of the three, said again to the new leader, is not what it has asked for.
+    for slot in (0, 1):
+        before = Uploaded(JOB, leader.term, slot, NEWER, (files[slot],), "{}")
+        effects = leader.handle(events.MemberSaid(slot, before), 1.5)
+        assert not any(isinstance(effect, Commit) for effect in effects)
+    for slots, own in (((1,), (files[1],)), ((0, 2), (files[0], files[2]))):
+        header = '{"layout": {}}' if 0 in slots else None
+        message = Uploaded(JOB, leader.term, slots[0], NEWER, own, header, slots)
+        effects = leader.handle(events.MemberSaid(slots[0], message), 2.0)
     (commit,) = [effect for effect in effects if isinstance(effect, Commit)]
     assert sorted(file.name for file in commit.files) == sorted(file.name for file in files.values())
     assert commit.header == '{"layout": {}}'
