@@ -72,20 +72,9 @@ MUTATIONS = (
         "a new epoch fences the chain and starts from what it names",
     ),
     Mutation(
-        "start-while-committing", "keeping",
-        "return not durability.busy, point", "return True, point",
-        "no restore point is chosen while a commit is under way",
-    ),
-    Mutation(
         "succeed-before-it-is-durable", "leader",
         "if self.durability.pending or durable is None or durable.state.step < last:", "if False:",
         "a job has succeeded when its last state is durable",
-    ),
-    Mutation(
-        "keep-workers-without-memory", "member",
-        "self.running = memory.running if memory.container_starts == me.container_starts else None",
-        "self.running = None",
-        "a new agent adopts the workers of the old one",
     ),
     Mutation(
         "forget-the-generation", "leader",
@@ -162,6 +151,19 @@ MUTATIONS = (
 )  # fmt: skip
 
 GUARDS = (
+    Mutation(
+        "start-while-committing", "keeping",
+        "return not durability.busy, point", "return True, point",
+        "no restore point is chosen while a commit is under way",
+        test="unit/protocol/test_guards.py",
+    ),
+    Mutation(
+        "keep-workers-without-memory", "member",
+        "self.running = memory.running if memory.container_starts == me.container_starts else None",
+        "self.running = None",
+        "a new agent adopts the workers of the old one",
+        test="unit/protocol/test_width.py",
+    ),
     Mutation(
         "trust-a-lost-answer", "durability",
         "            self.known = False\n", "            pass\n",

@@ -23,6 +23,7 @@ from lockstep_api.messages import (
     Stop,
     Term,
     Upload,
+    Uploaded,
     WorkerExited,
 )
 from lockstep_trainer.protocol import events
@@ -96,6 +97,21 @@ def test_an_order_whose_parent_the_chain_does_not_name_is_dropped() -> None:
     leader.handle(events.RestoreChosen(leader.term, other), 3.0)
     order = leader.keeping.uploads.order
     assert order is None or order.parent == other
+
+
+def test_no_restore_point_is_chosen_while_a_commit_is_under_way() -> None:
+    """Nobody knows what the chain names until it is answered."""
+    leader, state = leading(), StateId(10, 1, 1)
+    leader.handle(events.MemberSaid(1, Staged(JOB, leader.term, 0, state, True)), 2.0)
+    told = leader.handle(events.MemberSaid(1, Uploaded(JOB, leader.term, 0, state, (), "{}")), 3.0)
+    assert commits(told) == [state]
+    leader.handle(events.StoreLost("killed"), 3.5)
+    leader.handle(events.MemberSaid(1, Quiesced(JOB, leader.abandoned, 0)), 4.0)
+    leader.handle(events.StoreReady("10.0.0.1", 2), 4.0)
+    assert leader.running is None
+    point = RestorePoint(state, "step-10-e1-g1/manifest.json", "00")
+    leader.handle(events.CommitDone(point, "s3://x/step-10-e1-g1/manifest.json", 0.1, 1, ()), 5.0)
+    assert leader.running is not None
 
 
 def commits(effects: list[Effect]) -> list[StateId]:
