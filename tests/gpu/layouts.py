@@ -5,7 +5,6 @@ pipeline parallelism are left out, where what is received decides what is done n
 from __future__ import annotations
 
 import gc
-import math
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -63,7 +62,6 @@ def run(folder: Path) -> dict[str, Any]:
             dist.destroy_process_group()
         gc.collect()
         torch.cuda.empty_cache()
-    (folder / "layouts-found.json").write_text(str(found))
     assert not wrong, {name: found[name] for name in wrong}
     return found
 
@@ -97,7 +95,6 @@ def _case(config: DecoderConfig, layout: Layout, recompute: Any) -> dict[str, An
     (expected,) = memory_by_pipeline_rank(
         config, layout, Work(sequence_length=LENGTH, micro_batch=SAMPLES, recompute=recompute)
     )
-    assert math.isfinite(peak)
     return {
         "peak_gib": round(peak / 2**30, 3),
         "formula_gib": round(expected.total / 2**30, 3),
