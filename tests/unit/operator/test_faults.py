@@ -228,6 +228,17 @@ def test_new_pods_stay_away_from_a_node_that_was_lost_lately() -> None:
     assert jobwide.avoided(world.status, world.observed(), world.now + 601) == ()
 
 
+def with_a_silent_member() -> World:
+    """The member on node-1 was replaced by a pod on node-9."""
+    world = running(nodes=2)
+    assert world.leader is not None
+    world.leader = replace(world.leader, replace=replace_request(1, 1))
+    world.settle()
+    world.pods["run-1-1"] = replace(world.pods["run-1-1"], node="node-9")
+    world.nodes["node-9"] = Node("node-9")
+    return world
+
+
 @pytest.mark.parametrize(
     ("node", "cause"),
     [
@@ -239,12 +250,7 @@ def test_new_pods_stay_away_from_a_node_that_was_lost_lately() -> None:
 )
 def test_a_member_that_fell_silent_with_its_node_is_a_lost_node(node: Node | None, cause: str) -> None:
     """The stream closes within seconds, the node's condition follows after 50: only together do they blame the node."""
-    world = running(nodes=2)
-    assert world.leader is not None
-    world.leader = replace(world.leader, replace=replace_request(1, 1))
-    world.settle()
-    world.pods["run-1-1"] = replace(world.pods["run-1-1"], node="node-9")
-    world.nodes["node-9"] = Node("node-9")
+    world = with_a_silent_member()
     world.now += 45
     if node:
         world.nodes["node-1"] = node
@@ -257,12 +263,7 @@ def test_a_member_that_fell_silent_with_its_node_is_a_lost_node(node: Node | Non
 
 
 def test_a_node_that_goes_down_much_later_is_another_matter() -> None:
-    world = running(nodes=2)
-    assert world.leader is not None
-    world.leader = replace(world.leader, replace=replace_request(1, 1))
-    world.settle()
-    world.pods["run-1-1"] = replace(world.pods["run-1-1"], node="node-9")
-    world.nodes["node-9"] = Node("node-9")
+    world = with_a_silent_member()
     world.now += 601
     world.take_down("node-1")
     world.settle()
