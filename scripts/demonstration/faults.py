@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from demonstration import install
 from demonstration.target import DemoError, Target
+from localcluster import pods as pods_of_cluster
 from lockstep_api import constants
 
 # Runs inside the pod. A worker's folder has pid.json from its start and exit.json from its end.
@@ -46,6 +50,25 @@ def kill_worker(target: Target, namespace: str, pod: str) -> dict[str, Any]:
     """SIGKILL to the last worker of a pod; which one it was."""
     told: dict[str, Any] = json.loads(target.exec(namespace, pod, ["python3", "-c", _FIND]))
     return told
+
+
+def kill_operator(target: Target) -> str:
+    """SIGKILL to the operator that holds the Lease, on the local cluster; its pod. Its successor has to wait until the
+    Lease runs out."""
+    holder = install.lease_holder(target).partition("_")[0]
+    found = [pod["metadata"]["uid"] for pod in install.operator_pods(target) if pod["metadata"]["name"] == holder]
+    pids = [pid for uid in found for pid in pids_of(target, uid, "lockstep_operator")]
+    if not pids:
+        raise DemoError(f"no operator holds the Lease and runs: its holder is {holder or 'nobody'}")
+    os.kill(pids[0], signal.SIGKILL)
+    return holder
+
+
+def pids_of(target: Target, pod_uid: str, module: str) -> list[int]:
+    """The processes of a pod that run ``python -m module``, in this machine's numbers. DemoError on other clusters."""
+    if target.cluster is None:
+        raise DemoError("pods are processes of this machine on the local cluster only")
+    return pods_of_cluster.running(target.cluster.layout, pod_uid, module)
 
 
 def pod_away_from(target: Target, namespace: str, job: str, node: str) -> dict[str, Any]:

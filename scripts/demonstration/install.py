@@ -12,6 +12,7 @@ from demonstration.target import REPOSITORY, DemoError, Target
 RELEASE = "lockstep"
 SYSTEM_NAMESPACE = "lockstep-system"
 SECRET = "s3-credentials"
+CHART = REPOSITORY / "charts/lockstep"
 
 
 def build_images(target: Target) -> list[Path]:
@@ -24,8 +25,13 @@ def build_images(target: Target) -> list[Path]:
     ]
 
 
-def helm_install(target: Target, values: dict[str, str | int] | None = None) -> None:
+def helm_install(target: Target, values: dict[str, str | int] | None = None, chart: Path = CHART) -> None:
     """Installs or upgrades the chart, and waits until the operator is ready."""
+    target.run("helm", *helm_words(target, values, chart))
+
+
+def helm_words(target: Target, values: dict[str, str | int] | None = None, chart: Path = CHART) -> list[str]:
+    """What ``helm`` is called with for that."""
     repository, _, tag = target.operator_image.rpartition(":")
     settings: dict[str, str | int] = {
         "image.repository": repository,
@@ -34,12 +40,12 @@ def helm_install(target: Target, values: dict[str, str | int] | None = None) -> 
         # Images of one tag change while one works on them: a new pod must take the new image.
         "podAnnotations.restarted": _image_stamp(target),
     }
-    target.run(
-        "helm", "upgrade", "--install", RELEASE, str(REPOSITORY / "charts/lockstep"),
+    return [
+        "upgrade", "--install", RELEASE, str(chart),
         "--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s",
         *(word for name, value in settings.items() for word in ("--set-json", f"{name}={json.dumps(value)}")),
         *(word for name, value in (values or {}).items() for word in ("--set", f"{name}={value}")),
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def _image_stamp(target: Target) -> str:
@@ -89,6 +95,17 @@ def load_images(target: Target, files: list[Path]) -> None:
     """Gives images to the nodes."""
     assert target.cluster is not None
     target.cluster.load_image(*files)
+
+
+def operator_pods(target: Target) -> list[dict[str, Any]]:
+    """The operators' pods that are not being deleted."""
+    found = target.get("pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
+    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+
+def lease_holder(target: Target) -> str:
+    """The process of the operator that works, ``<pod>_<pid>_<random>``; empty while none does."""
+    return str(target.get("lease", RELEASE, "-n", SYSTEM_NAMESPACE)["spec"].get("holderIdentity", ""))
 
 
 def operator_node(target: Target) -> str:
