@@ -18,6 +18,7 @@ from lockstep_api.v1alpha1 import TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
+STEPS = 800  # more than are taken meanwhile on a fast machine
 TWO: dict[str, str | int] = {"replicas": 2}  # one takes over from the other
 
 
@@ -36,7 +37,7 @@ def job(before: Previous, request: pytest.FixtureRequest) -> Iterator[RunningJob
     """A job of the old version, training."""
     before.install(TWO)
     name = request.node.name.replace("_", "-").removeprefix("test-")
-    with RunningJob.training(before.target, name[:30].rstrip("-"), 400, every=20) as running:
+    with RunningJob.training(before.target, name[:30].rstrip("-"), STEPS, every=20) as running:
         running.until_step(5, 240)
         yield running
 
@@ -74,8 +75,8 @@ def test_an_upgrade_costs_a_job_nothing(job: RunningJob, before: Previous, prepa
     mended = job.mended(upgraded)
     assert mended.status.faults[-1].rung == "process"
     assert uids(job) == pods
-    job.until_phase("Succeeded", 200)
-    verdict = job.check(400)
+    job.until_phase("Succeeded", 300)
+    verdict = job.check(STEPS)
     assert verdict.exact, verdict
 
 
@@ -103,6 +104,6 @@ def test_an_operator_killed_in_the_middle_of_an_upgrade(job: RunningJob, before:
     job.mended(upgraded)
     images = {pod["spec"]["containers"][0]["image"] for pod in job.pods()}
     assert images == {before.target.trainer_image, prepared.trainer_image}
-    job.until_phase("Succeeded", 200)
-    verdict = job.check(400)
+    job.until_phase("Succeeded", 300)
+    verdict = job.check(STEPS)
     assert verdict.exact, verdict
