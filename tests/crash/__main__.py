@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests python -m crash --rounds 300 --seed 7 --write
 
-Prints a line per round and the sums; with --write, these go into docs/results/crash.json. The folder with the jobs'
+Prints a line per round and the sums; with --write, these go into docs/results/crash.json behind those of campaigns
+before, anew at the end of each job: a long campaign may be done in pieces with a seed each. The folder with the jobs'
 last files and the journal, ``campaign.jsonl``, is kept where something was found.
 """
 
@@ -14,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -31,21 +33,34 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=300, help="default 300")
     parser.add_argument("--seed", type=int, default=1, help="default 1")
-    parser.add_argument("--write", action="store_true", help="write docs/results/crash.json")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no job after that; default: no end")
+    parser.add_argument("--write", action="store_true", help="add to docs/results/crash.json")
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     arguments = parser.parse_args()
     console = Console(highlight=False, markup=False, soft_wrap=True)
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
+    before = json.loads(RESULT.read_text()) if RESULT.exists() else []
+
+    def keep(result: dict[str, Any]) -> None:
+        if arguments.write:
+            RESULT.write_text(json.dumps([*before, result], indent=1, ensure_ascii=False) + "\n")
+
     try:
         with S3Server(folder / "server") as server:
-            rounds, seed = arguments.rounds, arguments.seed
-            result, journal = campaign(folder, server, rounds=rounds, seed=seed, say=console.print)
+            result, journal = campaign(
+                folder,
+                server,
+                rounds=arguments.rounds,
+                seed=arguments.seed,
+                seconds=60 * arguments.minutes,
+                say=console.print,
+                keep=keep,
+            )
     except AssertionError as error:
         console.print(f"{error}\nkept: {folder}")
         return 1
     console.print(table(result))
     if arguments.write:
-        RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         console.print(f"written to {RESULT.relative_to(REPOSITORY)}")
     if arguments.keep:
         console.print(f"journal: {journal}")

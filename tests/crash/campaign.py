@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ def campaign(
     rounds: int,
     seed: int,
     steps: int = STEPS,
+    seconds: float = float("inf"),
     say: Callable[[str], None] = lambda line: None,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> tuple[dict[str, Any], Path]:
-    """(result, journal's path) of a campaign on a server.
+    """(result, journal's path) of a campaign on a server. No job is begun after ``seconds``; ``keep`` gets the result
+    so far at the end of each, so that a campaign that is broken off has not been for nothing.
 
     Raises AssertionError, with the run's last words, at the first thing that must not be.
     """
@@ -37,7 +41,8 @@ def campaign(
     reference = undisturbed(folder / "reference", steps)
     say(f"reference: {len(reference)} steps")
     played, jobs = list[Round](), list[Job]()
-    while len(played) < rounds:
+    deadline = time.monotonic() + seconds
+    while len(played) < rounds and time.monotonic() < deadline:
         number = len(jobs) + 1
         home = folder / f"job-{number}"
         with local_run(home, server, steps) as run, Witness(run.state) as witness:
@@ -53,6 +58,7 @@ def campaign(
                 say(_line(one))
             jobs.append(leg.finish(reference))
         journal.write(jobs[-1])
+        keep(summary(played, jobs, seed))
         say(f"job {number}: {jobs[-1].checked}; {jobs[-1].losses} losses as they should be")
         # A long campaign would fill the disk; what went wrong is kept, since it never comes here.
         shutil.rmtree(run.store)
