@@ -39,6 +39,7 @@ class Inventory:
     agent_starts: int
     origin: Origin | None = None
     snapshots: tuple[Copies, ...] = ()
+    warm: bool = True  # workers would start at once; False while their imports still load
     protocol: int = 1
     kind: Literal["Inventory"] = "Inventory"
 

@@ -14,7 +14,7 @@ from lockstep_api.messages import Stop
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_operator.plan.observed import Observed, Pod
 from lockstep_operator.plan.pool import current
-from lockstep_operator.plan.slots import fresh, usable
+from lockstep_operator.plan.slots import fresh, usable, warm
 
 CHECKPOINT_SECONDS = 20.0
 """What the last checkpoint before a move may take to become durable; after that memory and the buddy have to do. Notice
@@ -70,7 +70,7 @@ def _departure(job: TrainingJob, pod: Pod, observed: Observed) -> Departure | No
 
 
 def heirs(status: TrainingJobStatus, observed: Observed, leaving: Mapping[str, Departure], now: float) -> int:
-    """How many pods could take a leaving member's slot at once."""
+    """How many pods could take a leaving member's slot at once, their workers warm."""
     members = set(status.slots.values())
     return sum(
         1
@@ -79,6 +79,7 @@ def heirs(status: TrainingJobStatus, observed: Observed, leaving: Mapping[str, D
         and pod.name not in leaving
         and usable(pod, observed.agents)
         and fresh(pod, observed.agents, now)
+        and warm(pod, observed.agents)
     )
 
 

@@ -185,7 +185,7 @@ def _new_epoch(
     if nodes is None:
         return None
     candidates = [pod for pod in usable if width.may_take(pod, status, observed, now)]
-    assigned = slots.assign(nodes, holders, candidates, last=leaving)
+    assigned = slots.assign(nodes, holders, slots.preferred(candidates, observed.agents, leaving))
     known = {pod.name for pod in usable}
     if assigned is None or not known.issuperset(assigned.values()):
         return None

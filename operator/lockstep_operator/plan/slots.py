@@ -13,17 +13,13 @@ FRESH_ANSWER = 5.0
 """Seconds for which an agent's answer proves that it is alive."""
 
 
-def assign(
-    nodes: int, holders: Mapping[int, str], candidates: Iterable[Pod], last: Set[str] = frozenset()
-) -> dict[int, str] | None:
+def assign(nodes: int, holders: Mapping[int, str], candidates: Iterable[Pod]) -> dict[int, str] | None:
     """Slot → pod name for all of ``nodes`` slots, or None if candidates are too few. ``holders`` keep their slots;
-    what is vacant goes to those that held one beyond ``nodes``, then to candidates by ordinal, those in ``last`` only
-    where there is nobody else."""
+    what is vacant goes to those that held one beyond ``nodes``, then to candidates, the first ones first."""
     kept = {slot: name for slot, name in holders.items() if slot < nodes}
     vacant = [slot for slot in range(nodes) if slot not in kept]
-    free = (pod for pod in candidates if pod.name not in holders.values())
-    others = sorted(free, key=lambda pod: (pod.name in last, pod.ordinal))
-    taking = [name for slot, name in sorted(holders.items()) if slot >= nodes] + [pod.name for pod in others]
+    free = [pod.name for pod in candidates if pod.name not in holders.values()]
+    taking = [name for slot, name in sorted(holders.items()) if slot >= nodes] + free
     if len(taking) < len(vacant):
         return None
     return {**kept, **dict(zip(vacant, taking, strict=False))}
@@ -40,6 +36,18 @@ def fresh(pod: Pod, agents: Mapping[str, Agent], now: float) -> bool:
     """Whether its agent answered a moment ago: what has been idle for hours may be dead for minutes."""
     agent = agents.get(pod.uid)
     return agent is not None and agent.answered is not None and now - agent.answered < FRESH_ANSWER
+
+
+def warm(pod: Pod, agents: Mapping[str, Agent]) -> bool:
+    """Whether its workers would start at once. What still imports is no reason to interrupt others."""
+    agent = agents.get(pod.uid)
+    return agent is not None and agent.inventory is not None and agent.inventory.warm
+
+
+def preferred(candidates: Iterable[Pod], agents: Mapping[str, Agent], leaving: Set[str] = frozenset()) -> list[Pod]:
+    """In the order in which they are to get slots: those that stay before those that must leave their node, the warm
+    ones first, then by ordinal."""
+    return sorted(candidates, key=lambda pod: (pod.name in leaving, not warm(pod, agents), pod.ordinal))
 
 
 def slot_info(slot: int, pod: Pod, agents: Mapping[str, Agent]) -> SlotInfo:

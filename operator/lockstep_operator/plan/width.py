@@ -52,12 +52,13 @@ def supply(
     leaving: Set[str] = frozenset(),
     now: float,
 ) -> Supply:
-    """``pods``: ordinal → the pod of the current incarnation; ``leaving``: names of those that must leave their nodes,
-    which take a vacant slot where nobody else does, and are no reason to grow."""
+    """``pods``: ordinal → the pod of the current incarnation; ``leaving``: names of those that must leave their nodes.
+    These, and pods whose imports still load, take a vacant slot where nobody else does, and are no reason to grow:
+    those that train would stand still meanwhile."""
     members = set(status.slots.values())
     others = [pod for pod in pods.values() if pod.name not in members]
     if len(members) >= current(job, status):
-        others = [pod for pod in others if pod.name not in leaving]
+        others = [pod for pod in others if pod.name not in leaving and slots.warm(pod, observed.agents)]
     free = {pod.name for pod in others if may_take(pod, status, observed, now)}
     coming = [
         pod

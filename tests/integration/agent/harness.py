@@ -178,6 +178,12 @@ class Cluster:
         self.epoch += 1
         return Membership(UID, self.epoch, tuple(slots), cause="test")
 
+    async def until_warm(self, pod: Pod, warm: bool, timeout: float = 60.0) -> None:
+        """Wait until a pod's agent says so of its zygote."""
+        async with asyncio.timeout(timeout), ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session:
+            while (await self._inventory(session, pod)).warm != warm:
+                await asyncio.sleep(0.02)
+
     async def _inventory(self, session: ClientSession, pod: Pod) -> Inventory:
         while True:
             with contextlib.suppress(ClientError, OSError):

@@ -165,9 +165,11 @@ def test_zygote_is_killed(tmp_path: Path) -> None:
             zygote, worker = pod.zygote_pid(), pod.worker_pid(3, 1)
             kill(zygote)
             await gone(zygote)
+            await cluster.until_warm(pod, False)
             assert Path(f"/proc/{worker}").exists(), "the worker must outlive the zygote"
             kill(worker)
             await cluster.running(2)
+            await cluster.until_warm(pod, True)
             assert pod.zygote_pid() != zygote
             release(out)
             assert (await cluster.finished()).outcome == "succeeded"

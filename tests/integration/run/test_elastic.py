@@ -7,6 +7,7 @@ agree within rounding; growing loses no step; status, report and ledger tell wha
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from integration.run import small
+from integration.run import braking, small
 from localrun import LocalRun
+from localrun.run import QUICKSTART
 from lockstep_api.v1alpha1 import Phase, TrainingJobStatus
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(600)]
@@ -48,7 +50,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRun]:
     """One run that shrinks and grows."""
-    with LocalRun(tmp_path_factory.mktemp("elastic"), overrides()) as run:
+    folder = tmp_path_factory.mktemp("elastic")
+    manifest = Path(shutil.copy(QUICKSTART, folder))
+    shutil.copy(Path(braking.__file__), folder)
+    with LocalRun(folder, [*overrides(), "trainer.recipe.loss=braking:loss"], manifest=manifest) as run:
         run.until_step(12, 240)
         yield run
 
@@ -83,7 +88,11 @@ def test_a_job_without_room_shrinks_and_grows_again(slot: int, journey: LocalRun
     assert "Training on 2 of 3 nodes" in condition.message
     assert "this machine has room for 2 pods" in condition.message
 
+    brake = journey.state.parent / braking.BRAKE
+    brake.touch()  # it trains until the newcomer's imports are loaded
     room_for(journey, 3)
+    journey.until(lambda s: s.elastic.nodes == 3, 180, "an epoch of three nodes")
+    brake.unlink()
     grown = trains_on(journey, 3)
     assert sorted(grown.slots) == ["0", "1", "2"]
     assert next(each for each in grown.conditions if each.type == "Shrunk").status == "False"

@@ -234,6 +234,10 @@ class World:
                     address=f"10.0.0.{pod.ordinal}:29400",
                 )
 
+    def answers(self, name: str, *, warm: bool = True) -> None:
+        """A pod's agent says who it is, and whether its workers' imports are loaded."""
+        self.agents[self.pods[name].uid] = Agent(inventory(self.pods[name], warm=warm), self.now)
+
     def make_room(self) -> None:
         """Pods that waited for a node get one."""
         self.room = True

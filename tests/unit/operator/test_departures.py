@@ -66,6 +66,33 @@ def test_without_a_spare_the_other_pod_is_made_ready_before_anything_stops() -> 
     assert set(world.pods) == {"run-0-0", "run-2-0"}
 
 
+def test_the_other_pods_imports_are_loaded_before_anything_stops() -> None:
+    world = running()
+    world.auto = False
+    world.nodes["node-1"] = SPOT
+    world.settle()
+    world.run_pods()
+    for warm in (False, True):
+        world.answers("run-2-0", warm=warm)
+        world.settle()
+        assert bool(stops(world)) == warm
+
+
+def test_a_vacant_slot_does_not_wait_for_imports_and_prefers_who_has_them() -> None:
+    world = running(spares=2)
+    world.auto = False
+    world.answers("run-2-0", warm=False)
+    world.answers("run-3-0")
+    lost = world.pods.pop("run-1-0")
+    del world.agents[lost.uid]
+    world.settle()
+    assert world.status.slots["1"] == "run-3-0"
+    del world.pods["run-3-0"]
+    world.answers("run-2-0", warm=False)
+    world.settle()
+    assert world.status.slots["1"] == "run-2-0"
+
+
 def test_a_job_that_saves_its_last_step_is_not_stopped() -> None:
     world = running(spares=1)
     world.say(newest=summary(100, world.now), state="finishing")

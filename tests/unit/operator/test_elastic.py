@@ -138,6 +138,17 @@ def test_a_job_grows_behind_a_last_checkpoint_once_all_pods_are_back() -> None:
     assert (told.status, told.message) == ("False", "Training on all 4 nodes.")
 
 
+def test_no_job_is_interrupted_to_grow_before_the_newcomers_imports_are_loaded() -> None:
+    world = shrunk(elastic_job(), 3)
+    world.sent.clear()
+    (newcomer,) = [name for name, pod in world.pods.items() if pod.phase == "Pending"]
+    world.make_room()
+    for warm in (False, True):
+        world.answers(newcomer, warm=warm)
+        world.settle()
+        assert bool([message for message in world.sent if isinstance(message, Stop)]) == warm
+
+
 def test_no_job_is_interrupted_to_grow_while_checkpoints_can_t_be_made_durable() -> None:
     world = shrunk(elastic_job(), 3)
     world.say(newest=summary(6, world.now), checkpoint_problem="the store is away")

@@ -184,7 +184,7 @@ def test_assignment(
 ) -> None:
     world = World(make_job())
     pods = [world.add_pod(f"run-{ordinal}-0", ordinal, 0) for ordinal in candidates]
-    assert slots.assign(nodes, holders, pods) == expected
+    assert slots.assign(nodes, holders, slots.preferred(pods, world.agents)) == expected
 
 
 def test_a_request_to_replace_everybody_of_an_older_epoch_changes_nothing() -> None:

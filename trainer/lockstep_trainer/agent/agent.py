@@ -73,7 +73,9 @@ class Agent:
         self.snapshots = Snapshots(settings.run_dir, job.spec["gpusPerNode"], self.tell)
         self.server = Server(self)
         self.durable = DurableStore(job, settings.run_dir, self.tell)
-        self._zygote = ZygoteClient(settings.run_dir, self.volume.agent_starts, lambda _: None)
+        self._zygote = ZygoteClient(
+            settings.run_dir, self.volume.agent_starts, on_warm=lambda warm: self.tell(events.Warmed(warm))
+        )
         self.uploads = Uploads(job, self.snapshots.root, self.tell)
         self.copies = Copies(self.snapshots, job.spec["gpusPerNode"], trust, self.tell)
         self.workers = Workers(settings, job, self._zygote, self.tell, look=self.snapshots.look)

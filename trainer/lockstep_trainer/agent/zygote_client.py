@@ -31,10 +31,11 @@ class ZygoteGoneError(ZygoteError):
 class ZygoteClient:
     """Requests and answers over one connection that is made again whenever it breaks."""
 
-    def __init__(self, run_dir: Path, agent_starts: int, on_exit: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, run_dir: Path, agent_starts: int, on_warm: Callable[[bool], None]) -> None:
+        """``on_warm`` hears when the zygote is ready, and when it has died."""
         self._folder = run_dir / "zygote"
         self._agent_starts = agent_starts
-        self._on_exit = on_exit
+        self._on_warm = on_warm
         self._writer: asyncio.StreamWriter | None = None
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
@@ -46,7 +47,9 @@ class ZygoteClient:
         while True:
             with suppress(OSError):
                 await self._converse(*await self._connect())
-            self._ready.clear()
+            if self._ready.is_set():
+                self._ready.clear()
+                self._on_warm(False)
             self._writer = None
             for waiting in self._answers.values():
                 if not waiting.done():
@@ -88,9 +91,8 @@ class ZygoteClient:
         try:
             while line := await reader.readline():
                 message = json.loads(line)
-                if message.get("event") == "exited":
-                    self._on_exit(message)
-                elif waiting := self._answers.pop(message["id"], None):
+                # It tells of children's ends too; those are read from the files that they leave.
+                if waiting := self._answers.pop(message.get("id"), None):
                     waiting.set_result(message)
         finally:
             greeting.cancel()
@@ -101,3 +103,4 @@ class ZygoteClient:
             answer = await self._ask({"op": "hello", "agent": self._agent_starts})
             self.pid = answer["pid"]
             self._ready.set()
+            self._on_warm(True)

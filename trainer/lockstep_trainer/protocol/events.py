@@ -144,6 +144,13 @@ class SnapshotsHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class Warmed:
+    """The zygote has imported all that workers need, or has died."""
+
+    warm: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PodEnding:
     """This pod was told to end and has so many seconds left."""
 
@@ -267,7 +274,7 @@ class WorkerReported:
 
 MemberEvent = (
     Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkerIdle | WorkersStepped
-    | StateStaged | StateCopied | StateUploaded | UploadFailed | SnapshotsHeld | PodEnding
+    | StateStaged | StateCopied | StateUploaded | UploadFailed | SnapshotsHeld | Warmed | PodEnding
     | WorkersExamined
 )  # fmt: skip
 LeaderEvent = (

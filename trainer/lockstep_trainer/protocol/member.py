@@ -58,6 +58,7 @@ from lockstep_trainer.protocol.events import (
     StreamOpened,
     Tick,
     UploadFailed,
+    Warmed,
     WorkerEnded,
     WorkerIdle,
     WorkersExamined,
@@ -128,6 +129,7 @@ class Member:
         self.live = set(self.ranks(self.running)) if self.running else set()
         self.resting: set[int] = set()
         """Ranks whose workers are idle. What an earlier agent left so its successor ends."""
+        self.warm = False
         self.connected = False
         self.last_heard: float | None = now if memory.leader else None
         self._leaderless_seconds = leaderless_seconds
@@ -157,6 +159,7 @@ class Member:
             StateUploaded: lambda event, now: self._say(self.holdings.uploaded(event), now),
             UploadFailed: lambda event, now: [*self.holdings.failed(event), *self._say_holdings(now)],
             SnapshotsHeld: self._snapshots_held,
+            Warmed: self._warmed,
             PodEnding: lambda event, now: [*self.holdings.ending(event, now), *self._say_holdings(now)],
         }
 
@@ -201,6 +204,7 @@ class Member:
             agent_starts=self.me.agent_starts,
             origin=self.holdings.memory.origin,
             snapshots=self.holdings.copies,
+            warm=self.warm,
         )
 
     def accepts(self, invite: Invite) -> bool:
@@ -398,6 +402,10 @@ class Member:
             return []
         self._said_at = now
         return [SendLeader(Examined(self.me.job_uid, event.term, self.slot, event.positions))]
+
+    def _warmed(self, event: Warmed, _: float) -> list[Effect]:
+        self.warm = event.warm
+        return []
 
     # ----------------------------------------------------------------------------------- snapshots
 

@@ -111,6 +111,7 @@ _MEMBER_EVENTS = frozenset(
         events.StateUploaded,
         events.UploadFailed,
         events.SnapshotsHeld,
+        events.Warmed,
         events.PodEnding,
     }
 )
