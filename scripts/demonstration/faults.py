@@ -28,7 +28,7 @@ for folder in folders:
 if not alive:
     sys.exit("no worker is alive in this pod")
 name, pid = alive[-1]
-os.kill(pid, signal.SIGKILL)
+os.kill(pid, signal.Signals[sys.argv[1]])
 print(json.dumps({"worker": name, "pid": pid, "rank": int(name.rpartition("-r")[2])}))
 """
 
@@ -46,9 +46,9 @@ def slot_of(pod: dict[str, Any]) -> int:
     return int(pod["metadata"]["labels"][constants.LABEL_SLOT])
 
 
-def kill_worker(target: Target, namespace: str, pod: str) -> dict[str, Any]:
-    """SIGKILL to the last worker of a pod; which one it was."""
-    told: dict[str, Any] = json.loads(target.exec(namespace, pod, ["python3", "-c", _FIND]))
+def kill_worker(target: Target, namespace: str, pod: str, sent: signal.Signals = signal.SIGKILL) -> dict[str, Any]:
+    """SIGKILL, or another signal, to the last worker of a pod; which one it was."""
+    told: dict[str, Any] = json.loads(target.exec(namespace, pod, ["python3", "-c", _FIND, sent.name]))
     return told
 
 
@@ -56,19 +56,22 @@ def kill_operator(target: Target) -> str:
     """SIGKILL to the operator that holds the Lease, on the local cluster; its pod. Its successor has to wait until the
     Lease runs out."""
     holder = install.lease_holder(target).partition("_")[0]
-    found = [pod["metadata"]["uid"] for pod in install.operator_pods(target) if pod["metadata"]["name"] == holder]
-    pids = [pid for uid in found for pid in pids_of(target, uid, "lockstep_operator")]
-    if not pids:
-        raise DemoError(f"no operator holds the Lease and runs: its holder is {holder or 'nobody'}")
-    os.kill(pids[0], signal.SIGKILL)
-    return holder
+    for pod in install.operator_pods(target):
+        if pod["metadata"]["name"] == holder:
+            kill_in_pod(target, pod["metadata"]["uid"], "lockstep_operator")
+            return holder
+    raise DemoError(f"no operator holds the Lease and runs: its holder is {holder or 'nobody'}")
 
 
-def pids_of(target: Target, pod_uid: str, module: str) -> list[int]:
-    """The processes of a pod that run ``python -m module``, in this machine's numbers. DemoError on other clusters."""
+def kill_in_pod(target: Target, pod_uid: str, module: str) -> int:
+    """SIGKILL to the process of a pod that runs ``python -m module``, on the local cluster; its number on this machine.
+    From inside no signal reaches a container's first process."""
     if target.cluster is None:
         raise DemoError("pods are processes of this machine on the local cluster only")
-    return pods_of_cluster.running(target.cluster.layout, pod_uid, module)
+    for pid in pods_of_cluster.running(target.cluster.layout, pod_uid, module):
+        os.kill(pid, signal.SIGKILL)
+        return pid
+    raise DemoError(f"pod {pod_uid} runs no {module}")
 
 
 def pod_away_from(target: Target, namespace: str, job: str, node: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class RunningJob:
 
     def __init__(self, target: Target, name: str, spec: dict[str, Any]) -> None:
         self.target, self.name = target, name
-        self.manifest = {
+        self.manifest: dict[str, Any] = {
             "apiVersion": constants.API_VERSION,
             "kind": constants.KIND,
             "metadata": {"name": name, "namespace": NAMESPACE},
@@ -99,6 +99,10 @@ class RunningJob:
             return self._watch.until(condition, seconds, what)
         except DemoError as error:
             raise AssertionError(f"{error}\n\n{self.story()}") from error
+
+    def look(self, seconds: float) -> TrainingJob | None:
+        """What has become of the job: waits so long for a change, None where there was none."""
+        return self._watch.next(seconds)
 
     def story(self, lines: int = 60) -> str:
         """The job's status, and the last lines that each of its pods wrote."""
