@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=10)
     parser.add_argument("--write", action="store_true", help="add the result to docs/results/powercut.json")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is taken down
     console = Console(width=140, stderr=True, highlight=False)
     load = os.getloadavg()[1]
     target = Target.local(Cluster.up(nodes=3, gpus=GPUS))

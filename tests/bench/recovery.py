@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("--peer", type=int, default=30, help="faults of torchrun")
     parser.add_argument("--write", action="store_true", help="add the result to docs/results/recovery.json")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all that was started is ended
     import torch
 
     with tempfile.TemporaryDirectory() as name:
