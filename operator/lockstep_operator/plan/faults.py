@@ -24,6 +24,8 @@ _FIELD = {"inProcess": "in_process"}
 AGREED_SILENCE = 5.0
 """Seconds of silence after which a leader is lost if a second witness agrees (PROTOCOLS §3.5: leaderDeadline)."""
 KEPT_FAULTS = 10
+_POD_GIVEN_UP = frozenset({"pod", "spare", "shrink", "requeue"})
+"""Rungs of a record whose pod is gone: one loss each."""
 PLANNED = frozenset({"NodeDrained", "NodeLeaving"})
 """Causes that use up no budget: maintenance of a whole cluster must not end a job, and nothing here can loop."""
 CONFIRM_SECONDS = 600.0
@@ -300,9 +302,11 @@ def _fold_report(status: TrainingJobStatus, report: FaultReport, nodes: dict[str
 
 
 def _merge(faults: list[Fault], fresh: Fault) -> None:
-    """Append, or complete the other side's record of the same loss: a lost pod is seen by leader and operator."""
+    """Append, or complete the other side's record of the same loss: a lost pod is seen by leader and operator. What
+    happened to that pod before in the epoch, and was mended in place, is a fault of its own."""
     for index, known in enumerate(faults):
-        if known.pod and known.pod == fresh.pod and known.epoch == fresh.epoch and "pod" in (known.rung, fresh.rung):
+        same = known.pod and known.pod == fresh.pod and known.epoch == fresh.epoch
+        if same and known.rung in _POD_GIVEN_UP and fresh.rung in _POD_GIVEN_UP:
             told = {name: value for name, value in fresh if value not in (None, "", [], {})}
             told |= {"at": known.at, "seconds": {**fresh.seconds, **known.seconds}}
             if fresh.rung == "pod" and known.rung in ("spare", "shrink", "requeue"):

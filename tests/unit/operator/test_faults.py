@@ -357,6 +357,24 @@ def test_the_leaders_and_the_operators_record_of_one_loss_become_one() -> None:
     assert world.status.restarts.total == 1
 
 
+def test_what_a_pod_went_through_before_it_was_lost_stays_a_record_of_its_own() -> None:
+    """The fault matrix found it: a worker that ran out of memory, and its pod's node cut off later in the epoch."""
+    world = running(nodes=3)
+    assert world.leader is not None
+    world.leader = replace(
+        world.leader,
+        faults=(fault(1, 1, detect_seconds=0.1),),
+        recovered=(Recovered("6f0c-uid", Term(1, 2), {"restart": 0.5}, steps_lost=3, at=START),),
+    )
+    world.step()
+    world.leader = replace(world.leader, replace=replace_request(1, 1))
+    world.settle()
+    mended, lost = world.status.faults
+    assert (mended.cause, mended.rung, mended.exit_code, mended.steps_lost) == ("WorkerExited", "process", -9, 3)
+    assert (lost.cause, lost.rung, lost.exit_code) == ("MemberLost", "pod", None)
+    assert world.status.restarts.total == 2
+
+
 def test_a_recovery_tells_what_the_newest_fault_cost() -> None:
     world = running()
     assert world.leader is not None
