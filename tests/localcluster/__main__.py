@@ -134,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     well.add_argument("device", nargs="?", help="its number or name")
     command("s3-stop", lambda c, _: c.s3_stop(), "kill the S3 server; its data stays")
     command("s3-start", lambda c, _: c.s3_start(), "start the S3 server again")
+    command("apiserver-restart", lambda c, _: c.apiserver_restart(), "kill the API server and start it again")
     build = command("build", _build, "build the programs that are missing, and say where all of them are")
     build.add_argument("module", nargs="*", help="only these: etcd, kubernetes, helm, …")
     build.add_argument("--keep-cache", action="store_true", help="keep Go's build cache (gigabytes)")

@@ -198,6 +198,7 @@ class Cluster:
         self.network.add_control_plane()
         self.services.start_forwarder(ports)
         Pki(layout, ports["api"]).make()
+        self.control.start_etcd()
         self.control.start_api()
         with_s3 = (layout.programs / "versitygw").exists()
         if with_s3:
@@ -316,6 +317,13 @@ class Cluster:
             if not self.processes.alive("s3"):
                 self.services.start_s3(self.s3)
             self.services.wait_answering("s3", self.ports["s3"])
+
+    def apiserver_restart(self) -> None:
+        """Kill the API server, start it again as it was, and wait until it answers."""
+        with self._lock():
+            self.control.kill_api()
+            self.control.start_api()
+            self.control.wait_ready(self.api)
 
     def gpu_fail(self, number: int, device: str = "0") -> None:
         """Make a node's device plugin report a GPU as unhealthy."""

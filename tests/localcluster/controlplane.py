@@ -23,18 +23,21 @@ class ControlPlane:
         argv = in_network(self.layout.control_plane, self.layout.programs / program, *options)
         self.processes.start(program, argv)
 
-    def start_api(self) -> None:
-        """Start etcd and the API server."""
-        layout, pki = self.layout, self.layout.pki
+    def start_etcd(self) -> None:
+        """Start etcd."""
         self._start(
             "etcd",
-            f"--data-dir={layout.state / 'etcd'}",
+            f"--data-dir={self.layout.state / 'etcd'}",
             "--listen-client-urls=http://127.0.0.1:2379",
             "--advertise-client-urls=http://127.0.0.1:2379",
             "--listen-peer-urls=http://127.0.0.1:2380",
             "--log-level=warn",
             "--unsafe-no-fsync",  # the data does not outlive `down`, and the disk is shared with all nodes
         )
+
+    def start_api(self) -> None:
+        """Start the API server."""
+        layout, pki = self.layout, self.layout.pki
         self._start(
             "kube-apiserver",
             "--etcd-servers=http://127.0.0.1:2379",
@@ -64,6 +67,10 @@ class ControlPlane:
             "--audit-log-maxbackup=2",
             FEATURE_GATES,
         )
+
+    def kill_api(self) -> None:
+        """Kill the API server; its connections break. etcd keeps what it has."""
+        self.processes.stop("kube-apiserver")
 
     def start_controllers(self) -> None:
         """Start the controller manager and the scheduler."""
