@@ -152,6 +152,12 @@ MUTATIONS = (
 
 GUARDS = (
     Mutation(
+        "blame-who-lost-its-peer", "hearing",
+        "        if peer.container_restarted:", "        if False:",
+        "a container that was started again is the root of what its workers' peers say",
+        test="unit/protocol/test_restarted_container.py",
+    ),
+    Mutation(
         "start-while-committing", "keeping",
         "return not durability.busy, point", "return True, point",
         "no restore point is chosen while a commit is under way",

@@ -40,6 +40,8 @@ def member_connected(leader: Leader, event: events.MemberConnected, now: float) 
         return effects + leader.ask_for_epoch("a member has seen a newer generation: the leader's count is lost")
     if leader.running is None:
         peer.quiet = False
+        if peer.container_restarted:  # its workers' peers were heard first, who only lost them
+            leader.fault(leader.suspect("ContainerRestarted", "stream", now, slot=peer.info.slot), now)
         return effects + leader.roster.say(peer, Abandon(leader.plan.job_uid, leader.abandoned, "forming"), now)
     if inventory.running == leader.running.term:
         return effects

@@ -113,14 +113,14 @@ def root_cause(suspects: Iterable[Fault]) -> Fault:
     """The fault that the others follow from.
 
     One dead worker makes its peers' collectives fail, so several exits are reported within milliseconds, in any order.
-    A user's error speaks for itself; a signal has a cause outside the process; a worker that says that it lost a peer
-    is a victim; of the rest the earliest is the root.
+    A user's error speaks for itself; a signal has a cause outside the process, and so has the restart of a whole
+    container; a worker that says that it lost a peer is a victim; of the rest the earliest is the root.
     """
 
     def weight(fault: Fault) -> tuple[int, float]:
         if fault.user_error or fault.exit_code == USER_ERROR_EXIT:
             return (0, fault.at)
-        if fault.exit_code is not None and fault.exit_code < 0:
+        if fault.cause == "ContainerRestarted" or (fault.exit_code is not None and fault.exit_code < 0):
             return (1, fault.at)
         if fault.exit_code == PEER_LOST_EXIT:
             return (3, fault.at)

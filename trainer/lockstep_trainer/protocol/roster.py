@@ -37,6 +37,8 @@ class Peer:
     snapshots: tuple[Copies, ...] = ()
     section: str = "starting"
     invited_at: float = 0.0
+    container_restarted: bool = False
+    """Its container was started again between its newest Join and the one before."""
 
     @property
     def connected(self) -> bool:
@@ -91,6 +93,8 @@ class Roster:
             effects.append(DropMember(peer.connection))
         self._streams[connection] = peer
         peer.connection, peer.heard_at = connection, now
+        known = peer.inventory
+        peer.container_restarted = known is not None and known.container_starts < join.inventory.container_starts
         peer.inventory, peer.term = join.inventory, join.inventory.term
         peer.origin, peer.snapshots = join.inventory.origin, join.inventory.snapshots
         return peer, effects
