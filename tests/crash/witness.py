@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,7 +80,8 @@ class Witness:
         with self._lock:
             for each in self._folders():
                 self._read(each)
-            return self._testimony
+            lost = sum(each.steps.lost for each in self._watched.values() if each.steps is not None)
+            return replace(self._testimony, lost=lost)
 
     def _follow(self) -> None:
         while not self._end.wait(_POLL_SECONDS):
