@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests:scripts python -m soak --minutes 60 --seed 1 --write
 
-Brings the local cluster up if it isn't, and leaves it as it was. Prints a line per fault and the sums; with --write,
-these go into docs/results/soak.json, and a picture into docs/results/soak.svg. Faults come for so
-many minutes, or until the job has done all its steps, whose number is set for about that time.
+Brings the local cluster up if it isn't, and leaves it as it was. Faults come for so many minutes, or until the job has
+done all its steps, whose number is set for about that time; then it is left alone to end. Prints a line per fault and
+the sums; with --write, these go into docs/results/soak.json, and a picture into docs/results/soak.svg.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob, eventually
 from localcluster import Cluster
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
-from soak import paced
+from soak import paced as paced_loss
 from soak.deck import Deck, Spared
 from soak.harm import Blow, Harm
 from soak.readings import Nodes, Reader, Reading, of_nodes
@@ -114,7 +114,7 @@ def _strikes(job: RunningJob, harm: Harm, plan: Plan, say: Callable[[str], None]
     """Faults for so many minutes, or until the job has ended; what is done and what is seen, as it happens."""
     deck = Deck(plan.seed, plan.mean_gap)
     first = time.monotonic()
-    due, step, stepped = first + deck.gap(), 0, first
+    due, step, stepped, paced = first + deck.gap(), 0, first, True
     while True:
         now = time.monotonic()
         if seen := job.look(min(1.0, max(0.05, due - now))):
@@ -126,10 +126,14 @@ def _strikes(job: RunningJob, harm: Harm, plan: Plan, say: Callable[[str], None]
             if seen.status.phase in ("Succeeded", "Failed"):
                 return
         assert now - first < plan.minutes * 60 * 4 + 300, f"the job does not get on\n{job.story()}"
+        if paced and now - first >= plan.minutes * 60:
+            paced = False
+            _pace(job.target, 0)
+            say("no more faults, and no more pace: the job is left alone to end")
         if not harm.spared.node and now - first > plan.minutes * 60 / 3:
             spared = harm.spare()
             say(f"from now on {spared.operator} and {spared.node} are spared: their memory is to be measured")
-        if now >= due and now - first < plan.minutes * 60 and now - stepped < PATIENCE * plan.mean_gap:
+        if now >= due and paced and now - stepped < PATIENCE * plan.mean_gap:
             due = max(due, stepped) + deck.gap()
             if card := deck.draw(harm.fits):
                 yield harm.strike(card, step)
@@ -144,9 +148,7 @@ def line(blow: Blow) -> str:
 
 def _job(target: Target, plan: Plan) -> RunningJob:
     """Two nodes and a spare, with steps of a set length."""
-    code = {"name": "soak-code", "namespace": NAMESPACE}
-    text = Path(paced.__file__).read_text()
-    target.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": code, "data": {"paced.py": text}})
+    _pace(target, plan.step_seconds)
     pod: dict[str, Any] = deepcopy(POD_SPEC)
     # A pod to a node: otherwise all of them gather on the one that is spared.
     apart = {
@@ -158,7 +160,6 @@ def _job(target: Target, plan: Plan) -> RunningJob:
     pod["containers"][0]["volumeMounts"] = [{"name": "code", "mountPath": "/code"}]
     pod["containers"][0]["env"] += [
         {"name": "PYTHONPATH", "value": "/code"},
-        {"name": "SOAK_STEP_SECONDS", "value": str(plan.step_seconds)},
     ]
     job = RunningJob.training(
         target, NAME, plan.steps,
@@ -167,7 +168,7 @@ def _job(target: Target, plan: Plan) -> RunningJob:
         template={"spec": pod},
         # A stopped worker is found in seconds, not in the minute that suits real steps.
         resilience={
-            "hang": {"minimumSeconds": 5, "firstStepSeconds": 90},
+            "hang": {"minimumSeconds": 5, "firstStepSeconds": 60},
             "budgets": {"inProcess": BUDGET, "process": BUDGET, "pod": BUDGET},
         },
     )  # fmt: skip
@@ -175,6 +176,13 @@ def _job(target: Target, plan: Plan) -> RunningJob:
     trainer["recipe"]["loss"] = "paced:summed"
     trainer["evaluate"] = {**TRAINER["evaluate"], "every": plan.steps}
     return job
+
+
+def _pace(target: Target, seconds: float) -> None:
+    """How long a step takes; running pods learn of it within a minute or two."""
+    data = {"paced.py": Path(paced_loss.__file__).read_text(), "seconds": str(seconds)}
+    name = {"name": "soak-code", "namespace": NAMESPACE}
+    target.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": data})
 
 
 def _settled(cluster: Cluster, before: Nodes, began: float) -> Nodes:

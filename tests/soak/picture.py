@@ -10,7 +10,7 @@ from soak.deck import KINDS
 from soak.readings import ROLES, Reading
 
 COLOURS = {"operator": "#0072b2", "agent": "#d55e00"}  # Okabe and Ito's, told apart without colour vision
-PANELS = (("memory", "resident memory, MB\n(without shared)"), ("descriptors", "descriptors"), ("threads", "threads"))
+PANELS = (("memory", "resident memory, MB\n(without files)"), ("descriptors", "descriptors"), ("threads", "threads"))
 
 
 def draw(soaked: Soaked, path: Path) -> None:

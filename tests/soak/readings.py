@@ -1,7 +1,8 @@
 """What operators and agents use, read from this machine: a pod of the local cluster is a process of it.
 
-Memory is the resident set without shared memory (RssAnon + RssFile): an agent maps the snapshots of its pod, which lie
-in a memory-backed volume, have a limit of their own, and are there as long as training is.
+Memory is the resident set without what is mapped from files (RssAnon): the kernel takes pages of libraries away and
+brings them back as it likes, by megabytes, and the snapshots that an agent maps lie in a memory-backed volume with a
+limit of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from lockstep_api import constants
 
 ROLES = {"operator": "lockstep_operator", "agent": "lockstep_trainer.agent"}
 """Part → the module that its process runs."""
+OF_PODS = ("/var/lib/kubelet/pods/", "/run/containerd/", "/run/netns/cni-")
+"""Where a node mounts what belongs to pods. All else it has from this machine, as that was at its start."""
 MB = 1e6
 
 
@@ -90,14 +93,14 @@ def of_processes(cluster: Cluster, duties: Duties, at: float) -> Iterator[Readin
                         duty=duties.of(process.pod_uid),
                         node=process.node,
                         pod_uid=process.pod_uid,
-                        memory=(status["RssAnon"] + status["RssFile"]) * 1024 / MB,
+                        memory=status["RssAnon"] * 1024 / MB,
                         descriptors=len(os.listdir(f"/proc/{process.pid}/fd")),
                         threads=status["Threads"],
                     )  # fmt: skip
 
 
 def of_nodes(cluster: Cluster, at: float) -> Nodes:
-    """Cgroups below the nodes' own, in one hierarchy, and mounts that the nodes see."""
+    """Cgroups below the nodes' own, in one hierarchy, and what is mounted for pods."""
     return Nodes(at, sum(1 for _ in pods.cgroups(cluster.layout)), sum(map(_mounts, _firsts(cluster))))
 
 
@@ -110,7 +113,8 @@ def _firsts(cluster: Cluster) -> Iterator[int]:
 
 def _mounts(pid: int) -> int:
     with suppress(OSError):
-        return len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
+        lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+        return sum(line.split()[4].startswith(OF_PODS) for line in lines)
     return 0
 
 
