@@ -82,12 +82,17 @@ class RunningJob:
 
     def __enter__(self) -> RunningJob:
         self.target.apply(self.manifest)
-        self._watch = self._stack.enter_context(watch(self.target, NAMESPACE, self.name))
+        self.watch_again()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
         self.kubectl("delete", "trainingjob", self.name, "--ignore-not-found", "--wait=true", "--timeout=60s")
+
+    def watch_again(self) -> None:
+        """Watches anew: a watch ends with the API server that it was made of."""
+        self._stack.close()
+        self._watch = self._stack.enter_context(watch(self.target, NAMESPACE, self.name))
 
     def kubectl(self, *arguments: str) -> str:
         """kubectl in the tests' namespace."""
