@@ -13,6 +13,8 @@ _CONTAINER = ("ContainerRestarted", "ContainerCrashLoop", *_SILENCE)
 """One that comes back later than a member is waited for is given up together with its pod."""
 _PROCESS = frozenset({"inProcess", "process"})
 _POD = frozenset({"pod"})
+_HEIR = frozenset({"pod", "spare"})
+"""Of a pod that still runs: its successor is made ready first, and takes the slot as a spare does."""
 _ANY = frozenset({"inProcess", "process", "container", "pod", "spare"})
 _INTERVALS = 30
 """Steps: what is staged and not yet kept is lost with it, at most two durable intervals and what ran meanwhile."""
@@ -68,7 +70,7 @@ FAULTS = {
                everywhere=True),
         Fault("store_away_pod", strikes.lose_store_while_a_pod_is_replaced, ("PodDeleted",), rungs=_POD),
         Fault("api_server_restarted", strikes.restart_api_server, everywhere=True),
-        Fault("gpu_unhealthy", strikes.fail_gpu, ("GpuUnhealthy",), rungs=_POD),
+        Fault("gpu_unhealthy", strikes.fail_gpu, ("GpuUnhealthy",), rungs=_HEIR),
         Fault("drained", strikes.drain, ("NodeDrained",), rungs=_POD),
     )
 }  # fmt: skip
