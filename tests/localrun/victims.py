@@ -135,7 +135,7 @@ def _kill_if_seen(victim: Victim, section: str, deadline: float) -> int | None:
             looks += 1
             if reader.section == section:
                 os.kill(victim.pid, signal.SIGSTOP)
-                _wait_stopped(victim.pid)
+                wait_stopped(victim.pid)
                 step = max((record.step for record in reader.new_records()), default=step)
                 if reader.section == section:
                     os.kill(victim.pid, signal.SIGKILL)
@@ -150,8 +150,8 @@ def _kill_if_seen(victim: Victim, section: str, deadline: float) -> int | None:
     return None
 
 
-def _wait_stopped(pid: int) -> None:
-    """A stop signal takes effect when the kernel next looks at the process."""
+def wait_stopped(pid: int) -> None:
+    """A stop signal takes effect when the kernel next looks at the process. Raises ProcessLookupError."""
     while True:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

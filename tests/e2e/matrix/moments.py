@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from crash.instants import APPEARS, Appears, wait_for
 from e2e.matrix.grounds import Grounds, NothingThereError, Term, Worker
+from localrun import victims
 from lockstep_trainer.steprecord import STARTING, StepReader, StepRecordError
 
 PATIENCE = 20.0
@@ -138,7 +139,7 @@ def _watch(worker: Worker, sections: frozenset[str], deadline: float) -> Moment 
                 os.kill(worker.pid, signal.SIGSTOP)
                 now = Moment("")
                 now.hold(worker)
-                _stopped(worker.pid)
+                victims.wait_stopped(worker.pid)
                 section = reader.section
                 if section in sections:
                     now.what = f"rank {worker.rank} in {section}, term {worker.term}"
@@ -156,16 +157,3 @@ def _watch(worker: Worker, sections: frozenset[str], deadline: float) -> Moment 
 def _rests(worker: Worker) -> bool:
     """Whether the worker has been told to rest: its sections are those of another folder from then on."""
     return (worker.folder / "idle.json").exists()
-
-
-def _stopped(pid: int) -> None:
-    """A signal takes effect when the kernel next looks at the process. Raises ProcessLookupError."""
-    while True:
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                state = file.read().rpartition(")")[2].split()[0]
-        except OSError:
-            raise ProcessLookupError(pid) from None
-        if state in "TtZX":
-            return
-        time.sleep(0)
