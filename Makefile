@@ -1,8 +1,9 @@
 # Two commands are enough: `make demo` and `make test`. Each sets up what it needs and can be run again in seconds.
 
 PYTHON ?= python3
-# The environment's own tools first, uv among them; make setup runs before there are any.
-RUN = env PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python
+# The environment's own tools first, uv among them; make setup runs before there are any. Tests and demo start hundreds of
+# processes: whoever asked Python not to keep compiled modules would wait for the compiler in each of them.
+RUN = env PATH="$(CURDIR)/.venv/bin:$$PATH" PYTHONDONTWRITEBYTECODE= .venv/bin/python
 TIERS ?=
 ARGS ?=
 

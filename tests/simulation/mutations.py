@@ -158,6 +158,12 @@ GUARDS = (
         test="unit/protocol/test_restarted_container.py",
     ),
     Mutation(
+        "give-up-who-waits-its-turn", "verdicts",
+        "now - max(peer.missing_since, arrival) > grace", "now - peer.missing_since > grace",
+        "while an epoch forms, the grace counts from the last arrival",
+        test="unit/protocol/test_forming.py",
+    ),
+    Mutation(
         "start-while-committing", "keeping",
         "return not durability.busy, point", "return True, point",
         "no restore point is chosen while a commit is under way",

@@ -39,6 +39,8 @@ class Peer:
     invited_at: float = 0.0
     container_restarted: bool = False
     """Its container was started again between its newest Join and the one before."""
+    came_at: float | None = None
+    """When it first joined this roster; None: not yet."""
 
     @property
     def connected(self) -> bool:
@@ -80,6 +82,14 @@ class Roster:
         """Members without a stream."""
         return [peer for peer in self.members.values() if not peer.connected]
 
+    @property
+    def newest_arrival(self) -> float | None:
+        """When the last of those that are here came for the first time; None while the leader's own member, which is
+        in the same process, has not come: it is the leader that is slow, and nobody's silence means anything yet."""
+        if self.members[0].came_at is None:
+            return None
+        return max(peer.came_at for peer in self.members.values() if peer.came_at is not None)
+
     # ------------------------------------------------------------------------------------- streams
 
     def join(self, connection: int, join: Join, now: float) -> tuple[Peer | None, list[Effect]]:
@@ -93,6 +103,7 @@ class Roster:
             effects.append(DropMember(peer.connection))
         self._streams[connection] = peer
         peer.connection, peer.heard_at = connection, now
+        peer.came_at = now if peer.came_at is None else peer.came_at
         known = peer.inventory
         peer.container_restarted = known is not None and known.container_starts < join.inventory.container_starts
         peer.inventory, peer.term = join.inventory, join.inventory.term

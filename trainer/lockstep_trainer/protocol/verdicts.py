@@ -69,11 +69,17 @@ class Verdicts:
 
     def missing(self, roster: Roster, formed_at: float, grace: float, now: float) -> dict[int, Loss]:
         """Who is to be asked for now: members that do not come back within ``grace`` seconds, or can't end their
-        workers. Empty where there is nobody, or the operator was asked a moment ago."""
+        workers. Empty where there is nobody, or the operator was asked a moment ago.
+
+        While others still arrive, the grace counts from the last arrival: with thousands of members, or on a machine
+        that is overloaded, handshakes alone take longer than it, and who waits its turn is not lost. Only first
+        arrivals count, so that a member that comes and goes holds up nobody."""
         lost: dict[int, Loss] = dict(self.condemned)
+        arrival = roster.newest_arrival
         for slot, peer in roster.members.items():
             if not peer.connected:
-                if now - peer.missing_since > grace and now - formed_at > LAST_CALL_SECONDS:
+                silent = arrival is not None and now - max(peer.missing_since, arrival) > grace
+                if silent and now - formed_at > LAST_CALL_SECONDS:
                     lost.setdefault(slot, ("MemberLost", "stream"))
             elif not peer.quiet and now - formed_at > QUIESCE_SECONDS:
                 lost.setdefault(slot, ("CannotQuiesce", "stream"))
