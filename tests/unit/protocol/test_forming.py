@@ -26,6 +26,9 @@ def comes(leader: Leader, slot: int, now: float) -> None:
 
 def given_up(leader: Leader, now: float) -> tuple[int, ...]:
     """Whom the operator is asked to replace at ``now``."""
+    for peer in leader.roster.members.values():
+        if peer.connection is not None:  # who has come goes on speaking
+            leader.roster.heard(peer.connection, now)
     effects: list[Effect] = leader.handle(events.Tick(), now)
     asked = [effect.message for effect in effects if isinstance(effect, SendOperator)]
     return next((message.slots for message in asked if isinstance(message, ReplaceRequest)), ())
@@ -43,10 +46,11 @@ def test_nobody_is_given_up_before_the_leaders_own_member_has_come() -> None:
 def test_the_grace_counts_from_the_last_arrival() -> None:
     """One handshake after the other, each just within the grace: nobody is lost who is only waiting its turn."""
     leader = forming()
-    for slot, now in ((0, 4.0), (1, 8.0), (2, 12.0)):
-        comes(leader, slot, now)
-        assert given_up(leader, now + GRACE - 0.1) == ()
-    assert given_up(leader, 12.0 + GRACE + 0.1) == (3,)
+    for slot in (0, 1, 2):
+        assert given_up(leader, slot * (GRACE - 0.1)) == ()
+        comes(leader, slot, slot * (GRACE - 0.1))
+    assert given_up(leader, 3 * (GRACE - 0.1)) == ()
+    assert given_up(leader, 3 * (GRACE - 0.1) + 0.2) == (3,)
 
 
 def test_a_member_that_comes_and_goes_holds_up_nobody() -> None:

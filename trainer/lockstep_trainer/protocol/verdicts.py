@@ -81,7 +81,7 @@ class Verdicts:
                 silent = arrival is not None and now - max(peer.missing_since, arrival) > grace
                 if silent and now - formed_at > LAST_CALL_SECONDS:
                     lost.setdefault(slot, ("MemberLost", "stream"))
-            elif not peer.quiet and now - formed_at > QUIESCE_SECONDS:
+            elif not peer.quiet and now - max(formed_at, peer.came_at or formed_at) > QUIESCE_SECONDS:
                 lost.setdefault(slot, ("CannotQuiesce", "stream"))
         changed = lost.keys() != self.lost.keys()
         self.lost = lost
