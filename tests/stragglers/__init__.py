@@ -1,0 +1,1 @@
+"""What the search for slow ranks is tuned and scored on."""

@@ -1,0 +1,112 @@
+"""What a probe of devices says of its suspects: matrix product and memory copy against those of healthy ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lockstep_trainer.stragglers import settings
+from lockstep_trainer.stragglers.shifts import Shift
+from lockstep_trainer.stragglers.work import Cause, Probe, Probed, ProbeKind
+
+_NOISE = 0.02
+"""Noise assumed of a probe where fewer than three references tell it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How much slower a suspect is than the references: logarithms of ratios, 0 where it is as fast as they."""
+
+    product: float
+    copy: float
+    error: float
+    """Standard error of both."""
+
+
+@dataclass(slots=True)
+class Inquiry:
+    """Devices under suspicion, measured at the same time as a few without."""
+
+    asked: int
+    """Step, as counted by the search, at which it was asked last."""
+    suspects: dict[int, float]
+    """Rank → how slow its work is, as a logarithm; 0 where only its host is late."""
+    references: tuple[int, ...]
+    compute: Mapping[int, Shift] = field(default_factory=dict)
+    host: Mapping[int, Shift] = field(default_factory=dict)
+    stages: Mapping[int, Shift] = field(default_factory=dict)
+    """Suspicions: by index of the rank, of the stage."""
+    answers: dict[ProbeKind, list[Mapping[int, float]]] = field(default_factory=lambda: {"compute": [], "memory": []})
+
+    def ask(self) -> list[Probe]:
+        """The next round."""
+        ranks = tuple(sorted({*self.suspects, *self.references}))
+        return [Probe("compute", ranks), Probe("memory", ranks)]
+
+    def take(self, answer: Probed) -> bool:
+        """Takes an answer; True when the round is complete."""
+        self.answers[answer.kind].append({rank: seconds for rank, seconds in answer.ranks.items() if seconds > 0})
+        return len(self.answers["compute"]) == len(self.answers["memory"])
+
+    def reading(self, rank: int, healthy: Mapping[ProbeKind, float]) -> Reading | None:
+        """What the rounds so far say of a suspect; None where it or what it is compared with was not measured.
+
+        Args:
+            rank: The suspect.
+            healthy: Logarithm of its own earlier seconds, for a rank alone in its job.
+        """
+        found: dict[ProbeKind, float] = {}
+        spread: list[float] = []
+        for kind in ("compute", "memory"):
+            ratios = []
+            for round_ in self.answers[kind]:
+                others = [math.log(round_[one]) for one in self.references if one in round_]
+                if not others and kind in healthy:
+                    others = [healthy[kind]]
+                if rank in round_ and others:
+                    ratios.append(math.log(round_[rank]) - float(np.median(others)))
+                    if len(others) >= 3:
+                        spread.append(float(np.std(others, ddof=1)))
+            if not ratios:
+                return None
+            found[kind] = float(np.median(ratios))
+        noise = max(spread) if spread else _NOISE
+        return Reading(found["compute"], found["memory"], noise / math.sqrt(len(self.answers["compute"])))
+
+    def undecided(self, readings: Mapping[int, Reading | None], threshold: float) -> bool:
+        """Another round is needed: a reading is too near to where it would agree."""
+        if len(self.answers["compute"]) >= settings.PROBE_ROUNDS:
+            return False
+        return any(
+            min(abs(one.product - cut), abs(one.copy - cut)) < 2 * one.error
+            for rank, one in readings.items()
+            if one is not None and (cut := agrees_from(self.suspects[rank], threshold))
+        )
+
+
+def agrees_from(excess: float, threshold: float) -> float:
+    """How slow a probe must be to agree with a suspicion, as a logarithm."""
+    return max(settings.PROBE_AGREES * threshold, settings.PROBE_EXPLAINS * excess)
+
+
+def cause(reading: Reading, clock: float, excess: float, threshold: float) -> Cause | None:
+    """Why a device is slow; None where it is not.
+
+    Args:
+        reading: What the probes say.
+        clock: How much lower its clock is than the others', as a logarithm; 0 where it is not known.
+        excess: How slow its work is, as a logarithm.
+        threshold: What counts, as a logarithm.
+    """
+    cut = agrees_from(excess, threshold)
+    if reading.product >= cut and reading.product >= reading.copy / 2:
+        slow = min(reading.product, excess) if excess else reading.product
+        return Cause.CLOCK if clock >= settings.CLOCK_EXPLAINS * slow else Cause.COMPUTE
+    if reading.copy >= cut:
+        return Cause.MEMORY
+    if excess and clock >= max(cut, settings.CLOCK_EXPLAINS * excess):  # a short probe need not heat it up
+        return Cause.CLOCK
+    return None

@@ -1,0 +1,60 @@
+"""Pauses of the whole job: now and then one rank stands still, and all wait for it, no rank more often than others."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from lockstep_trainer.stragglers import settings
+from lockstep_trainer.stragglers.history import Floats
+from lockstep_trainer.stragglers.shifts import exponent
+
+_WINDOWS = settings.WINDOWS[1:]
+
+
+class Pauses:
+    """The longest pause of each step, and whose it was."""
+
+    def __init__(self, event: float, loss: float) -> None:
+        """Args: ``event``, share of a step's work from which a pause counts; ``loss``, mean share that must be lost."""
+        self._event = event
+        self._loss = loss
+        self._steps: deque[tuple[float, int]] = deque(maxlen=settings.LONGEST)
+
+    def add(self, shares: Floats, known_slow: frozenset[int]) -> None:
+        """One step's shares of a step's work [ranks] that were paused; ranks known to be slow are left out."""
+        longest, who = 0.0, -1
+        for rank in (shares >= self._event).nonzero()[0]:
+            if int(rank) not in known_slow and shares[rank] > longest:
+                longest, who = float(min(shares[rank], 1.0)), int(rank)
+        self._steps.append((longest, who))
+
+    def loss(self, last: int) -> float:
+        """Mean share of a step that was lost over the last steps."""
+        steps = list(self._steps)[-last:]
+        return sum(longest for longest, _ in steps) / max(len(steps), 1)
+
+    def over(self, last: int) -> bool:
+        """Over the last steps less than half of what counts was lost; if so, it begins anew."""
+        over = self.loss(last) < settings.OVER * self._loss
+        if over:
+            self._steps.clear()
+        return over
+
+    def frequent(self, ranks: int) -> int:
+        """Shortest window over which pauses cost enough and fall on ranks as chance has it; 0 where none."""
+        for window in _WINDOWS:
+            steps = list(self._steps)[-window:]
+            if len(steps) < window:
+                return 0
+            who = Counter(rank for _, rank in steps if rank >= 0)
+            events = who.total()
+            if events < settings.PAUSE_EVENTS or self.loss(window) < self._loss:
+                continue
+            third = window // 3
+            parts = (steps[:third], steps[third : 2 * third], steps[2 * third :])
+            lasting = all(sum(longest for longest, _ in part) >= self._loss / 2 * len(part) for part in parts)
+            most = who.most_common(1)[0][1]
+            even = ranks == 1 or (len(who) > 1 and exponent(most, events / ranks) < settings.UNEVEN)
+            if lasting and even:
+                return window
+        return 0
