@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lockstep_trainer.health.nvml import Nvml, Refused, read_gpu
+
+FURTHER = (
+    *("BoardPartNumber", "VbiosVersion", "UtilizationRates", "PowerUsage", "PerformanceState", "PersistenceMode"),
+    *("SupportedClocksEventReasons", "TotalEnergyConsumption", "NumGpuCores", "SupportedEventTypes"),
+    *("CudaComputeCapability", "ClockInfo GRAPHICS", "TemperatureThreshold SHUTDOWN", "TemperatureThreshold MEM_MAX"),
+)
+"""Questions that no row of the table needs yet."""
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -30,58 +39,29 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def nvml_answers() -> dict[str, Any]:
-    """What each query that a health check may make is answered with, the refusals by name."""
-    import pynvml as nvml  # type: ignore[import-not-found]  # in the package nvidia-ml-py
+    """What each question that a health check asks is answered with, the refusals by name; and a few more."""
+    from lockstep_trainer.health.driver import DriverNvml
 
-    nvml.nvmlInit()
-    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
-    queries: dict[str, Callable[[], Any]] = {"DriverVersion": nvml.nvmlSystemGetDriverVersion}
-    without_arguments = (
-        *("Name", "Serial", "UUID", "BoardPartNumber", "VbiosVersion", "PciInfo", "MemoryInfo", "UtilizationRates"),
-        *("CurrPcieLinkGeneration", "MaxPcieLinkGeneration", "CurrPcieLinkWidth", "MaxPcieLinkWidth"),
-        *("PcieReplayCounter", "PowerUsage", "EnforcedPowerLimit", "PerformanceState", "PersistenceMode"),
-        *("CurrentClocksEventReasons", "SupportedClocksEventReasons", "EccMode", "RemappedRows", "MigMode"),
-        *("RowRemapperHistogram", "RetiredPagesPendingStatus", "TotalEnergyConsumption", "NumGpuCores"),
-        *("ComputeRunningProcesses", "SupportedEventTypes", "CudaComputeCapability", "GpuFabricInfo"),
-    )
-    for name in without_arguments:
-        function = getattr(nvml, f"nvmlDeviceGet{name}", None)
-        if function is not None:
-            queries[name] = lambda function=function: function(gpu)
-    for clock in ("GRAPHICS", "SM", "MEM"):
-        kind = getattr(nvml, f"NVML_CLOCK_{clock}")
-        queries[f"ClockInfo {clock}"] = lambda kind=kind: nvml.nvmlDeviceGetClockInfo(gpu, kind)
-        queries[f"MaxClockInfo {clock}"] = lambda kind=kind: nvml.nvmlDeviceGetMaxClockInfo(gpu, kind)
-    for error in ("CORRECTED", "UNCORRECTED"):
-        for counter in ("VOLATILE", "AGGREGATE"):
-            of = (getattr(nvml, f"NVML_MEMORY_ERROR_TYPE_{error}"), getattr(nvml, f"NVML_{counter}_ECC"))
-            queries[f"TotalEccErrors {error} {counter}"] = lambda of=of: nvml.nvmlDeviceGetTotalEccErrors(gpu, *of)
-    for name in ("SHUTDOWN", "SLOWDOWN", "MEM_MAX", "GPU_MAX"):
-        limit = getattr(nvml, f"NVML_TEMPERATURE_THRESHOLD_{name}")
-        queries[f"TemperatureThreshold {name}"] = lambda limit=limit: nvml.nvmlDeviceGetTemperatureThreshold(gpu, limit)
-    queries["Temperature"] = lambda: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)
-    for link in (0, 17):
-        queries[f"NvLinkState {link}"] = lambda link=link: nvml.nvmlDeviceGetNvLinkState(gpu, link)
-    fields = ("DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL", "DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL", "DEV_MEMORY_TEMP")
-    for name in fields:
-        field = getattr(nvml, f"NVML_FI_{name}")
-        queries[f"Field {name}"] = lambda field=field: _plain(nvml.nvmlDeviceGetFieldValues(gpu, [field])[0])
-    answers: dict[str, Any] = {}
-    for name, query in queries.items():
+    recorder = _Recorder(DriverNvml())
+    read_gpu(recorder, 0)
+    for question in FURTHER:
+        with suppress(Refused):
+            recorder.ask(0, question)
+    return recorder.answers
+
+
+class _Recorder:
+    """Hands questions on and keeps the answers."""
+
+    def __init__(self, nvml: Nvml) -> None:
+        self._nvml = nvml
+        self.answers: dict[str, Any] = {}
+        self.count, self.listen = nvml.count, nvml.listen
+
+    def ask(self, gpu: int, question: str) -> Any:
         try:
-            answers[name] = _plain(query())
-        except nvml.NVMLError as error:
-            answers[name] = {"error": type(error).__name__, "says": str(error)}
-        except Exception as error:  # a structure that this driver does not fill
-            answers[name] = {"error": type(error).__name__, "says": str(error)[:200]}
-    return answers
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if hasattr(value, "_fields_"):
-        return {field[0]: _plain(getattr(value, field[0])) for field in value._fields_}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value if isinstance(value, int | float | str | bool | None) else str(value)
+            self.answers[question] = self._nvml.ask(gpu, question)
+        except Refused as refused:
+            self.answers[question] = {"error": f"NVMLError_{refused.code}", "says": str(refused)}
+            raise
+        return self.answers[question]
