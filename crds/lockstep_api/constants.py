@@ -72,6 +72,8 @@ VOLUME_MOUNT = "/lockstep/run"
 """Memory-backed volume that outlives the container: agent state, worker folders, step records."""
 CONFIG_MOUNT = "/lockstep/config"
 """ConfigMap with ``job.json``: the job's name, namespace, uid and its whole spec with all defaults."""
+FINDINGS_FILE = "findings.yaml"
+"""In the same ConfigMap: the administrator's rows of the table of findings of preflight checks, where there are any."""
 TOKEN_MOUNT = "/lockstep/token"
 """Secret with ``token``, the bearer token that every call between this job's parts carries, and with their
 certificate: ``tls.crt``, ``tls.key`` and ``ca.crt``."""
@@ -79,6 +81,8 @@ TOKEN_FILE = "token"
 """Key of that Secret: the job's token."""
 ACCEPTED_TOKENS_FILE = "accepted-tokens"
 """Key of that Secret while the master key is changed: further tokens that are good, a line each."""
+PREFLIGHT_EXIT_CODE = 90
+"""Of the container `trainer` whose node failed the preflight checks; what they found is its termination message."""
 TOKEN_HEADER = "X-Lockstep-Token"
 """Carries that token where a call comes through the API server's proxy, which keeps Authorization to itself."""
 PROTOCOL_VERSION = 1

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import kopf
+import yaml
 
 from lockstep_operator import handlers
 from lockstep_operator.backends.kubernetes import KubernetesBackend
@@ -57,6 +58,7 @@ class Options:
     lease: str
     lease_namespace: str
     identity: str
+    findings: str
     node_memory: str
     node_limits: Limits
     taint_nodes: bool
@@ -81,6 +83,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("--no-tls", action="store_true", help="pods of jobs that start speak without TLS")
     parser.add_argument("--trainer-image", default=PodDefaults().image, help="image of pods whose template names none")
+    parser.add_argument(
+        "--findings-file", type=Path, help="rows that change the table of findings of preflight checks, as YAML"
+    )
     parser.add_argument("--bind-address", default="0.0.0.0", help="for metrics and health; default: %(default)s")
     parser.add_argument("--metrics-port", type=int, default=8080, help="default: %(default)s")
     parser.add_argument("--health-port", type=int, default=8081, help="default: %(default)s")
@@ -113,6 +118,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         validity=Validity(given.certificate_seconds, given.certificate_renewal_seconds),
         tls=not given.no_tls,
         trainer_image=given.trainer_image,
+        findings=_findings(given.findings_file),
         bind=given.bind_address,
         metrics_port=given.metrics_port,
         health_port=given.health_port,
@@ -142,7 +148,7 @@ async def run(options: Options) -> int:
             taint=options.taint_nodes,
         )
         cache.nodes_changed = memory.look
-        defaults = PodDefaults(options.trainer_image, tls=options.tls)
+        defaults = PodDefaults(options.trainer_image, tls=options.tls, findings=options.findings)
         own = Credentials(options.keys, options.validity)
         backend = KubernetesBackend(client, cache, memory=memory, events=events, defaults=defaults, credentials=own)
         jobs = Jobs(client, options.namespaces, backend)
@@ -264,6 +270,20 @@ def _accepted_keys(path: Path | None) -> tuple[bytes, ...]:
     except OSError as error:
         raise ConfigError(f"--accepted-keys-file {path}: {error.strerror}") from None
     return tuple(_long_enough(key, f"--accepted-keys-file {path}") for key in keys)
+
+
+def _findings(path: Path | None) -> str:
+    """Text that is an object; what its rows mean is known to the trainer image, whose table it changes."""
+    if path is None:
+        return ""
+    try:
+        text = path.read_text()
+        rows = yaml.safe_load(text) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"--findings-file {path}: {error}") from None
+    if not isinstance(rows, dict):
+        raise ConfigError(f"--findings-file {path}: it must be an object with parts such as gpu and xids")
+    return text if rows else ""
 
 
 def _long_enough(key: bytes, where: str) -> bytes:

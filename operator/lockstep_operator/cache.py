@@ -13,6 +13,9 @@ from lockstep_operator.plan.nodes import notices
 from lockstep_operator.plan.observed import Node, Pod
 from lockstep_operator.plan.times import unix
 
+UNFIT_CHARACTERS = 1000
+"""Of what preflight checks found: an event holds 1024 bytes, a status keeps ten faults; the pod's log has it all."""
+
 
 class ClusterCache:
     """Pods of all jobs, and nodes. ``wake`` is called with the uid of a job whose pods or nodes changed,
@@ -101,6 +104,7 @@ def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
         deleting="deletionTimestamp" in metadata,
         deleted_at=_deleted_at(metadata),
         disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+        unfit=_unfit(container),
         bad_device=_bad_device(container),
         restarts=container.get("restartCount", 0),
         running="running" in state,
@@ -136,6 +140,15 @@ def _deleted_at(metadata: Manifest) -> float | None:
     if "deletionTimestamp" not in metadata:
         return None
     return unix(metadata["deletionTimestamp"]) - float(metadata.get("deletionGracePeriodSeconds") or 0)
+
+
+def _unfit(container: Manifest) -> str:
+    """What its preflight checks found, if its container ended for that; it may have been started again since."""
+    for state in ("state", "lastState"):
+        ended = container.get(state, {}).get("terminated", {})
+        if ended.get("exitCode") == constants.PREFLIGHT_EXIT_CODE:
+            return ended.get("message", "").strip()[:UNFIT_CHARACTERS] or "its preflight checks failed"
+    return ""
 
 
 def _bad_device(container: Manifest) -> str:

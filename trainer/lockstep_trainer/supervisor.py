@@ -8,6 +8,8 @@ It knows nothing of training, so that there is next to nothing in it that can fa
 loop over signals. Workers are the zygote's children; if the zygote dies they become the supervisor's (it is the
 subreaper), go on, and their exit codes are kept in ``exits/<pid>.json`` for the agent.
 
+An agent that ends with PREFLIGHT_EXIT_CODE has found its node unfit: then everything ends, with that code.
+
 SIGTERM is passed on to the agent, which ends its workers; what is still alive after LOCKSTEP_GRACE_SECONDS (25) is
 killed. Its own death ends everything: in a pod because it is PID 1, in a local run because agent and zygote ask the
 kernel for a signal when their parent dies (LOCKSTEP_DIE_WITH_PARENT=1, which also ties it to its own parent).
@@ -26,6 +28,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -156,6 +160,7 @@ class Supervisor:
         self.services = (self.agent, Service("lockstep_trainer.zygote"))
         self.standby_at = 0.0
         self.deadline: float | None = None  # set by SIGTERM
+        self.exit_code = 0
 
     def run(self) -> None:
         """Returns when it was told to end and nothing is left."""
@@ -203,6 +208,8 @@ class Supervisor:
                 write_json(self.exits / f"{pid}.json", {"pid": pid, "code": code, "at": time.time()})
             else:
                 service.ended(time.monotonic())
+                if service is self.agent and code == PREFLIGHT_EXIT_CODE and self.deadline is None:
+                    self.deadline, self.exit_code = time.monotonic(), code
                 if self.deadline is None:
                     print(f"supervisor: {service.module} (pid {pid}) ended with {code}; starting it again", flush=True)
 
@@ -235,6 +242,7 @@ def main() -> None:
     starts = Path(run_dir, "container-starts")
     starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
     supervisor.run()
+    sys.exit(supervisor.exit_code)
 
 
 if __name__ == "__main__":

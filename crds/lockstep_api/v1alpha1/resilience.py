@@ -99,15 +99,30 @@ class NodesSpec(Model):
     they share, or to the program; then no more are excluded, and an event says so."""
     exclude_seconds: float = Field(default=86_400, ge=0)
     """How long this job's new pods stay away from a node that a fault has named: a retry rule with ExcludeNode, an
-    unhealthy GPU, a verdict."""
+    unhealthy GPU, a failed preflight check, a verdict."""
     force_delete_after_seconds: float = Field(default=60, ge=0, le=86_400)
     """Pods that were deleted so long ago are deleted by force where their node is not ready: nobody is there to confirm
     their end. Where the node is gone or out of service that is done at once, and elsewhere never."""
 
 
+class Preflight(StrEnum):
+    """How each new pod checks its node before it takes part."""
+
+    OFF = "Off"
+    """Not at all."""
+    QUICK = "Quick"
+    """What the driver and the host tell: memory errors, lost GPUs, links that are down, heat, shared memory, the clock.
+    Under a second."""
+    FULL = "Full"
+    """And GPUs and the links between them under load, a minute: wrong results, slow GPUs, slow links."""
+
+
 class ResilienceSpec(Model):
     """What is done when something breaks."""
 
+    preflight: Preflight = Preflight.QUICK
+    """Checks of a new pod's node. Where one fails the pod gets no slot, this job's new pods stay away from the node for
+    nodes.excludeSeconds, and another pod is made. That uses up no budget as long as nodes.excludePerHour allows it."""
     budgets: BudgetsSpec = Field(default_factory=BudgetsSpec)
     """Budgets per rung."""
     retry: list[RetryRule] = Field(default_factory=list, max_length=32)

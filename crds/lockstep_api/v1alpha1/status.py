@@ -183,7 +183,7 @@ class Fault(StatusModel):
     generation: int = 0
     """Generation that it ended."""
     cause: str
-    """WorkerExited, AgentLost, PodLost, NodeLost, Hang, StoreLost, LeaderLost …"""
+    """WorkerExited, AgentLost, PodLost, NodeLost, PreflightFailed, Hang, StoreLost, LeaderLost …"""
     rung: str
     """inProcess, process, container, spare, pod, shrink or requeue."""
     node: str | None = None
@@ -195,7 +195,7 @@ class Fault(StatusModel):
     exit_code: int | None = None
     """Exit code, or minus the signal."""
     witness: str = ""
-    """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, devicePlugin, taint, progress."""
+    """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, devicePlugin, taint, preflight, progress."""
     blame: str = ""
     """Named: a rule or a verdict says that the node is to blame; Suspected: the worker's error may be its GPU's."""
     message: str = ""

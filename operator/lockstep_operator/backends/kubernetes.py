@@ -73,7 +73,9 @@ class KubernetesBackend:
     async def create_child(self, job: TrainingJob, kind: ChildKind) -> None:
         """Service, Secret or ConfigMap. A Secret that is there is replaced whole, without having been read: what it
         should hold is known, and where it holds that already the server changes nothing."""
-        manifest = children.render(job, kind, self.credentials.secret(job.uid) if kind == "Secret" else {})
+        manifest = children.render(
+            job, kind, self.credentials.secret(job.uid) if kind == "Secret" else {}, self._defaults.findings
+        )
         try:
             await self._client.create(_CHILDREN[kind].path(job.namespace), manifest)
         except AlreadyExistsError:

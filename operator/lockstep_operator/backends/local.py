@@ -33,6 +33,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_operator.credentials import Credentials, MasterKeys
 from lockstep_operator.plan import children
@@ -134,6 +135,7 @@ class LocalBackend:
             address=f"127.0.0.1:{pod.port}",
             deleting=pod.deleting,
             running=code is None,
+            unfit=self._unfit(name) if code == PREFLIGHT_EXIT_CODE else "",
             message="" if code is None else f"the supervisor ended with {code}",
             slot=label.slot if label else None,
             epoch=label.epoch if label else None,
@@ -214,6 +216,7 @@ class LocalBackend:
             "LOCKSTEP_TOKEN_DIR": str(self._folder("token")),
             "LOCKSTEP_TLS": "on" if new.tls else "off",
             "LOCKSTEP_DIE_WITH_PARENT": "1",
+            "LOCKSTEP_TERMINATION_LOG": str(run_dir / "termination-log"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or _threads(job),
             "LOCKSTEP_GRACE_SECONDS": str(GRACE_SECONDS - 1),
             **self._visible_gpus(job, new.ordinal),
@@ -297,6 +300,13 @@ class LocalBackend:
         path = self._state_dir.joinpath(*parts)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def _unfit(self, pod: str) -> str:
+        """What its preflight checks found: a kubelet would have it from the same file."""
+        try:
+            return self._folder("pods", pod).joinpath("termination-log").read_text().strip()
+        except FileNotFoundError:
+            return "its preflight checks failed"
 
     def _visible_gpus(self, job: TrainingJob, ordinal: int) -> dict[str, str]:
         """Each pod sees its own GPUs, as it would in a container; spares share with those whose place they take."""

@@ -57,8 +57,9 @@ def job_json(job: TrainingJob) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def render(job: TrainingJob, kind: ChildKind, secret: Mapping[str, bytes]) -> Manifest:
-    """The object of that kind. ``secret`` is what the job's Secret holds."""
+def render(job: TrainingJob, kind: ChildKind, secret: Mapping[str, bytes], findings: str = "") -> Manifest:
+    """The object of that kind. ``secret`` is what the job's Secret holds, ``findings`` the administrator's rows of the
+    table of findings."""
     name = {"Service": service_name, "Secret": secret_name, "ConfigMap": config_map_name}[kind](job)
     manifest: Manifest = {
         "apiVersion": "v1",
@@ -87,5 +88,5 @@ def render(job: TrainingJob, kind: ChildKind, secret: Mapping[str, bytes]) -> Ma
             "data": {name: base64.b64encode(content).decode() for name, content in secret.items()},
         }
     else:
-        manifest["data"] = {"job.json": job_json(job)}
+        manifest["data"] = {"job.json": job_json(job), **({constants.FINDINGS_FILE: findings} if findings else {})}
     return manifest

@@ -28,6 +28,8 @@ _POD_GIVEN_UP = frozenset({"pod", "spare", "shrink", "requeue"})
 """Rungs of a record whose pod is gone: one loss each."""
 PLANNED = frozenset({"NodeDrained", "NodeLeaving"})
 """Causes that use up no budget: maintenance of a whole cluster must not end a job, and nothing here can loop."""
+UNFIT = "PreflightFailed"
+"""Uses up budget only where its node does not get excluded for it: see ``charge_unfit``."""
 CONFIRM_SECONDS = 600.0
 """A node that is not ready so soon after its member fell silent is why."""
 
@@ -41,7 +43,7 @@ class Loss:
     slot: int | None  # None: it held none
     node: str
     # PodLost, PodFailed, PodDeleted, NodeDrained, ContainerCrashLoop, NodeLost, NodeLeaving, NodeExcluded,
-    # GpuUnhealthy, LeaderLost, or the leader's word
+    # GpuUnhealthy, PreflightFailed, LeaderLost, or the leader's word
     cause: str
     witness: str
     message: str = ""
@@ -75,7 +77,9 @@ def losses(
     for pod in sorted(current(observed.pods, status.incarnations).values(), key=lambda pod: pod.ordinal):
         if pod.name in members:
             continue
-        if pod.ended:
+        if pod.unfit:
+            found.append(Loss(pod.name, pod.ordinal, None, pod.node, UNFIT, "preflight", pod.unfit))
+        elif pod.ended:
             found.append(Loss(pod.name, pod.ordinal, None, pod.node, "PodFailed", "podStatus", _disrupted(pod)))
         elif pod.deleting:  # somebody's wish, not a fault; it held no slot
             reason = _deleted(pod, observed)
@@ -103,6 +107,8 @@ def _member_lost(
     """(cause, witness, what more is known) if the member must be given up."""
     if pod is None:
         return None if name in observed.creating else ("PodLost", "podStatus", "")
+    if pod.unfit and not pod.running:  # started again it may have passed, and hold its slot again by now
+        return UNFIT, "preflight", pod.unfit
     if pod.ended:
         return "PodFailed", "podStatus", _disrupted(pod)
     if pod.deleting:
@@ -222,7 +228,7 @@ def record(
         restarts = restarts.model_copy(
             update={rung: getattr(restarts, rung) + 1, "total": restarts.total + 1},
         )
-        if loss.cause not in PLANNED:
+        if loss.cause not in PLANNED and loss.cause != UNFIT:
             used = used.model_copy(update={"pod": used.pod + 1})
         fresh = Fault(
             at=rfc3339(now),
@@ -248,6 +254,17 @@ def record(
             "faults": faults[-KEPT_FAULTS:],
         }
     )
+
+
+def charge_unfit(before: TrainingJobStatus, status: TrainingJobStatus, lost: list[Loss]) -> TrainingJobStatus:
+    """Status with the pods on the budget whose node failed its checks and was not excluded for it now: the next one may
+    come to the same node, for ever. Those of a node that was excluded are free, since a large cluster always has some
+    that are unfit, and each fails once."""
+    known = {one.node for one in before.excluded_nodes}
+    newly = {one.node for one in status.excluded_nodes} - known
+    charged = sum(loss.cause == UNFIT and loss.node not in newly for loss in lost)
+    used = status.budgets_used
+    return status.model_copy(update={"budgets_used": used.model_copy(update={"pod": used.pod + charged})})
 
 
 def fold_reports(status: TrainingJobStatus, observed: Observed) -> TrainingJobStatus:

@@ -127,7 +127,8 @@ def overspent(job: TrainingJob, status: TrainingJobStatus) -> Ending | None:
     if used <= budget:
         return None
     last = status.faults[-1] if status.faults else None
-    where = f" The last: {last.pod} on {last.node or 'no node'}, {last.cause}." if last else ""
+    what = f": {last.message.removesuffix('.')}" if last and last.message else ""
+    where = f" The last: {last.pod} on {last.node or 'no node'}, {last.cause}{what}." if last else ""
     return Ending(
         False,
         "PodBudgetExceeded",

@@ -81,10 +81,12 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
             detect=max(0.0, now - said.newest.at) if said and said.newest else 0.0,
             now=now,
         )
-        if ending := lifecycle.overspent(job, status):
-            return lifecycle.finish(job, status, observed, ending, now)
     status, said_of_nodes = jobwide.exclude(job, status, now)
     events += said_of_nodes
+    if lost:
+        status = faults.charge_unfit(job.status, status, lost)
+        if ending := lifecycle.overspent(job, status):
+            return lifecycle.finish(job, status, observed, ending, now)
     pods = pool.current(observed.pods, status.incarnations)
     # On how many nodes it goes on.
     have = width.supply(job, status, pods, observed, leaving=leaving.keys(), now=now)

@@ -15,6 +15,8 @@ from lockstep_operator.plan.children import config_map_name, labels, owner_refer
 Manifest = dict[str, Any]
 
 GPU_RESOURCE = "nvidia.com/gpu"
+TERMINATION_LOG = "/dev/termination-log"
+"""Where a kubelet looks for a container's last words if its template names no other file."""
 GRACE_SECONDS = 30
 GRACE_MARGIN_SECONDS = 5
 """What is left of a pod's grace period, half of it at most, when its processes have ended by themselves."""
@@ -26,6 +28,7 @@ class PodDefaults:
 
     image: str = "ghcr.io/lockstep/trainer:0.1.0"
     tls: bool = True  # agents of jobs that start speak TLS
+    findings: str = ""  # the administrator's rows of the table of findings, as YAML
 
 
 def render(job: TrainingJob, new: NewPod, defaults: PodDefaults) -> Manifest:
@@ -101,7 +104,8 @@ def _container(
     # `python3` is what both a virtual environment and a distribution's own Python are called on PATH.
     container["command"] = ["python3", "-m", "lockstep_trainer.supervisor"]
     container.pop("args", None)
-    own = _environment(job, new, port)
+    ended = {"name": "LOCKSTEP_TERMINATION_LOG", "value": container.get("terminationMessagePath", TERMINATION_LOG)}
+    own = [*_environment(job, new, port), ended]
     names = {variable["name"] for variable in own}
     container["env"] = [*own, *(one for one in container.get("env", []) if one["name"] not in names)]
     container["ports"] = [

@@ -15,6 +15,7 @@ _WHAT = {
     "NodeDrained": "a node was drained",
     "NodeLeaving": "the end of a node was announced",
     "GpuUnhealthy": "a GPU became unhealthy",
+    "PreflightFailed": "a node failed the preflight checks",
     "LeaderLost": "the leader was lost",
     "ContainerRestarted": "a container was restarted",
     "StaleRestore": "workers began behind a state that the chain had left",

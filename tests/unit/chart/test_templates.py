@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from lockstep_operator.__main__ import parse
+from lockstep_operator.errors import ConfigError
+from lockstep_trainer.health.table import load
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 Render = Callable[..., dict[tuple[str, str], dict[str, Any]]]
@@ -216,6 +218,37 @@ def test_the_operator_understands_its_command_line(render: Render, tmp_path: Pat
     options = parse([argument for argument in arguments if argument not in mounted] + [f"--master-key-file={key}"])
     assert (options.namespaces, options.trainer_image, options.lease) == (("team-a",), "mine:1", "ls")
     assert (options.metrics_port, options.health_port, options.log_level) == (8080, 8081, "debug")
+
+
+def test_an_administrators_findings_reach_the_operator_and_change_it(render: Render, tmp_path: Path) -> None:
+    rows = {"gpu": {"nvlink-down": {"severity": "warn"}}, "xids": {63: {"severity": "fatal"}}}
+    manifests = render({"preflight": {"findings": rows}, "podAnnotations": {"own": "1"}})
+    text = manifests["ConfigMap", "ls-findings"]["data"]["findings.yaml"]
+    (option,) = [argument for argument in container(manifests)["args"] if argument.startswith("--findings-file=")]
+    (mount,) = [one for one in container(manifests)["volumeMounts"] if one["name"] == "findings"]
+    assert option == f"--findings-file={mount['mountPath']}/findings.yaml"
+    volumes = manifests["Deployment", "ls"]["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "findings", "configMap": {"name": "ls-findings"}} in volumes
+    annotations = manifests["Deployment", "ls"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["own"] == "1"
+    assert "lockstep.dev/findings" in annotations
+
+    file, key = tmp_path / "findings.yaml", tmp_path / "key"
+    file.write_text(text)
+    key.write_text("k" * 32)
+    assert parse([f"--master-key-file={key}", f"--findings-file={file}"]).findings == text
+    table = load(file)  # what Helm makes of it is what the trainer's table takes
+    assert (table.gpu["nvlink-down"].severity, table.xid(63).severity) == ("warn", "fatal")
+
+
+@pytest.mark.parametrize(("text", "says"), [("- gpu", "must be an object"), ("{", "findings.yaml"), (None, "No such")])
+def test_findings_that_can_not_be_read_stop_the_operator(tmp_path: Path, text: str | None, says: str) -> None:
+    file, key = tmp_path / "findings.yaml", tmp_path / "key"
+    key.write_text("k" * 32)
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        parse([f"--master-key-file={key}", f"--findings-file={file}"])
 
 
 def test_replicas_are_spread_over_nodes_and_adding_one_replaces_none(render: Render) -> None:

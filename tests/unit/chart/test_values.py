@@ -62,6 +62,14 @@ def test_every_value_is_described() -> None:
         ({"metrics": {"podMonitor": {"interval": "15"}}}, "at '/metrics/podMonitor/interval'"),
         ({"logLevel": "loud"}, "at '/logLevel': value must be one of 'debug', 'info', 'warning', 'error'"),
         ({"nodes": {"excludeShare": 10}}, "at '/nodes/excludeShare': maximum: got 10, want 1"),
+        (
+            {"preflight": {"findings": {"gpus": {}}}},
+            "at '/preflight/findings': additional properties 'gpus' not allowed",
+        ),
+        (
+            {"preflight": {"findings": {"xids": {"63": {"severity": "bad"}}}}},
+            "at '/preflight/findings/xids/63/severity'",
+        ),
         ({"podLabels": {"a": 1}}, "at '/podLabels/a': got number, want string"),
     ],
     ids=lambda value: yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else "",

@@ -105,6 +105,7 @@ def test_an_outage_hides_no_other_fault_of_its_nodes_and_no_verdict() -> None:
         ({"cause": "NodeLost"}, (1.0, True)),
         ({"cause": "GpuUnhealthy"}, (1.5, True)),
         ({"cause": "Corruption", "blame": "Named"}, (2.0, True)),
+        ({"cause": "PreflightFailed"}, (1.0, False)),  # the word of a user's container
         ({"cause": "Hang"}, (0.5, False)),
         ({"cause": "MemberLost"}, (0.25, False)),
         ({"cause": "WorkerExited", "exit_code": -9}, None),  # killed, for memory most often

@@ -50,7 +50,7 @@ def test_every_variable_of_the_contract_is_set() -> None:
         *("LOCKSTEP_POD_NAME", "LOCKSTEP_POD_UID", "LOCKSTEP_NAMESPACE", "LOCKSTEP_NODE_NAME", "LOCKSTEP_HOST"),
         *("LOCKSTEP_BIND", "LOCKSTEP_AGENT_PORT", "LOCKSTEP_STORE_PORT", "LOCKSTEP_ORDINAL", "LOCKSTEP_INCARNATION"),
         *("LOCKSTEP_RUN_DIR", "LOCKSTEP_CONFIG_DIR", "LOCKSTEP_TOKEN_DIR", "LOCKSTEP_GRACE_SECONDS"),
-        *("LOCKSTEP_TLS", "LOCKSTEP_METRICS_PORT"),
+        *("LOCKSTEP_TLS", "LOCKSTEP_METRICS_PORT", "LOCKSTEP_TERMINATION_LOG"),
     }
 
 
@@ -214,6 +214,9 @@ def test_the_children_hold_what_agents_read() -> None:
     config = json.loads(children.render(make_job(), "ConfigMap", {})["data"]["job.json"])
     assert set(config) == {"name", "namespace", "uid", "spec"}
     assert config["spec"]["resilience"]["hang"]["factor"] == 5.0  # all defaults are in it
+    assert set(children.render(make_job(), "ConfigMap", {})["data"]) == {"job.json"}
+    rows = "gpu: {nvlink-down: {severity: warn}}"
+    assert children.render(make_job(), "ConfigMap", {}, rows)["data"][constants.FINDINGS_FILE] == rows
     service = children.render(make_job(), "Service", {})["spec"]
     assert service["clusterIP"] == "None"
     assert service["publishNotReadyAddresses"] is True

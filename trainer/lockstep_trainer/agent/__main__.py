@@ -17,7 +17,9 @@ import logging
 import socket
 import sys
 
+from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_trainer.agent.agent import Agent, listen
+from lockstep_trainer.agent.preflight import Unfit, preflight
 from lockstep_trainer.agent.settings import Job, Settings, SettingsError
 from lockstep_trainer.agent.trust import Trust
 
@@ -35,9 +37,13 @@ def main() -> None:
         settings = Settings.from_env()
         job = Job.read(settings.config_dir / "job.json")
         trust = Trust(settings.token_dir, job.uid, use_tls=settings.tls)
+        preflight(settings, job)
         sockets = listen(settings)
     except SettingsError as error:
         sys.exit(f"agent: {error}")
+    except Unfit as unfit:
+        print(f"agent: this node failed the preflight checks: {unfit}", file=sys.stderr)
+        sys.exit(PREFLIGHT_EXIT_CODE)
     asyncio.run(_run(settings, job, trust, sockets))
 
 

@@ -39,6 +39,7 @@ class Settings:
     token_dir: Path
     tls: bool
     grace: float = 25.0  # seconds from SIGTERM to the end
+    termination_log: Path | None = None  # where the pod's last words go
 
     @property
     def address(self) -> str:
@@ -80,6 +81,7 @@ class Settings:
             grace=float(env.get("LOCKSTEP_GRACE_SECONDS") or 25),
             token_dir=Path(need("LOCKSTEP_TOKEN_DIR")),
             tls=tls == "on",
+            termination_log=Path(env["LOCKSTEP_TERMINATION_LOG"]) if env.get("LOCKSTEP_TERMINATION_LOG") else None,
         )
 
 
@@ -108,6 +110,11 @@ class Job:
         """The user's own script, where there is one."""
         command: list[str] | None = self.spec.get("command")
         return command
+
+    @property
+    def preflight(self) -> str:
+        """Off, Quick or Full."""
+        return str(self.spec.get("resilience", {}).get("preflight", "Quick"))
 
     @property
     def checkpoint_prefix(self) -> str:

@@ -21,6 +21,7 @@ HARD = {
 }
 """The node itself is the witness, or a verdict names it."""
 SOFT = {
+    "PreflightFailed": 1.0,  # the word of a user's container: it takes two jobs
     "Hang": 0.5,  # a rank that never arrived: as often the program's own doing
     "MemberLost": 0.25,  # silence; where the node was at fault its condition follows and makes this NodeLost
     "LeaderLost": 0.25,

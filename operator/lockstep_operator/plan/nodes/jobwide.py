@@ -10,7 +10,7 @@ from lockstep_operator.plan.times import rfc3339, unix
 
 AVOID_SECONDS = 600.0
 """How long new pods prefer other nodes than one that was lost: until the cluster has surely noticed by itself."""
-NAMING = frozenset({"GpuUnhealthy", "Corruption", "Straggler"})
+NAMING = frozenset({"GpuUnhealthy", "PreflightFailed", "Corruption", "Straggler"})
 """Causes that name a node by themselves; of others a rule of ``resilience.retry`` can say it."""
 _BLAMELESS = frozenset({"PodDeleted", "NodeDrained", "NodeLeaving", "NodeExcluded", "ContainerCrashLoop"})
 
