@@ -18,6 +18,7 @@ from lockstep_cli.commands import (
     logs,
     model,
     nodes,
+    preflight,
     profile,
     report,
     run,
@@ -29,7 +30,7 @@ from lockstep_cli.commands import (
 from lockstep_cli.errors import CliError, ManifestError
 from lockstep_cli.output import Output
 
-_COMMANDS = (run, validate, submit, status, why, logs, report, profile, checkpoint, model, data, nodes)
+_COMMANDS = (run, validate, submit, status, why, logs, report, profile, checkpoint, model, data, nodes, preflight)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ async def show(arguments: argparse.Namespace, wanted: Wanted, output: Output) ->
             await asyncio.gather(*(_follow(client, namespace, name, wanted, output) for name in names))
             return
         for name in names:
-            lines = [line async for line in _lines(client, namespace, name, follow=False)]
+            lines = [line async for line in log_lines(client, namespace, name, follow=False)]
             for line in wanted.select(lines):
                 emit(name, line, output)
 
@@ -61,7 +61,7 @@ def _no_pods(job: TrainingJob, wanted: Wanted) -> None:
 async def _follow(client: KubeClient, namespace: str, pod: str, wanted: Wanted, output: Output) -> None:
     """Prints lines as they come, until the pod is gone."""
     try:
-        async for line in _lines(client, namespace, pod, follow=True, tail=wanted.tail):
+        async for line in log_lines(client, namespace, pod, follow=True, tail=wanted.tail):
             if wanted.matches(line):
                 emit(pod, line, output)
                 sys.stdout.flush()
@@ -69,9 +69,10 @@ async def _follow(client: KubeClient, namespace: str, pod: str, wanted: Wanted, 
         return
 
 
-async def _lines(
+async def log_lines(
     client: KubeClient, namespace: str, pod: str, *, follow: bool, tail: int | None = None
 ) -> AsyncIterator[str]:
+    """What the pod's container `trainer` wrote; raises NotFoundError, ClusterError."""
     query = {"container": constants.CONTAINER_NAME, "follow": str(follow).lower()}
     if tail is not None:
         query["tailLines"] = str(tail)

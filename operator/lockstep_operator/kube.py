@@ -68,6 +68,7 @@ SERVICES = Resource("api/v1", "services")
 SECRETS = Resource("api/v1", "secrets")
 CONFIG_MAPS = Resource("api/v1", "configmaps")
 EVENTS = Resource("api/v1", "events")
+JOBS = Resource("apis/batch/v1", "jobs")
 LEASES = Resource("apis/coordination.k8s.io/v1", "leases")
 TRAINING_JOBS = Resource(f"apis/{constants.API_VERSION}", constants.PLURAL)
 

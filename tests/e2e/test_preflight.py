@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +18,7 @@ from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob, eventually
 from gpu.recordings import edited
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_cli import preflight
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -48,14 +51,27 @@ def job(lockstep: Target) -> Iterator[RunningJob]:
     selector = {"matchLabels": {constants.LABEL_JOB_NAME: NAME}}
     apart = [{"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}]
     pod["affinity"] = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": apart}}
-    running = RunningJob.training(lockstep, NAME, 40, spares=1)
-    running.manifest["spec"]["template"] = {"spec": pod}
+    forget(lockstep, nodes)  # what other tests did to them
     lockstep.apply(answers)
     try:
-        with running:
+        with RunningJob.training(lockstep, NAME, 40, spares=1, template={"spec": pod}) as running:
             yield running
     finally:
         lockstep.kubectl("-n", NAMESPACE, "delete", "configmap", NAME, "--ignore-not-found")
+        forget(lockstep, [SICK])
+
+
+def tool(target: Target, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command-line tool, run as a user does."""
+    command = [sys.executable, "-m", "lockstep_cli", *arguments]
+    return subprocess.run(command, env=target.environment, capture_output=True, text=True, check=False)
+
+
+def forget(target: Target, nodes: list[str]) -> None:
+    """Nothing speaks against these nodes any more."""
+    for node in nodes:
+        done = tool(target, "nodes", "clear", node)
+        assert done.returncode == 0 or "nothing speaks against it" in done.stderr, done.stderr
 
 
 def test_an_unfit_node_never_gets_a_slot(job: RunningJob) -> None:
@@ -75,3 +91,14 @@ def test_an_unfit_node_never_gets_a_slot(job: RunningJob) -> None:
     assert [one.node for one in after.status.excluded_nodes] == [SICK]
     assert after.status.budgets_used.pod == 0
     eventually(lambda: "PreflightFailed" in job.event_reasons(), 10, "an event says so")
+
+
+def test_nodes_are_checked_without_a_job_and_nothing_is_left(lockstep: Target) -> None:
+    where = ("--image", lockstep.trainer_image, "--gpus", "1", "--tier", "Quick", "--namespace", NAMESPACE)
+    done = tool(lockstep, "preflight", "node1", "node3", *where, "--output", "json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    nodes = json.loads(done.stdout)["nodes"]
+    assert [(one["node"], one["result"]) for one in nodes] == [("node1", "fit"), ("node3", "fit")]
+    assert [one["report"]["node"] for one in nodes] == ["node1", "node3"]
+    found = lockstep.get("jobs", "-n", NAMESPACE, "-l", preflight.LABEL)["items"]
+    assert [job for job in found if "deletionTimestamp" not in job["metadata"]] == []
