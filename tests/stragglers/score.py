@@ -25,7 +25,7 @@ class Searcher(Protocol):
     def probed(self, answer: Probed) -> Said:
         """A probe is done."""
 
-    def restart(self, places: Sequence[Place]) -> object:
+    def restart(self, places: Sequence[Place]) -> Sequence[Ended]:
         """A new generation begins."""
 
 
@@ -41,7 +41,7 @@ def play(make: Make, scenario: Scenario, items: Iterable[Step | Restart] | None 
     probes, executed = 0, -1
     for item in scenario.run() if items is None else items:
         if isinstance(item, Restart):
-            searcher.restart(item.places)
+            over += searcher.restart(item.places)
             continue
         executed += 1
         said = list(searcher.step(item.number, item.work, item.seconds))

@@ -9,7 +9,9 @@ from functools import partial
 import pytest
 
 from lockstep_trainer.stragglers.work import Cause, Ended, Finding, Place, Probe, Probed, Work
+from stragglers.nvrx import EVERY
 from stragglers.outcome import Heard, judge
+from stragglers.peer import Nvrx
 from stragglers.scenarios.catalogue import scenario
 from stragglers.scenarios.scenario import Expected, Scenario
 from stragglers.score import PROBES, Said, Score, play
@@ -48,8 +50,9 @@ class Oracle:
         """A probe's end."""
         return ()
 
-    def restart(self, places: Sequence[Place]) -> None:
+    def restart(self, places: Sequence[Place]) -> Sequence[Ended]:
         """A restart."""
+        return ()
 
 
 class Silent(Oracle):
@@ -182,3 +185,11 @@ def test_a_healthy_rank_of_a_heavy_stage_that_is_called_slow_is_a_false_finding(
 
 def test_the_same_found_again_is_not_false() -> None:
     assert judged([SLOW], (70, finding(Cause.CLOCK, 3)), (120, finding(Cause.CLOCK, 3))) == (1, 0, 0)
+
+
+def test_nvrx_names_a_rank_when_a_report_first_flags_it_and_not_in_each_report() -> None:
+    slow = scenario("host", 0)
+    strong = replace(slow, faults=(replace(slow.faults[0], size=3 * slow.faults[0].size),))
+    found = play(lambda places, _: Nvrx(places), strong)
+    assert (found.miscaused, found.false) == (1, 0)
+    assert found.delays[0] < EVERY
