@@ -114,7 +114,8 @@ class Preflight(StrEnum):
     """What the driver and the host tell: memory errors, lost GPUs, links that are down, heat, shared memory, the clock.
     Under a second."""
     FULL = "Full"
-    """And GPUs and the links between them under load, a minute: wrong results, slow GPUs, slow links."""
+    """And, at the job's first use of a node and after a fault that speaks against it, GPUs and the links between them
+    under load, a minute: wrong results, slow GPUs, slow links."""
 
 
 class ResilienceSpec(Model):

@@ -286,6 +286,9 @@ class TrainingJobStatus(StatusModel):
     """The last ten."""
     excluded_nodes: list[ExcludedNode] = Field(default_factory=list)
     """Nodes that new pods stay away from because of this job's own faults."""
+    checked_nodes: list[str] = Field(default_factory=list)
+    """Nodes that passed this job's full preflight checks and were not suspected since: a further pod there makes the
+    quick ones."""
     fault_cursor: str = "0/0"
     """epoch/generation of the newest fault that was counted: none is counted twice."""
     start_time: str | None = None

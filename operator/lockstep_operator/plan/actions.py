@@ -21,6 +21,7 @@ class NewPod:
     incarnation: int
     avoid_nodes: tuple[str, ...] = ()  # lately lost, perhaps not yet known to the scheduler: a preference
     exclude_nodes: tuple[str, ...] = ()  # never there
+    checked_nodes: tuple[str, ...] = ()  # there full preflight checks need not be repeated
     tls: bool = True  # its agent speaks TLS, as those of all the job's pods or of none
 
 

@@ -24,7 +24,7 @@ from lockstep_operator.plan import (
 )
 from lockstep_operator.plan import status as status_rules
 from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod, Plan, Target
-from lockstep_operator.plan.nodes import jobwide
+from lockstep_operator.plan.nodes import checked, jobwide
 from lockstep_operator.plan.observed import Observed, Pod
 
 PROBED_MEMBERS = 4
@@ -87,6 +87,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         status = faults.charge_unfit(job.status, status, lost)
         if ending := lifecycle.overspent(job, status):
             return lifecycle.finish(job, status, observed, ending, now)
+    status = checked.follow(job, status, observed)
     pods = pool.current(observed.pods, status.incarnations)
     # On how many nodes it goes on.
     have = width.supply(job, status, pods, observed, leaving=leaving.keys(), now=now)
@@ -342,9 +343,10 @@ def _pods(
     )
     left = {pod.node for pod in pods.values() if pod.name in leaving and pod.node}
     avoid, exclude = jobwide.avoided(status, observed, now), tuple(sorted({*jobwide.excluded(status, observed), *left}))
+    known = tuple(status.checked_nodes)
     tls = pool.speaks_tls(job, observed.pods, otherwise=observed.tls)
     missing = [
-        NewPod(pool.pod_name(job.name, ordinal, incarnation), ordinal, incarnation, avoid, exclude, tls)
+        NewPod(pool.pod_name(job.name, ordinal, incarnation), ordinal, incarnation, avoid, exclude, known, tls)
         for ordinal in sorted(wanted - set(pods))
         for incarnation in [pool.incarnation_of(status.incarnations, ordinal)]
     ]

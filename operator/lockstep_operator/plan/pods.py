@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from lockstep_api import constants
@@ -17,6 +18,7 @@ Manifest = dict[str, Any]
 GPU_RESOURCE = "nvidia.com/gpu"
 TERMINATION_LOG = "/dev/termination-log"
 """Where a kubelet looks for a container's last words if its template names no other file."""
+CHECKED_BYTES = 100_000
 GRACE_SECONDS = 30
 GRACE_MARGIN_SECONDS = 5
 """What is left of a pod's grace period, half of it at most, when its processes have ended by themselves."""
@@ -167,6 +169,8 @@ def _environment(job: TrainingJob, new: NewPod, port: int) -> list[Manifest]:
             ("LOCKSTEP_TLS", "on" if new.tls else "off"),
         )
     ]
+    if new.checked_nodes:
+        variables.append({"name": "LOCKSTEP_CHECKED_NODES", "value": _as_many(new.checked_nodes)})
     secret = job.spec.checkpoint.s3.secret_ref if job.spec.checkpoint else None
     if secret:
         variables += [
@@ -174,6 +178,12 @@ def _environment(job: TrainingJob, new: NewPod, port: int) -> list[Manifest]:
             for name, key in (("AWS_ACCESS_KEY_ID", "accessKeyId"), ("AWS_SECRET_ACCESS_KEY", "secretAccessKey"))
         ]
     return variables
+
+
+def _as_many(nodes: tuple[str, ...]) -> str:
+    """Their names, as many as fit: a variable may have 128 KiB, and the others are checked once more."""
+    size = accumulate(len(node) + 1 for node in nodes)
+    return ",".join(node for node, end in zip(nodes, size, strict=True) if end <= CHECKED_BYTES)
 
 
 def _volumes(job: TrainingJob, container: Mapping[str, Any]) -> list[tuple[Manifest, Manifest]]:

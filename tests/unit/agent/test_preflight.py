@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from dataclasses import replace
@@ -12,9 +13,12 @@ import pytest
 
 from gpu.recordings import edited
 from lockstep_api.constants import FINDINGS_FILE
+from lockstep_api.messages import Term
+from lockstep_trainer.agent import agent
 from lockstep_trainer.agent import preflight as checks
 from lockstep_trainer.agent.preflight import Unfit, preflight
 from lockstep_trainer.agent.settings import Job, Settings
+from lockstep_trainer.protocol import events, policy
 
 
 @pytest.fixture
@@ -69,6 +73,16 @@ def test_what_takes_a_minute_is_done_once_in_a_pod(settings: Settings, monkeypat
         (settings.run_dir / "container-starts").write_text(str(start))
         preflight(settings, job("Full"))
     assert tiers == ["Full", "Quick", "Quick"]
+    (settings.run_dir / "preflight.json").unlink()
+    preflight(replace(settings, checked=True), job("Full"))  # another pod, on a node that an earlier one checked
+    assert tiers[3:] == ["Quick"]
+
+
+@pytest.mark.parametrize(("named", "known"), [("gpu-1,gpu-17", True), ("gpu-171", False), ("", False)])
+def test_a_pod_knows_whether_its_node_was_checked(named: str, known: bool) -> None:
+    folders = {f"LOCKSTEP_{name.upper()}_DIR": f"/{name}" for name in ("run", "config", "token")}
+    pod = {"LOCKSTEP_POD_NAME": "p", "LOCKSTEP_POD_UID": "u", "LOCKSTEP_HOST": "h", "LOCKSTEP_NODE_NAME": "gpu-17"}
+    assert Settings.from_env({**folders, **pod, "LOCKSTEP_CHECKED_NODES": named}).checked is known
 
 
 def test_what_is_fatal_stops_the_agent_and_is_left_where_the_operator_finds_it(
@@ -133,3 +147,33 @@ def test_gpus_that_hold_whoever_asks_are_a_finding(
     monkeypatch.setitem(checks.SECONDS, "Quick", 0.1)
     with pytest.raises(Unfit, match="do not answer"):
         preflight(replace(settings, termination_log=None), job())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "users", "looks"),
+    [
+        ("RuntimeError: CUDA error: uncorrectable ECC error encountered", 1, False, True),
+        ("DistBackendError: NCCL error: unhandled system error", 1, False, True),
+        ("RuntimeError: NCCL communicator was aborted", policy.PEER_LOST_EXIT, False, False),  # another worker's fault
+        ("torch.OutOfMemoryError: CUDA out of memory", 1, False, False),
+        ("IndexError: list index out of range", 1, False, False),
+        ("trainer.recipe.loss: cublas is no module", policy.USER_ERROR_EXIT, True, False),
+        (None, -9, False, False),
+    ],
+)
+def test_which_ends_of_a_worker_have_its_node_looked_at(error: str | None, code: int, users: bool, looks: bool) -> None:
+    end = events.WorkerEnded(Term(1, 1), 0, code, 0.0, error, users)
+    assert agent._of_the_device(end) is looks
+
+
+def test_a_node_is_looked_at_again_however_recently_it_was_checked_but_not_where_checks_are_off(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered(monkeypatch, tmp_path, edited("healthy, with NVLinks"))
+    preflight(settings, job())
+    answered(monkeypatch, tmp_path, edited("ecc error"))
+    with pytest.raises(Unfit, match="uncorrectable memory errors"):
+        asyncio.run(checks.look_again(settings, job("Full")))
+    assert settings.termination_log is not None
+    assert "uncorrectable memory errors" in settings.termination_log.read_text()
+    asyncio.run(checks.look_again(settings, job("Off")))

@@ -53,7 +53,7 @@ def test_a_finding_names_the_gpu_and_the_remedy_and_not_its_neighbours() -> None
 
 def test_a_driver_without_a_reading_is_no_fault() -> None:
     """What consumer GPUs, old drivers and containers without rights refuse."""
-    mute = {"UUID": "GPU-1", "Serial": {"error": "NVMLError_NoPermission"}}
+    mute: dict[str, object] = {"UUID": "GPU-1", "Serial": {"error": "NVMLError_NoPermission"}}
     assert found(mute) == {}
 
 

@@ -11,7 +11,7 @@ from lockstep_api import constants
 from lockstep_operator.cache import trim_pod
 from lockstep_operator.plan import pods
 from lockstep_operator.plan.actions import NewPod
-from unit.operator.builders import World, make_job, summary
+from unit.operator.builders import World, fault, make_job, summary
 
 FOUND = "GPU 0 (serial 1650): a row of its memory waits to be replaced [gpu.remap-pending]; reset the GPU"
 
@@ -93,6 +93,58 @@ def test_a_member_that_failed_once_and_passed_when_it_was_started_again_stays() 
     world.settle()
     assert world.status.slots["1"] == "run-1-0"
     assert world.status.faults == []
+
+
+# ------------------------------------------------------------------------------------ a node's first use by the job
+
+FULL: dict[str, Any] = {"resilience": {"preflight": "Full"}}
+
+
+def checks(world: World, name: str) -> tuple[str, ...]:
+    """Gives the pod up as somebody deleted it; nodes on which its successor need not do the full checks."""
+    del world.pods[name]
+    (new,) = world.step().create
+    return new.checked_nodes
+
+
+def test_full_checks_are_done_at_the_first_use_of_a_node() -> None:
+    world = World(make_job(nodes=2, **FULL))
+    assert all(new.checked_nodes == () for new in world.step().create)
+    world.train(step=10)
+    assert world.status.checked_nodes == ["node-0", "node-1"]
+    world.now += 60
+    assert checks(world, "run-1-0") == ("node-0", "node-1")  # a deleted pod speaks against no node
+
+
+def test_a_fault_that_speaks_against_a_node_has_it_checked_again_and_a_pod_that_passes_ends_that() -> None:
+    world = World(make_job(nodes=2, **FULL))
+    world.train(step=10)
+    world.now += 60
+    assert world.leader is not None
+    stuck = fault(1, 1, cause="Hang", rung="process", slot=1, at=world.now)
+    world.leader = replace(world.leader, faults=(stuck,))
+    world.step()
+    assert world.status.checked_nodes == ["node-0"]  # though its pod still answers
+    world.settle()
+    assert world.status.checked_nodes == ["node-0"]
+    world.now += 60
+    assert checks(world, "run-1-0") == ("node-0",)
+    world.settle()
+    assert world.status.checked_nodes == ["node-0", world.pods["run-1-1"].node]
+
+
+def test_quick_checks_remember_nothing() -> None:
+    world = World(make_job(nodes=2))
+    world.train(step=10)
+    assert world.status.checked_nodes == []
+
+
+def test_more_nodes_than_fit_into_a_variable_are_left_out() -> None:
+    nodes = tuple(f"node-{number:05}.a-long-domain.example" for number in range(5000))
+    pod = pods.render(make_job(), NewPod("run-0-0", 0, 0, checked_nodes=nodes), pods.PodDefaults())
+    (value,) = (one["value"] for one in pod["spec"]["containers"][0]["env"] if one["name"] == "LOCKSTEP_CHECKED_NODES")
+    assert len(value) < 128 * 1024
+    assert set(value.split(",")) < set(nodes)
 
 
 # ------------------------------------------------------------------------------------------- what the kubelet says

@@ -16,10 +16,12 @@ from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout, web
 
+from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_api.messages import Committed, Finished, Inventory, Start, Term, ToOperator
 from lockstep_trainer.agent.copies import Copies
 from lockstep_trainer.agent.durable import DurableStore
 from lockstep_trainer.agent.memory import Volume
+from lockstep_trainer.agent.preflight import Unfit, look_again
 from lockstep_trainer.agent.rendezvous import RendezvousStore
 from lockstep_trainer.agent.server import Server
 from lockstep_trainer.agent.settings import Job, Settings, SettingsError
@@ -29,7 +31,7 @@ from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.agent.uploads import Uploads
 from lockstep_trainer.agent.workers import Workers
 from lockstep_trainer.agent.zygote_client import ZygoteClient
-from lockstep_trainer.protocol import effects, events
+from lockstep_trainer.protocol import effects, events, policy
 from lockstep_trainer.protocol.member import Identity
 from lockstep_trainer.protocol.node import Node
 
@@ -82,6 +84,7 @@ class Agent:
         self._rendezvous = RendezvousStore(settings, job, self._zygote, self.tell)
         self._queue: deque[events.Event] = deque()
         self._draining = False
+        self._looking = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stream: LeaderStream
         self._inviter: Inviter
@@ -114,6 +117,8 @@ class Agent:
         """Hand an event to the core and carry out what it asks for. An effect may tell a further event: it waits."""
         if isinstance(event, events.LeaderSaid) and isinstance(event.message, Committed):
             self.snapshots.durable(event.message.restore.state)
+        if isinstance(event, events.WorkerEnded) and not self._looking and _of_the_device(event):
+            self._spawn(self._look_again())
         self._queue.append(event)
         if self._draining:
             return
@@ -229,6 +234,22 @@ class Agent:
             await asyncio.sleep(TICK_SECONDS)
             self.tell(events.Tick())
 
+    async def _look_again(self) -> None:
+        """A worker's error may be its GPU's. A node that is unfit is left at once: another worker there would fail too,
+        or compute wrongly. The supervisor ends with this process, and the operator reads why."""
+        self._looking = True
+        try:
+            await look_again(self.settings, self.job)
+        except Unfit as unfit:
+            log.error("this node is unfit and its pod ends: %s", unfit)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    if self.node.leader:
+                        await self.durable.flush()
+            os._exit(PREFLIGHT_EXIT_CODE)
+        finally:
+            self._looking = False
+
     def _journal(self, line: dict[str, Any]) -> None:
         self.durable.journal(line)
         if line["kind"] in ("start", "fault", "recovered", "checkpoint", "finished"):
@@ -272,6 +293,12 @@ class Agent:
             async with asyncio.timeout(seconds):
                 while member.live and not ((now := self.snapshots.last_durable) and now.step >= step):
                     await asyncio.sleep(TICK_SECONDS)
+
+
+def _of_the_device(end: events.WorkerEnded) -> bool:
+    """Whether the error may be the GPU's. Whoever lost a peer names the fabric too, and is a victim."""
+    victim = end.user_error or end.exit_code == policy.PEER_LOST_EXIT
+    return not victim and policy.may_be_hardware(end.error or "")
 
 
 def listen(settings: Settings) -> tuple[socket.socket, socket.socket]:

@@ -1,11 +1,13 @@
 """The checks of this pod's node before the agent offers itself to anybody: no inventory, no slot.
 
 They run once for each start of the container, in a process of their own (``lockstep_trainer.health``): an agent that
-is started again has workers that train, and a GPU in a bad state may hold whoever asks it.
+is started again has workers that train, and a GPU in a bad state may hold whoever asks it. The quick ones run once more
+when a worker ends by an error that may be its GPU's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -38,21 +40,31 @@ def preflight(settings: Settings, job: Job) -> None:
     before = read_json(path) or {}
     if job.preflight == "Off" or before.get("container_starts") == starts:
         return
-    # A container that is started again is on the node that it was on: what takes a minute is known.
-    tier = "Quick" if before.get("full") else job.preflight
-    try:
-        report = _check(settings, job, tier)
-    except Unfit as unfit:
-        if settings.termination_log:
-            settings.termination_log.write_text(str(unfit).encode()[:_MESSAGE_BYTES].decode(errors="ignore"))
-        raise
+    # What takes a minute is done once on each node: a container that is started again has not moved.
+    tier = "Quick" if before.get("full") or settings.checked else job.preflight
+    report = check(settings, job, tier)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     full = bool(before.get("full")) or (tier == "Full" and report is not None)
     write_json(path, {"container_starts": starts, "full": full, "report": report})
 
 
+def check(settings: Settings, job: Job, tier: str) -> dict[str, Any] | None:
+    """The report, None where there is none; raises Unfit, once its text is in the termination log."""
+    try:
+        return _check(settings, job, tier)
+    except Unfit as unfit:
+        if settings.termination_log:
+            settings.termination_log.write_text(str(unfit).encode()[:_MESSAGE_BYTES].decode(errors="ignore"))
+        raise
+
+
+async def look_again(settings: Settings, job: Job) -> None:
+    """The quick checks of a node whose worker has met an error that may be its GPU's; raises Unfit."""
+    if job.preflight != "Off":
+        await asyncio.to_thread(check, settings, job, "Quick")
+
+
 def _check(settings: Settings, job: Job, tier: str) -> dict[str, Any] | None:
-    """The report, None where there is none; raises Unfit."""
     command = [sys.executable, "-m", "lockstep_trainer.health", "--json", "--tier", tier]
     command += ["--run-dir", str(settings.run_dir)]
     if "KUBERNETES_SERVICE_HOST" in os.environ:  # a local run has as many GPUs as its machine, or none

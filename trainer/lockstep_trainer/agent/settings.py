@@ -39,6 +39,7 @@ class Settings:
     token_dir: Path
     tls: bool
     grace: float = 25.0  # seconds from SIGTERM to the end
+    checked: bool = False  # this job's full preflight checks were passed on this node
     termination_log: Path | None = None  # where the pod's last words go
 
     @property
@@ -81,6 +82,7 @@ class Settings:
             grace=float(env.get("LOCKSTEP_GRACE_SECONDS") or 25),
             token_dir=Path(need("LOCKSTEP_TOKEN_DIR")),
             tls=tls == "on",
+            checked=env.get("LOCKSTEP_NODE_NAME") in filter(None, env.get("LOCKSTEP_CHECKED_NODES", "").split(",")),
             termination_log=Path(env["LOCKSTEP_TERMINATION_LOG"]) if env.get("LOCKSTEP_TERMINATION_LOG") else None,
         )
 

@@ -55,7 +55,7 @@ def _gpus(gpus: tuple[GpuReadings, ...]) -> Grid:
 def _burns(burns: tuple[Burn, ...]) -> Grid:
     grid = _grid("device", *(f"{name} {unit}" for name, unit in UNITS.items()), "products", "unequal", title="Burn-in")
     for burn in burns:
-        rates = [f"{burn.rates[name]:.1f}" if name in burn.rates else "–" for name in UNITS]
+        rates = [f"{burn.rates[name]:.4g}" if name in burn.rates else "–" for name in UNITS]
         grid.add_row(f"{burn.device} {burn.model}", *rates, str(burn.rounds), str(burn.unequal))
     return grid
 

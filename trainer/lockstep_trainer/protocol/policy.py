@@ -141,7 +141,7 @@ def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *
         return Restart("inProcess")
     where = f"at step {fault.step}" + ("" if fault.rank is None else f" on rank {fault.rank}")
     again = repeats >= CRASH_LOOP_REPLACE and _is_exception(fault) and earlier[-1].error == fault.error
-    if again and not _may_be_hardware(fault.error or ""):
+    if again and not may_be_hardware(fault.error or ""):
         return Fail(
             "RepeatedError",
             f"two faults in a row {where}, each in a process of its own, with the same exception: {fault.error}; "
@@ -178,7 +178,7 @@ def blame(fault: Fault, decision: Decision) -> Literal["", "Suspected", "Named"]
     if isinstance(decision, Replace) and decision.names_node:
         return "Named"
     worker = fault.cause == "WorkerExited" and not fault.user_error and not isinstance(decision, Fail)
-    return "Suspected" if worker and _may_be_hardware(fault.error or "") else ""
+    return "Suspected" if worker and may_be_hardware(fault.error or "") else ""
 
 
 def _rules_say(fault: Fault, rules: Iterable[RetryRule]) -> Decision | None:
@@ -222,7 +222,8 @@ def _is_exception(fault: Fault) -> bool:
     return fault.cause == "WorkerExited" and raised and bool(fault.error)
 
 
-def _may_be_hardware(error: str) -> bool:
+def may_be_hardware(error: str) -> bool:
+    """Whether a worker's exception may be its GPU's or the fabric's."""
     text = error.lower()
     return any(sign in text for sign in _OF_THE_DEVICE) and not any(sign in text for sign in _OF_THE_PROGRAM)
 
