@@ -9,7 +9,7 @@ import numpy as np
 
 from lockstep_trainer.stragglers.detector import Detector, Said
 from lockstep_trainer.stragglers.settings import Settings
-from lockstep_trainer.stragglers.work import Ended, Finding, Place, Probe, Probed, Work
+from lockstep_trainer.stragglers.work import Ended, Finding, Place, Probe, Probed, ProbeKind, Work
 
 CLOCK = 1755.0
 TOKENS = 8192
@@ -111,9 +111,9 @@ class Job:
         """All that were said."""
         return [one for _, one in self.said if isinstance(one, Ended)]
 
-    def probes(self) -> list[Probe]:
-        """All that were asked for."""
-        return [one for _, one in self.said if isinstance(one, Probe)]
+    def probes(self, kind: ProbeKind = "compute") -> list[Probe]:
+        """All of a kind that were asked for."""
+        return [one for _, one in self.said if isinstance(one, Probe) and one.kind == kind]
 
     def _take(self, said: Sequence[Said]) -> None:
         self.said += [(self._number, one) for one in said]

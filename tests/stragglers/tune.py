@@ -1,4 +1,4 @@
-"""Scores the search on the tuning set: ``tune.py [COUNT [PART PARTS]]``, with ``tests`` on PYTHONPATH.
+"""Scores the search on the tuning set: ``tune.py [COUNT [PART PARTS [SEED]]]``, with ``tests`` on PYTHONPATH.
 
 A part of it is every ``PARTS``-th scenario.
 """
@@ -61,10 +61,10 @@ def score(scenario: Scenario) -> Score:
     return Score(scenario, bool(right) and covered == set(expected), false, wrong, steps, probes, frozenset(flagged))
 
 
-def main(count: int = 204, part: int = 0, parts: int = 1) -> None:
+def main(count: int = 204, part: int = 0, parts: int = 1, seed: int = 1) -> None:
     """Prints what was missed or wrong, then the figures."""
     scores = []
-    for scenario in [*scenarios(count)][part::parts]:
+    for scenario in [*scenarios(count, seed)][part::parts]:
         one = score(scenario)
         scores.append(one)
         if not one.right or one.false or one.wrong_cause:

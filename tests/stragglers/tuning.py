@@ -36,6 +36,8 @@ class Shape:
     noise: float = 0.02
     spikes: float = 0.003
     """Share of a rank's steps that take much longer by chance."""
+    tokens: float = 0.0
+    """Spread of ranks' tokens in a step."""
     varied: float = 0.0
     """Spread of documents' lengths: 0 for equal ones."""
     attention: float = 0.2
@@ -72,6 +74,7 @@ class Scenario:
     ranks: tuple[int, ...] = ()
     """Whom it happens to."""
     threshold: float = 0.1
+    probe_noise: float = 0.01
 
     @property
     def causes(self) -> frozenset[Cause]:
@@ -153,7 +156,8 @@ class Trace:
         one, shape, random, ranks = self.scenario, self.scenario.shape, self._random, len(self.places)
         severity = self.severity()
         squares = self._lengths(severity)
-        compute = (1 - shape.attention) + shape.attention * squares / (TOKENS * 1024.0)
+        tokens = TOKENS * (1 + shape.tokens * random.uniform(-1, 1, shape.data))[[p.data for p in self.places]]
+        compute = (0.9 - shape.attention) * tokens / TOKENS + 0.1 + shape.attention * squares / (TOKENS * 1024.0)
         compute *= self._spread * np.exp(random.normal(0, shape.noise, ranks) + random.normal(0, 0.01))
         self._drift = 0.9 * self._drift + random.normal(0, 0.004, len(self._nodes))
         compute *= np.exp(self._drift[self._node_of])
@@ -189,7 +193,7 @@ class Trace:
             Work(
                 rank, float(compute[rank]), float(data[rank]), float(host[rank]),
                 {dimension: float(of[rank]) for dimension, of in waited.items()},
-                TOKENS, int(squares[rank]), float(clock[rank]) if shape.clocks else None,
+                int(tokens[rank]), int(squares[rank]), float(clock[rank]) if shape.clocks else None,
             )
             for rank in range(ranks)
             if random.random() > 0.001
@@ -215,6 +219,7 @@ class Trace:
     def answer(self, probe: Probe) -> Probed:
         """What is measured now."""
         kind, severity, random = self.scenario.kind, self.severity(), self._random
+        noise = self.scenario.probe_noise
         slow = {
             "compute": severity * (kind in {"Clock", "slow node", "ramp", "burst", "Compute"}),
             "memory": severity * (kind == "Memory"),
@@ -223,16 +228,28 @@ class Trace:
         if probe.kind == "link":
             return Probed("link", pairs={
                 (a, b): float((0.02 if self._node_of[a] == self._node_of[b] else 0.08)
-                * (1 + max(slow[a], slow[b])) * np.exp(random.normal(0, 0.03)))
+                * (1 + max(slow[a], slow[b])) * np.exp(random.normal(0, 3 * noise)))
                 for a, b in probe.pairs
             })  # fmt: skip
         return Probed(probe.kind, ranks={
-            rank: float(0.05 * (1 + slow[rank]) * self._probe_spread[rank] * np.exp(random.normal(0, 0.008)))
+            rank: float(0.05 * (1 + slow[rank]) * self._probe_spread[rank] * np.exp(random.normal(0, noise)))
             for rank in probe.ranks
         })  # fmt: skip
 
 
-SHAPES = ((8, 1, 1), (16, 1, 1), (4, 1, 4), (4, 4, 1), (4, 2, 2), (2, 1, 1), (1, 4, 1), (64, 1, 1), (4, 1, 1))
+SHAPES = (
+    (8, 1, 1),
+    (16, 1, 1),
+    (4, 1, 4),
+    (4, 4, 1),
+    (4, 2, 2),
+    (2, 1, 1),
+    (1, 4, 1),
+    (64, 1, 1),
+    (4, 1, 1),
+    (1, 1, 1),
+    (2, 2, 1),
+)
 
 
 def scenarios(count: int, seed: int = 1) -> Iterator[Scenario]:
@@ -242,7 +259,7 @@ def scenarios(count: int, seed: int = 1) -> Iterator[Scenario]:
         kind = KINDS[number % len(KINDS)]
         data, pipeline, tensor = SHAPES[int(random.integers(len(SHAPES)))]
         if kind in {"PipelineImbalance"}:
-            data, pipeline, tensor = ((4, 4, 1), (4, 2, 2), (1, 4, 1))[int(random.integers(3))]
+            data, pipeline, tensor = ((4, 4, 1), (4, 2, 2), (1, 4, 1), (2, 2, 1))[int(random.integers(4))]
         if kind in {"LengthImbalance", "lengths vary", "Pauses", "shared data"}:
             data, pipeline, tensor = ((8, 1, 1), (16, 1, 1), (4, 4, 1), (4, 2, 2))[int(random.integers(4))]
         if kind == "Network":
@@ -252,8 +269,9 @@ def scenarios(count: int, seed: int = 1) -> Iterator[Scenario]:
         varied = float(random.choice([0.0, 0.5, 1.0])) if kind not in {"LengthImbalance", "lengths vary"} else 0.8
         shape = Shape(
             data, pipeline, tensor,
-            noise=float(random.choice([0.005, 0.02, 0.04])),
+            noise=float(random.choice([0.005, 0.02, 0.04, 0.06])),
             spikes=float(random.choice([0.0, 0.003, 0.01])),
+            tokens=float(random.choice([0.0, 0.1])),
             varied=varied,
             attention=float(random.choice([0.1, 0.25, 0.4])),
             clocks=bool(random.random() < 0.8),
@@ -266,7 +284,7 @@ def scenarios(count: int, seed: int = 1) -> Iterator[Scenario]:
         if data == 1 and kind not in {"PipelineImbalance"}:
             onset = max(onset, 60)  # alone in its stage
         if kind == "Network":
-            onset, size = max(onset, 60), float(random.choice([0.3, 0.5, 1.0, 3.0]))
+            size = float(random.choice([0.3, 0.5, 1.0, 3.0]))
         elif kind in {"PipelineImbalance", "LengthImbalance"}:
             onset, size = 0, float(random.choice([0.15, 0.2, 0.3, 0.5]))
             key = "pipeline" if kind == "PipelineImbalance" else "data"
@@ -277,7 +295,11 @@ def scenarios(count: int, seed: int = 1) -> Iterator[Scenario]:
             ranks, size = tuple(range(len(places))), max(size, 0.15)
         elif kind == "burst":
             onset, size = int(random.integers(20, 150)), float(random.choice([0.2, 0.5, 2.0]))
-            end = onset + int(random.integers(1, 13))
+            end = onset + int(random.integers(1, 18))
         elif kind in {"clean", "lengths vary", "evaluation"}:
             ranks, size = (), 0.0
-        yield Scenario(kind, 1000 + number, shape, size, onset, end, 260, ranks)
+        noise = float(random.choice([0.005, 0.01, 0.03]))
+        threshold = 0.1
+        if kind in {"Clock", "Memory", "Compute", "clean"} and random.random() < 0.3:
+            threshold, size = 0.05, 0.05 if kind != "clean" else 0.0
+        yield Scenario(kind, 1000 * seed + number, shape, size, onset, end, 260, ranks, threshold, noise)

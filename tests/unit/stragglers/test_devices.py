@@ -9,7 +9,7 @@ import pytest
 
 from lockstep_trainer.stragglers import settings
 from lockstep_trainer.stragglers.settings import Settings
-from lockstep_trainer.stragglers.work import Cause, Finding
+from lockstep_trainer.stragglers.work import Cause, Finding, Probe
 from stragglers.plain import Change, Job, Slow, Step, places
 
 ONSET = 60
@@ -74,7 +74,7 @@ def test_what_no_probe_confirms_is_no_finding_and_is_asked_less_and_less() -> No
     job = Job(places(8))
     job.play(ONSET + 600, slower(3))
     assert not job.findings()
-    asked = [number for number, _ in job.said]
+    asked = [number for number, one in job.said if isinstance(one, Probe) and one.kind == "compute"]
     gaps = np.diff(sorted(set(asked)))
     assert len(gaps) >= 2
     assert all(later >= 1.5 * earlier for earlier, later in itertools.pairwise(gaps))
@@ -84,7 +84,8 @@ def test_a_burst_that_ends_by_itself_is_neither_probed_nor_found() -> None:
     job = Job(places(8))
     job.slow = Slow(compute={3: 3.0})
     job.play(ONSET + 60, slower(3, 3.0, until=ONSET + 12))
-    assert not job.said
+    assert not job.findings()
+    assert not job.probes()
 
 
 def test_steps_that_are_long_for_all_accuse_nobody() -> None:
@@ -94,7 +95,8 @@ def test_steps_that_are_long_for_all_accuse_nobody() -> None:
 
     job = Job(places(8))
     job.play(200, change)
-    assert not job.said
+    assert not job.findings()
+    assert not job.probes()
 
 
 def test_thousands_of_clean_steps_with_outliers_accuse_nobody() -> None:
@@ -121,6 +123,17 @@ def test_a_rank_alone_in_its_job_is_compared_with_its_own_past() -> None:
     job.slow = Slow(compute={0: 1.3})
     job.play(40, slower(0))
     assert [(one.cause, one.ranks) for one in job.findings()] == [(Cause.COMPUTE, (0,))]
+
+
+def test_a_late_host_alone_in_its_job_stays_found_for_as_long_as_it_is_late() -> None:
+    def change(step: Step) -> None:
+        if step.number >= ONSET:
+            step.host[0] += 0.2
+
+    job = Job(places(1))
+    job.play(400, change)
+    assert [(one.cause, one.ranks) for one in job.findings()] == [(Cause.HOST, (0,))]
+    assert not job.ended()
 
 
 def test_a_slow_node_is_one_finding_with_all_its_ranks() -> None:

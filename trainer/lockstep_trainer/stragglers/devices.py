@@ -82,9 +82,9 @@ class DeviceSearch:
     @property
     def frozen(self) -> frozenset[int]:
         """Stages of a single rank that is suspected or found: what it does now is not to become its usual."""
-        units = set(self._register.units("compute"))
+        units = set(self._register.units("compute") | self._register.units("host"))
         if self._inquiry is not None:
-            units |= set(self._inquiry.compute)
+            units |= {*self._inquiry.compute, *self._inquiry.host}
         return frozenset(
             at for at, stage in enumerate(self._layout.stages) if len(stage) == 1 and int(stage[0]) in units
         )
@@ -126,8 +126,9 @@ class DeviceSearch:
         for stage, shift in stages.items():
             members = self._layout.stages[stage]
             apart |= set(members.tolist())
-            suspects |= {places[at].rank: shift.excess for at in _spaced(members.tolist(), settings.STAGE_SAMPLE)}
-        suspects |= {places[at].rank: shift.excess for at, shift in compute.items()}
+            excess = self._watches["stages"].size(shift)
+            suspects |= {places[at].rank: excess for at in _spaced(members.tolist(), settings.STAGE_SAMPLE)}
+        suspects |= {places[at].rank: self._watches["compute"].size(shift) for at, shift in compute.items()}
         apart |= {self._layout.index[rank] for rank in suspects} | self._known_slow()
         nodes = {places[self._layout.index[rank]].node for rank in suspects}
         others = [at for at in range(len(places)) if at not in apart]
@@ -169,7 +170,7 @@ class DeviceSearch:
         findings: list[Finding] = []
         for (_, why), members in by_node.items():
             shift = max((inquiry.compute[at] for at in members), key=lambda one: one.excess)
-            seen = self._seen("compute", shift, members, self._compute_lost(shift.unit, shift))
+            seen = self._seen("compute", shift, members, self._compute_lost("compute", shift.unit, shift))
             reading = readings[self._layout.places[shift.unit].rank]
             finding = evidence.device(seen, why, reading, self._clock(shift.unit, inquiry))
             findings.append(self._stand(finding, "compute", members, shift))
@@ -185,7 +186,10 @@ class DeviceSearch:
             slow = [at for at in measured if at in causes]
             if not measured or any(at in inquiry.compute for at in slow):
                 continue
-            seen = self._seen("stages", shift, slow or members, self._compute_lost(members[0], shift))
+            began = self._watches["stages"].began(shift)
+            if not slow and began < min(settings.WINDOWS[1], self._measures.stages.count):
+                continue  # no device is slow, and the stage was not so before: it may pass
+            seen = self._seen("stages", shift, slow or members, self._compute_lost("stages", members[0], shift))
             if slow:
                 reading = readings[self._layout.places[slow[0]].rank]
                 finding = evidence.device(seen, causes[slow[0]], reading, self._clock(slow[0], inquiry))
@@ -213,13 +217,15 @@ class DeviceSearch:
         return evidence.Seen(
             tuple(sorted(self._layout.places[at].rank for at in members)),
             self._measures.number(self._watches[part].began(shift)),
-            max(self._watches[part].size(shift), shift.excess),
-            self._measures.lost(seconds, shift.window),
+            self._watches[part].size(shift),
+            self._measures.lost(seconds, settings.WINDOWS[0]),
             self._layout.places[members[0]].node,
         )
 
-    def _compute_lost(self, at: int, shift: Shift) -> float:
-        return self._measures.level("compute", at, shift.window) * (1 - math.exp(-shift.excess))
+    def _compute_lost(self, part: str, at: int, shift: Shift) -> float:
+        """Seconds of a step."""
+        excess = self._watches[part].size(shift)
+        return self._measures.level("compute", at, min(shift.window, settings.WINDOWS[0])) * (1 - math.exp(-excess))
 
     def _stand(self, finding: Finding, part: str, units: Iterable[int], shift: Shift) -> Finding:
         return self._register.add(Standing(finding, part, frozenset(units), shift.window, self._now))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 from lockstep_trainer.stragglers import evidence, settings
 from lockstep_trainer.stragglers.hardware import agrees_from
@@ -30,6 +31,7 @@ class LinkSearch:
         self._layout = measures.layout
         self._watch = Watch(transfers.history, transfers.alone, user.logarithm)
         self._inquiry: LinkInquiry | None = None
+        self._slow_at_first: frozenset[int] = frozenset()
 
     def step(self) -> list[Probe]:
         """After a step: what is to be probed."""
@@ -42,9 +44,12 @@ class LinkSearch:
         named = {rank for one in self._register.standing if one.part == "links" for rank in one.finding.ranks}
         found = self._watch.shifts(self._register.blocked("links", now))
         suspected = {one.unit: one for one in found if self._matters(one) and not named & set(self._ranks(one.unit))}
-        if not suspected or len(self._layout.places) < 3:  # of two ranks none can be told to be the slow one
+        # what is slow from the start has no past that shows it
+        first = now == settings.LINK_LOOKS[0] or (now == settings.LINK_LOOKS[1] and bool(self._slow_at_first))
+        if not (suspected or first) or len(self._layout.places) < 3:  # of two ranks none can be told to be the slow one
             return []
-        self._inquiry = LinkInquiry(now, suspected, self._paired(suspected), self._nodes())
+        ranks = self._paired(suspected) if suspected else tuple(self._nodes())
+        self._inquiry = LinkInquiry(now, suspected, ranks, self._nodes())
         return [self._inquiry.ask(self._user.logarithm)]
 
     def probed(self, answer: Probed) -> list[Probe | Finding]:
@@ -53,11 +58,11 @@ class LinkSearch:
         if inquiry is None:
             return []
         inquiry.rounds.append(dict(answer.pairs))
-        if not inquiry.done:
+        if not inquiry.done(self._user.logarithm):
             inquiry.asked = self._measures.steps
             return [inquiry.ask(self._user.logarithm)]
         self._inquiry = None
-        return [*self._verdicts(inquiry)]
+        return [*(self._verdicts(inquiry) if inquiry.groups else self._from_the_start(inquiry))]
 
     def over(self, standing: Standing) -> bool:
         """A finding of this search is over."""
@@ -73,11 +78,14 @@ class LinkSearch:
         return self._cost(shift) >= settings.LINK_COST * self._user.threshold
 
     def _cost(self, shift: Shift) -> float:
-        seconds = self._transfers.seconds(shift.unit, shift.window) * (1 - math.exp(-self._size(shift)))
+        return self._lost(shift, self._watch.size(shift))
+
+    def _lost(self, shift: Shift, excess: float) -> float:
+        seconds = self._transfers.seconds(shift.unit, shift.window) * (1 - math.exp(-excess))
         return self._measures.lost(seconds, shift.window)
 
-    def _size(self, shift: Shift) -> float:
-        return max(self._watch.size(shift), shift.excess)
+    def _stand(self, finding: Finding, units: Iterable[int], window: int) -> Finding:
+        return self._register.add(Standing(finding, "links", frozenset(units), window, self._measures.steps))
 
     def _ranks(self, group: int) -> list[int]:
         return [self._layout.places[at].rank for at in self._layout.groups[group].members]
@@ -94,27 +102,49 @@ class LinkSearch:
         others = sorted(set(nodes) - ranks, key=lambda rank: ((nodes[rank] in theirs) != within, rank))
         return tuple(sorted(ranks | set(others[: max(0, _ENOUGH - len(ranks))])))
 
+    def _from_the_start(self, inquiry: LinkInquiry) -> list[Finding]:
+        slow = inquiry.slow(self._user.logarithm)
+        if inquiry.asked < settings.LINK_LOOKS[1]:  # it may pass
+            self._slow_at_first = frozenset(slow)
+            return []
+        still = {rank: excess for rank, excess in slow.items() if rank in self._slow_at_first}
+        findings: list[Finding] = []
+        for node, ranks in _by_node(still, inquiry.nodes).items():
+            groups = [at for at in range(len(self._layout.groups)) if set(ranks) & set(self._ranks(at))]
+            excess = min(ranks.values())
+            shifts = [Shift(group, excess, min(self._measures.steps, settings.WINDOWS[0])) for group in groups]
+            costs = {shift.unit: self._lost(shift, excess) for shift in shifts}
+            worst = max(shifts, key=lambda one: costs[one.unit])
+            if costs[worst.unit] < settings.LINK_COST * self._user.threshold:
+                continue
+            self._transfers.correct([worst.unit], excess)
+            seen = evidence.Seen(tuple(ranks), self._measures.numbers[0], excess, costs[worst.unit], node)
+            findings.append(self._stand(evidence.network(seen, excess), [worst.unit], worst.window))
+        return findings
+
     def _verdicts(self, inquiry: LinkInquiry) -> list[Finding]:
-        now, nodes = self._measures.steps, inquiry.nodes
-        worst = max(shift.excess for shift in inquiry.groups.values())
+        worst = max(self._watch.size(shift) for shift in inquiry.groups.values())
         cut = max(settings.LINK_AGREES * self._user.logarithm, agrees_from(worst, self._user.logarithm))
         slow = inquiry.slow(cut)
         explained: set[int] = set()
         findings: list[Finding] = []
-        by_node: dict[str, list[int]] = defaultdict(list)
-        for rank in sorted(slow):
-            by_node[nodes[rank]].append(rank)
-        for node, ranks in by_node.items():
+        for node, ranks in _by_node(slow, inquiry.nodes).items():
             units = [group for group in inquiry.groups if set(ranks) & set(self._ranks(group))]
             if not units:
                 continue
             shift = max((inquiry.groups[group] for group in units), key=self._cost)
             since = self._measures.number(self._watch.began(shift))
-            seen = evidence.Seen(tuple(ranks), since, self._size(shift), self._cost(shift), node)
-            finding = evidence.network(seen, max(slow[rank] for rank in ranks))
-            findings.append(self._register.add(Standing(finding, "links", frozenset(units), shift.window, now)))
+            seen = evidence.Seen(tuple(ranks), since, self._watch.size(shift), self._cost(shift), node)
+            findings.append(self._stand(evidence.network(seen, max(ranks.values())), units, shift.window))
             explained |= set(units)
         rest = [group for group in inquiry.groups if group not in explained]
-        self._register.rest("links", rest, now)
+        self._register.rest("links", rest, self._measures.steps)
         self._transfers.accept(rest)
         return findings
+
+
+def _by_node(slow: Mapping[int, float], nodes: Mapping[int, str]) -> dict[str, dict[int, float]]:
+    by_node: dict[str, dict[int, float]] = defaultdict(dict)
+    for rank in sorted(slow):
+        by_node[nodes[rank]][rank] = slow[rank]
+    return by_node

@@ -39,6 +39,7 @@ class Measures:
         self.stages = History(len(layout.stages), 3 * log)
         self._raw = {name: np.full((LONGEST, ranks), np.nan, dtype=np.float32) for name in _RAW}
         self._seconds = np.full(LONGEST, np.nan)
+        self._usual_host: float | None = None  # of a rank alone in its job
 
     def add(self, number: int, work: Sequence[Work], seconds: float) -> None:
         """One step. Work of ranks that have no place is left out; a rank may be missing."""
@@ -74,6 +75,8 @@ class Measures:
         """Fits the expected time anew from the steps known, ``frozen`` stages left out, and looks at these steps again
         with it."""
         compute, tokens, squares = (self.raw(name) for name in ("compute", "tokens", "squares"))
+        if 0 not in frozen or self._usual_host is None:
+            self._usual_host = median(self.raw("host").ravel())
         for stage, members in enumerate(self.layout.stages):
             if stage not in frozen or self.models[stage] is None:
                 self.models[stage] = fit(compute[:, members], tokens[:, members], squares[:, members])
@@ -121,7 +124,8 @@ class Measures:
         for group in self.layout.peers:
             scale = max(median(own[group]), 1e-9)
             if len(self.layout.places) == 1:  # its own past, as there is nobody else
-                host[group] = (last["host"] - np.nanmedian(self.raw("host"))) / scale
+                usual = median(self.raw("host").ravel()) if self._usual_host is None else self._usual_host
+                host[group] = (last["host"] - usual) / scale
                 data[group] = last["data"] / scale
                 continue
             for shares, values in ((host, last["host"]), (data, last["data"])):

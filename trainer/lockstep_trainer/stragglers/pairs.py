@@ -32,7 +32,7 @@ class LinkInquiry:
     asked: int
     """Step, as counted by the search, at which it was asked last."""
     groups: Mapping[int, Shift]
-    """Suspected groups."""
+    """Suspected groups; none for the look at all links that a job begins with."""
     ranks: tuple[int, ...]
     """Ranks of these groups, and others where these are too few to be compared."""
     nodes: Mapping[int, str]
@@ -65,10 +65,11 @@ class LinkInquiry:
         pairs += [ordered_pair(*two) for two in zip(fine[0:8:2], fine[1:8:2], strict=False)]
         return Probe("link", pairs=tuple(pairs))
 
-    @property
-    def done(self) -> bool:
-        """All rounds were answered."""
-        return len(self.rounds) >= settings.LINK_ROUNDS
+    def done(self, threshold: float) -> bool:
+        """All rounds were answered, or the first one of a look at all links shows none that is slow."""
+        ratios = self._ratios()
+        clear = not self.groups and bool(ratios) and max(ratios.values()) < threshold
+        return clear or len(self.rounds) >= settings.LINK_ROUNDS
 
     def slow(self, threshold: float) -> dict[int, float]:
         """Ranks whose links are slow with all of two partners or more → by how much, as a logarithm."""

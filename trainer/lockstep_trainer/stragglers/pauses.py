@@ -9,6 +9,8 @@ from lockstep_trainer.stragglers.history import Floats
 from lockstep_trainer.stragglers.shifts import exponent
 
 _WINDOWS = settings.WINDOWS[1:]
+_NOW = 10
+"""Steps that tell what is so now."""
 
 
 class Pauses:
@@ -42,6 +44,9 @@ class Pauses:
 
     def frequent(self, ranks: int) -> int:
         """Shortest window over which pauses cost enough and fall on ranks as chance has it; 0 where none."""
+        now = Counter(rank for _, rank in list(self._steps)[-_NOW:] if rank >= 0)
+        if now and now.most_common(1)[0][1] > _NOW // 2:
+            return 0  # one rank is late in most steps: these are no pauses, and it will be found or be over soon
         for window in _WINDOWS:
             steps = list(self._steps)[-window:]
             if len(steps) < window:

@@ -40,8 +40,8 @@ CALIBRATE = (10, 20, 40, 80)
 RECALIBRATE = 40
 
 WINDOWS = (20, 40, 80, 160)
-"""Steps over which a level is looked at. The shortest is the persistence: a burst must last for most of it to be
-suspected at all. A longer one finds what the noise hides from a shorter one."""
+"""Steps over which a level is looked at. The shortest is also the persistence: what began later is not suspected yet.
+A longer one finds what the noise hides from a shorter one."""
 LONGEST = WINDOWS[-1]
 
 SUSPECT = 0.75
@@ -58,8 +58,6 @@ OVER = 0.5
 CERTAIN = 5.0
 """Standard errors that a level must be above its reference: 3 in 10 million for normal noise, for up to 10⁴ ranks in
 10³ windows that share no step; what is left is stopped by the probe."""
-CERTAIN_ALONE = 6.0
-"""The same where no probe follows."""
 UNLIKELY = 18.0
 """Chernoff's exponent for counts of events: less than e⁻¹⁸ = 1.5 in 100 million."""
 RARE = 0.005
@@ -72,8 +70,8 @@ PAUSE_LOSS = 0.2
 UNEVEN = 12.0
 """Chernoff's exponent from which one rank has more of the pauses than chance gives it."""
 
-LINK_COST = 0.1
-"""Share of the threshold of the step's time that a slow transfer must cost at least: 1 % of the step."""
+LINK_COST = 0.03
+"""Share of the threshold that a slow transfer must cost of the step's time at least: 0.3 % of the step."""
 
 REFERENCES = 8
 """Ranks without suspicion that are probed beside the suspects."""
@@ -89,6 +87,9 @@ PROBE_ROUNDS = 4
 """Rounds of a probe at most, when the noise leaves it undecided."""
 LINK_AGREES = 0.75
 """The same for a pair of ranks, of which each suspect has a few."""
+LINK_LOOKS = (5, 22)
+"""Steps known when all links are looked at, as what is slow from the start has no past; the second time only where the
+first one found some: they may have been slow for a moment."""
 LINK_ROUNDS = 3
 """Rounds of a probe of links: each suspect with this many partners."""
 PATIENCE = 10

@@ -21,6 +21,10 @@ from lockstep_trainer.stragglers.layout import Indices
 Test = Literal["mean", "events"]
 """How certainty is told: by the standard error of a mean, or by a count of what is rare, where most steps have none."""
 
+_OF_DIFFERENCES = {1: 1.0, 2: 4.0, 3: 2.25}
+"""Variance of a rank's distance from its healthy peers over that of its value, by ranks in the group: of two, each is
+as far above their mean as the other is below. For more of them π/2 over their number is added, which is a median's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shift:
@@ -85,7 +89,8 @@ class Watch:
                 for unit in group[means[group] - base >= settings.SUSPECT * threshold].tolist():
                     shift = Shift(unit, float(means[unit]) - base, window)
                     free = unit not in blocked and unit not in found
-                    if free and self._sure(shift, group) and self._lasts(history.rows(window)[:, unit] - base):
+                    lasts = free and self._sure(shift, group) and self._lasts(history.rows(window)[:, unit] - base)
+                    if lasts and self.began(shift) >= settings.WINDOWS[0]:
                         found[unit] = shift
         return list(found.values())
 
@@ -122,8 +127,8 @@ class Watch:
         return best + 1 if rise[best] >= shift.excess / 2 else known
 
     def size(self, shift: Shift) -> float:
-        """How far the unit is above its peers, as the median since it rose: the excess is of clipped values."""
-        return median(self._above_peers(shift)[-self.began(shift) :])
+        """How far the unit is above its peers: the median since it rose, where the clipped values' mean is less."""
+        return max(median(self._above_peers(shift)[-self.began(shift) :]), shift.excess)
 
     def _above_peers(self, shift: Shift) -> Floats:
         """Values [steps known] over those of the unit's healthy peers."""
@@ -144,7 +149,7 @@ class Watch:
         """A level that lasts from the start of the window to its end, and no burst that is in it."""
         if self.test == "mean":
             enough = settings.PERSISTENT * self.threshold
-            return all(median(third) >= enough for third in np.array_split(values, 3))
+            return all(np.sort(third)[(len(third) - 1) // 2] >= enough for third in np.array_split(values, 3))
         events = np.flatnonzero(values >= self.threshold / 2)
         if len(events) < 2:
             return False
@@ -157,7 +162,8 @@ class Watch:
         if self.test == "mean":
             variance = self.history.variance
             pooled = median(variance[others]) if len(others) else 0.0
-            return shift.excess >= self.certain * math.sqrt(max(float(variance[shift.unit]), pooled) / shift.window)
+            noise = max(float(variance[shift.unit]), pooled) * _OF_DIFFERENCES.get(len(group), 1 + 1.6 / len(group))
+            return shift.excess >= self.certain * math.sqrt(noise / shift.window)
         events = self.history.rows(shift.window) >= self.threshold / 2
         healthy = float(events[:, others].mean()) if len(others) else 0.0
         expected = shift.window * max(healthy, settings.RARE)

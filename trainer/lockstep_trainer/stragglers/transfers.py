@@ -83,6 +83,11 @@ class Transfers:
         """No probe found these slow: they are slower than their like by nature."""
         self._unlike.update(groups)
 
+    def correct(self, groups: Sequence[int], excess: float) -> None:
+        """These were slow by ``excess``, a logarithm, in all that is known: their usual is less."""
+        self._usual[list(groups)] -= excess
+        self.history.rebuild(np.array([self._shares(row) for row in self._rows()]))
+
     def seconds(self, group: int, last: int) -> float:
         """Median seconds of the group's transfer over the last steps; 0 where it is not known."""
         column = self._rows()[-last:, group]

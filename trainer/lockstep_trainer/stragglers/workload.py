@@ -33,7 +33,6 @@ class WorkloadSearch:
                 measures.lengths,
                 peers,
                 user.logarithm,
-                certain=settings.CERTAIN_ALONE,
                 shortest=settings.WINDOWS[1],
             ),
         }
