@@ -15,6 +15,13 @@ SECRET = "s3-credentials"
 CHART = REPOSITORY / "charts/lockstep"
 
 
+def install_all(target: Target, namespace: str, bucket: str, *, operators: int = 2) -> None:
+    """Images onto the local cluster's nodes, operators (two: one may lose its node), namespace and bucket."""
+    load_images(target, build_images(target))
+    helm_install(target, {"replicas": operators})
+    prepare_namespace(target, namespace, bucket)
+
+
 def build_images(target: Target) -> list[Path]:
     """Builds operator and trainer image, unless nothing they are made of has changed."""
     from localcluster import images
@@ -110,8 +117,7 @@ def lease_holder(target: Target) -> str:
 
 def operator_node(target: Target) -> str:
     """The node that the operator runs on."""
-    pods = target.get("pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
-    running = [pod["spec"].get("nodeName") for pod in pods if pod["status"].get("phase") == "Running"]
+    running = [pod["spec"]["nodeName"] for pod in operator_pods(target) if pod["status"].get("phase") == "Running"]
     if not running:
         raise DemoError(f"no operator pod is running in {SYSTEM_NAMESPACE}")
     return str(running[0])

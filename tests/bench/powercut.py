@@ -132,9 +132,7 @@ def main() -> None:
     target = Target.local(Cluster.up(nodes=3, gpus=GPUS))
     try:
         os.environ.update(AWS_ACCESS_KEY_ID=target.s3.access_key, AWS_SECRET_ACCESS_KEY=target.s3.secret_key)
-        install.load_images(target, install.build_images(target))
-        install.helm_install(target, {"replicas": 2})
-        install.prepare_namespace(target, NAMESPACE, BUCKET)
+        install.install_all(target, NAMESPACE, BUCKET)
         found = measure(target, arguments.faults, console)
     finally:
         assert target.cluster is not None

@@ -130,9 +130,7 @@ def repeat_in_cluster(repeats: int, say: Console) -> list[Parts]:
     target = Target.local(Cluster.up(nodes=3, gpus=2))
     try:
         os.environ.update(AWS_ACCESS_KEY_ID=target.s3.access_key, AWS_SECRET_ACCESS_KEY=target.s3.secret_key)
-        install.load_images(target, install.build_images(target))
-        install.helm_install(target)
-        install.prepare_namespace(target, NAMESPACE, BUCKET)
+        install.install_all(target, NAMESPACE, BUCKET, operators=1)
         return [_told(in_cluster(target, number), say) for number in range(repeats)]
     finally:
         if not was_up and target.cluster is not None:

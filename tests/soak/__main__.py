@@ -72,9 +72,7 @@ def main() -> int:
 def _run(cluster: Cluster, folder: Path, plan: Plan, console: Console) -> Soaked:
     target = Target.local(cluster)
     os.environ.update(AWS_ACCESS_KEY_ID=target.s3.access_key, AWS_SECRET_ACCESS_KEY=target.s3.secret_key)
-    install.load_images(target, install.build_images(target))
-    install.helm_install(target, {"replicas": 2})
-    install.prepare_namespace(target, NAMESPACE, BUCKET)
+    install.install_all(target, NAMESPACE, BUCKET)
     columns = TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=plan.steps)
