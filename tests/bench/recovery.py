@@ -41,7 +41,8 @@ sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "scripts")]
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from bench import results  # noqa: E402 - the path comes first
+from awaited import eventually  # noqa: E402 - the path comes first
+from bench import results  # noqa: E402
 from bench.peers import elastic  # noqa: E402
 from localrun import LocalRun, victims  # noqa: E402
 from localrun.run import QUICKSTART  # noqa: E402
@@ -165,7 +166,9 @@ class Ours:
         before = self.run.status
         supervisor = self.run.supervisor(self.random.randrange(2))
         assert supervisor is not None
-        (agent, *_) = victims.children_running(supervisor, "lockstep_trainer.agent")
+        agent = eventually(  # the one before was only just succeeded by the one that stood by
+            lambda: victims.children_running(supervisor, "lockstep_trainer.agent"), "an agent", PATIENCE
+        )[0]
         killed = time.time()
         os.kill(agent, signal.SIGKILL)
         after = self.run.until_step(before.progress.step + 12, PATIENCE)
@@ -190,7 +193,7 @@ def ours(folder: Path, kinds: list[str], faults: int) -> dict[str, Faults]:
             for number in range(faults):
                 try:
                     job.fault(kind, found[kind])
-                except AssertionError as error:
+                except (AssertionError, OSError) as error:
                     found[kind].problems.append(str(error)[:2000])
                     if run.process.poll() is not None:
                         return found
