@@ -26,7 +26,8 @@ from rich.console import Console  # noqa: E402 - the path comes first
 from rich.table import Table  # noqa: E402
 
 from bench import results  # noqa: E402
-from lockstep_trainer.stragglers.detector import Detector, Settings  # noqa: E402
+from lockstep_trainer.stragglers.detector import Detector  # noqa: E402
+from lockstep_trainer.stragglers.settings import Settings  # noqa: E402
 from lockstep_trainer.stragglers.work import Place  # noqa: E402
 from stragglers.outcome import Outcome  # noqa: E402
 from stragglers.peer import Nvrx  # noqa: E402
