@@ -70,6 +70,16 @@ def test_a_late_host_is_named_when_its_device_is_fine() -> None:
     assert finding.slowdown == pytest.approx(0.2, abs=0.04)
 
 
+def test_a_rank_that_saves_now_and_then_has_no_late_host() -> None:
+    def change(step: Step) -> None:
+        if step.number % 8 == 0:
+            step.host[0] += 1
+
+    job = Job(places(8))
+    job.play(300, change)
+    assert not job.findings()
+
+
 def test_what_no_probe_confirms_is_no_finding_and_is_asked_less_and_less() -> None:
     job = Job(places(8))
     job.play(ONSET + 600, slower(3))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from lockstep_trainer.stragglers import evidence, settings
-from lockstep_trainer.stragglers.hardware import Inquiry, Reading, cause
+from lockstep_trainer.stragglers.hardware import Clock, Inquiry, Reading, cause
 from lockstep_trainer.stragglers.history import median
 from lockstep_trainer.stragglers.measures import Measures
 from lockstep_trainer.stragglers.register import Register, Standing
@@ -102,14 +102,12 @@ class DeviceSearch:
                 beside = [at for at, place in enumerate(self._layout.places) if place.node in nodes]
                 shifts += watch.companions(shifts, (at for at in beside if at not in blocked))
             found[part] = {one.unit: one for one in shifts}
-        compute, host, stages = found["compute"], found["host"], found["stages"]
-        if self._alone:  # now and then is a pause; late all the time is its host
-            host = {at: one for at, one in host.items() if self._often(one)}
-        return compute, host, stages
+        host = {at: one for at, one in found["host"].items() if self._often(one)}
+        return found["compute"], host, found["stages"]
 
     def _often(self, shift: Shift) -> bool:
         rows = self._measures.host.rows(shift.window)[:, shift.unit]
-        return float((rows >= self._user.threshold / 2).mean()) > 0.5
+        return float((rows >= self._user.threshold / 2).mean()) > settings.OFTEN
 
     @property
     def _now(self) -> int:
@@ -147,7 +145,7 @@ class DeviceSearch:
         causes: dict[int, Cause] = {}
         for rank, reading in readings.items():
             excess = inquiry.suspects[rank]
-            found = cause(reading, self._clock(index[rank], inquiry) or 0.0, excess, threshold)
+            found = cause(reading, self._clock(index[rank], inquiry) or Clock(), excess, threshold)
             if found is not None:
                 causes[index[rank]] = found
         findings = self._slow_devices(inquiry, readings, causes)
@@ -230,17 +228,18 @@ class DeviceSearch:
     def _stand(self, finding: Finding, part: str, units: Iterable[int], shift: Shift) -> Finding:
         return self._register.add(Standing(finding, part, frozenset(units), shift.window, self._now))
 
-    def _clock(self, at: int, inquiry: Inquiry) -> float | None:
+    def _clock(self, at: int, inquiry: Inquiry) -> Clock | None:
         """How much lower the rank's clock is than the references', or than it was; None where it is not known."""
         clocks = self._measures.raw("clock")
         others = [self._layout.index[rank] for rank in inquiry.references]
         lower: list[float] = []
-        for last in (_NOW, settings.WINDOWS[0]):  # it may have fallen a few steps ago, or come and go
+        for last in (_NOW, settings.WINDOWS[0]):
             mine, theirs = median(clocks[-last:, at]), median(clocks[-last:, others].ravel())
             usual = theirs or float(np.nanmax(clocks[:, at], initial=0.0))
-            if mine and usual:
-                lower.append(math.log(usual / mine))
-        return max(lower, default=None)
+            if not mine or not usual:
+                return None
+            lower.append(math.log(usual / mine))
+        return Clock(*lower)
 
 
 def _spaced(members: list[int], count: int) -> list[int]:

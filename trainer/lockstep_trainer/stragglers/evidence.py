@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lockstep_trainer.stragglers.hardware import Reading
+from lockstep_trainer.stragglers.hardware import Clock, Reading
 from lockstep_trainer.stragglers.work import Cause, Finding
 
 
@@ -22,9 +22,9 @@ class Seen:
     node: str = ""
 
 
-def device(seen: Seen, cause: Cause, reading: Reading, clock: float | None) -> Finding:
-    """A device that computes slowly; ``clock`` is the logarithm of the others' over its own."""
-    told = "" if clock is None else f", clock {_percent(1 - math.exp(-clock))} lower"
+def device(seen: Seen, cause: Cause, reading: Reading, clock: Clock | None) -> Finding:
+    """A device that computes slowly."""
+    told = "" if clock is None else f", clock {_percent(1 - math.exp(-max(clock.now, clock.lately, 0.0)))} lower"
     return _finding(
         cause,
         seen,

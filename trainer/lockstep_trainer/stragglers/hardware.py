@@ -23,7 +23,7 @@ class Reading:
     product: float
     copy: float
     error: float
-    """Standard error of both."""
+    """How far references are from each other, rounds taken together: noise, and devices that differ a little."""
 
 
 @dataclass(slots=True)
@@ -59,22 +59,25 @@ class Inquiry:
             healthy: Logarithm of its own earlier seconds, for a rank alone in its job.
         """
         found: dict[ProbeKind, float] = {}
-        spread: list[float] = []
+        errors: list[float] = []
         for kind in ("compute", "memory"):
-            ratios = []
+            ratios: list[float] = []
+            others: dict[int, list[float]] = {one: [] for one in self.references}
             for round_ in self.answers[kind]:
-                others = [math.log(round_[one]) for one in self.references if one in round_]
-                if not others and kind in healthy:
-                    others = [healthy[kind]]
-                if rank in round_ and others:
-                    ratios.append(math.log(round_[rank]) - float(np.median(others)))
-                    if len(others) >= 3:
-                        spread.append(float(np.std(others, ddof=1)))
+                logs = {one: math.log(round_[one]) for one in self.references if one in round_}
+                if not logs and kind not in healthy:
+                    continue
+                middle = float(np.median(list(logs.values()))) if logs else healthy[kind]
+                for one, value in logs.items():
+                    others[one].append(value - middle)
+                if rank in round_:
+                    ratios.append(math.log(round_[rank]) - middle)
             if not ratios:
                 return None
             found[kind] = float(np.median(ratios))
-        noise = max(spread) if spread else _NOISE
-        return Reading(found["compute"], found["memory"], noise / math.sqrt(len(self.answers["compute"])))
+            levels = [float(np.median(values)) for values in others.values() if values]
+            errors.append(float(np.std(levels, ddof=1)) if len(levels) >= 3 else _NOISE / math.sqrt(len(ratios)))
+        return Reading(found["compute"], found["memory"], max(errors))
 
     def undecided(self, readings: Mapping[int, Reading | None], threshold: float) -> bool:
         """Another round is needed: a reading is too near to where it would agree."""
@@ -83,30 +86,38 @@ class Inquiry:
         return any(
             min(abs(one.product - cut), abs(one.copy - cut)) < 2 * one.error
             for rank, one in readings.items()
-            if one is not None and (cut := agrees_from(self.suspects[rank], threshold))
+            if one is not None and (cut := agrees_from(self.suspects[rank], threshold, one.error))
         )
 
 
-def agrees_from(excess: float, threshold: float) -> float:
+def agrees_from(excess: float, threshold: float, error: float = 0.0) -> float:
     """How slow a probe must be to agree with a suspicion, as a logarithm."""
-    return max(settings.PROBE_AGREES * threshold, settings.PROBE_EXPLAINS * excess)
+    return max(settings.PROBE_AGREES * threshold, settings.PROBE_EXPLAINS * excess, settings.PROBE_CERTAIN * error)
 
 
-def cause(reading: Reading, clock: float, excess: float, threshold: float) -> Cause | None:
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How much lower a suspect's clock is than the references', as a logarithm; 0 where it is not known."""
+
+    now: float = 0.0
+    lately: float = 0.0
+
+
+def cause(reading: Reading, clock: Clock, excess: float, threshold: float) -> Cause | None:
     """Why a device is slow; None where it is not.
 
     Args:
         reading: What the probes say.
-        clock: How much lower its clock is than the others', as a logarithm; 0 where it is not known.
+        clock: What its clock says.
         excess: How slow its work is, as a logarithm.
         threshold: What counts, as a logarithm.
     """
-    cut = agrees_from(excess, threshold)
+    cut = agrees_from(excess, threshold, reading.error)
     if reading.product >= cut and reading.product >= reading.copy / 2:
         slow = min(reading.product, excess) if excess else reading.product
-        return Cause.CLOCK if clock >= settings.CLOCK_EXPLAINS * slow else Cause.COMPUTE
+        low = max(clock.now, clock.lately) >= settings.CLOCK_EXPLAINS * slow
+        return Cause.CLOCK if low else Cause.COMPUTE
     if reading.copy >= cut:
         return Cause.MEMORY
-    if excess and clock >= max(cut, settings.CLOCK_EXPLAINS * excess):  # a short probe need not heat it up
-        return Cause.CLOCK
-    return None
+    low = min(clock.now, clock.lately) >= max(cut, settings.CLOCK_EXPLAINS * excess)
+    return Cause.CLOCK if excess and low else None  # a short probe need not heat the device up

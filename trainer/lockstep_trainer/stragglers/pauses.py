@@ -20,10 +20,16 @@ class Pauses:
         """Args: ``event``, share of a step's work from which a pause counts; ``loss``, mean share that must be lost."""
         self._event = event
         self._loss = loss
+        self._known_slow: frozenset[int] = frozenset()
         self._steps: deque[tuple[float, int]] = deque(maxlen=settings.LONGEST)
 
     def add(self, shares: Floats, known_slow: frozenset[int]) -> None:
         """One step's shares of a step's work [ranks] that were paused; ranks known to be slow are left out."""
+        if known_slow - self._known_slow:  # what it did before it was found was no pause either
+            for at, (_, rank) in enumerate(self._steps):
+                if rank in known_slow:
+                    self._steps[at] = (0.0, -1)
+        self._known_slow = known_slow
         longest, who = 0.0, -1
         for rank in (shares >= self._event).nonzero()[0]:
             if int(rank) not in known_slow and shares[rank] > longest:

@@ -58,6 +58,8 @@ OVER = 0.5
 CERTAIN = 5.0
 """Standard errors that a level must be above its reference: 3 in 10 million for normal noise, for up to 10⁴ ranks in
 10³ windows that share no step; what is left is stopped by the probe."""
+OFTEN = 0.5
+"""Share of the steps from which a host is late all the time; now and then it may be saving or evaluating."""
 UNLIKELY = 18.0
 """Chernoff's exponent for counts of events: less than e⁻¹⁸ = 1.5 in 100 million."""
 RARE = 0.005
@@ -79,6 +81,8 @@ STAGE_SAMPLE = 4
 """Ranks of a suspected stage that are probed."""
 PROBE_AGREES = 0.5
 """Share of the threshold by which a probe must be slow to agree: the suspicion stands already."""
+PROBE_CERTAIN = 2.5
+"""Standard deviations of the references by which it must be slow, for thresholds near to what devices differ by."""
 PROBE_EXPLAINS = 0.25
 """Share of the suspected slowdown that a probe or the clock must show to explain it."""
 CLOCK_EXPLAINS = 0.4

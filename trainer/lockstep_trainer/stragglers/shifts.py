@@ -38,8 +38,8 @@ class Shift:
     """Steps over which it was seen."""
 
 
-def reference(levels: Floats, threshold: float) -> float:
-    """Level of the healthy ones among ``levels``.
+def reference(levels: Floats, threshold: float, error: float = 0.0) -> float:
+    """Level of the healthy ones among ``levels``, each with a standard error.
 
     The median, and where the lower quartile is far below it, that: half of a group may be slow, one of two for one.
     """
@@ -47,7 +47,7 @@ def reference(levels: Floats, threshold: float) -> float:
         return float(levels[0])
     ordered = np.sort(levels)
     low, middle = float(ordered[(len(levels) - 1) // 4]), median(levels)
-    return low if middle - low > threshold / 4 else middle
+    return low if middle - low > max(threshold / 4, 3 * error) else middle
 
 
 def exponent(count: int, expected: float) -> float:
@@ -85,7 +85,7 @@ class Watch:
             if float(means.max(initial=-math.inf)) < settings.SUSPECT * threshold / 2:
                 continue  # even with half of a group slow, and its middle between both halves, someone would be above
             for group in self.peers:
-                base = self._base(means, group)
+                base = self._base(means, group, window)
                 for unit in group[means[group] - base >= settings.SUSPECT * threshold].tolist():
                     shift = Shift(unit, float(means[unit]) - base, window)
                     free = unit not in blocked and unit not in found
@@ -104,8 +104,9 @@ class Watch:
 
     def level(self, unit: int, window: int) -> float:
         """How far the unit is above its peers over the last steps."""
-        means = self.history.mean(min(window, self.history.count))
-        return float(means[unit]) - self._base(means, self._group(unit))
+        window = min(window, self.history.count)
+        means = self.history.mean(window)
+        return float(means[unit]) - self._base(means, self._group(unit), window)
 
     def over(self, units: frozenset[int], window: int) -> bool:
         """None of the units is above its peers any more."""
@@ -135,15 +136,17 @@ class Watch:
         rows, group = self.history.rows(self.history.count), self._group(shift.unit)
         values: Floats = rows[:, shift.unit]
         means = self.history.mean(shift.window)
-        if len(group) > 1 and self._base(means, group) < median(means[group]):
+        if len(group) > 1 and self._base(means, group, shift.window) < median(means[group]):
             values = values - np.sort(rows[:, group], axis=1)[:, (len(group) - 1) // 4]
         return values
 
     def _group(self, unit: int) -> Indices:
         return next(group for group in self.peers if unit in group)
 
-    def _base(self, means: Floats, group: Indices) -> float:
-        return 0.0 if len(group) == 1 else reference(means[group], self.threshold)
+    def _base(self, means: Floats, group: Indices, window: int) -> float:
+        if len(group) == 1:
+            return 0.0
+        return reference(means[group], self.threshold, math.sqrt(median(self.history.variance[group]) / window))
 
     def _lasts(self, values: Floats) -> bool:
         """A level that lasts from the start of the window to its end, and no burst that is in it."""
