@@ -33,6 +33,7 @@ from lockstep_trainer.parallel.pipeline import (
 )
 
 Section = Callable[[str], AbstractContextManager[None]]
+Around = Callable[[int], AbstractContextManager[None]]
 
 
 class LossFunction(Protocol):
@@ -76,6 +77,8 @@ class Engine:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._denominator: Tensor | int = 1
         self._schedules: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+        self.around: Around = nullcontext  # type: ignore[assignment]
+        """Entered around each piece of work on a micro-batch of a step, whose number it gets."""
 
     # --- what there is ------------------------------------------------------------------------------------------
 
@@ -113,7 +116,7 @@ class Engine:
         if self.layout.pipeline > 1:
             self.layout.check_micro_batches(micro_batches)
             with self.section("pipeline"):
-                self._run_schedule(batch, micro_batches, training=True)
+                self._run_schedule(self._cut(batch), micro_batches, training=True)
                 add_tied_gradients(self.parts, self.meshes.tie)
             return self._sums.clone()
         (model,) = self.parts
@@ -121,11 +124,29 @@ class Engine:
         for number, piece in enumerate(pieces):
             if isinstance(model, FSDPModule):
                 model.set_requires_gradient_sync(number == len(pieces) - 1)
-            with self.section("forward"):
-                loss = self._scaled_loss(_forward(model, piece), piece.targets)
-            with self.section("backward"):
-                torch.autograd.backward(loss)
+            with self.around(number):
+                with self.section("forward"):
+                    loss = self._scaled_loss(_forward(model, piece), piece.targets)
+                with self.section("backward"):
+                    torch.autograd.backward(loss)
         return self._sums.clone()
+
+    def first_micro_batch(self, batch: Batch) -> Batch:
+        """This rank's share of the first micro-batch of a step's batch."""
+        return self._pieces(self._cut(batch), self._micro_batches(batch))[0]
+
+    def compute_again(self, piece: Batch, denominator: Tensor | int) -> None:
+        """Forward and backward of one micro-batch, as ``first_micro_batch`` gives it, on its own: the same bits as
+        within a step. Without a sum of the gradients of a tied embedding: somebody must drop gradients meanwhile."""
+        self._denominator = denominator
+        if self.layout.pipeline > 1:
+            self._run_schedule(piece, 1, training=True, again=True)
+            return
+        (model,) = self.parts
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(True)
+        with self.around(0):
+            torch.autograd.backward(self._scaled_loss(_forward(model, piece), piece.targets))
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Sums over the batch, without gradients. Every rank gives as many samples, since its forward passes are
@@ -136,7 +157,7 @@ class Engine:
             if self.layout.pipeline > 1:
                 micro_batches = -(-len(batch.inputs) // self.micro_batch_size)
                 batch = _padded(batch, micro_batches * self.micro_batch_size)
-                self._run_schedule(batch, micro_batches, training=False)
+                self._run_schedule(self._cut(batch), micro_batches, training=False)
             else:
                 batch = self._cut(batch)
                 for start in range(0, len(batch.inputs), self.micro_batch_size):
@@ -158,7 +179,7 @@ class Engine:
             if self.layout.pipeline > 1:
                 micro_batches = -(-samples // self.micro_batch_size)
                 batch = _padded(batch, micro_batches * self.micro_batch_size)
-                own = self._run_schedule(batch, micro_batches, training=False, with_loss=False)
+                own = self._run_schedule(self._cut(batch), micro_batches, training=False, with_loss=False)
             else:
                 own = _forward(self.parts[0], self._cut(batch))
         return self._gathered(own, samples, length, last)
@@ -199,10 +220,13 @@ class Engine:
         size = len(batch.inputs) // number
         return [_samples(batch, start, start + size) for start in range(0, len(batch.inputs), size)]
 
-    def _run_schedule(self, batch: Batch, micro_batches: int, *, training: bool, with_loss: bool = True) -> Any:
-        """A pass of the pipeline; the last stage's logits where there is no loss and this rank has it, else None."""
-        batch = self._cut(batch)
-        schedule = self._schedule(micro_batches, batch.inputs.shape[1], training=training, with_loss=with_loss)
+    def _run_schedule(
+        self, batch: Batch, micro_batches: int, *, training: bool, with_loss: bool = True, again: bool = False
+    ) -> Any:
+        """A pass of the pipeline over this rank's share of the sequence; the last stage's logits where there is no loss
+        and this rank has it, else None. ``again``: a micro-batch on its own."""
+        tokens = batch.inputs.shape[1]
+        schedule = self._schedule(micro_batches, tokens, training=training, with_loss=with_loss, again=again)
         stages = self.layout.stages_of(self.meshes.at.pipeline)
         inputs = (batch.inputs,) if 0 in stages else ()
         target = batch.targets if with_loss and self.layout.stages - 1 in stages else None
@@ -210,9 +234,9 @@ class Engine:
         run = schedule.step if training else schedule.eval
         return run(*inputs, target=target, return_outputs=not with_loss, **places)
 
-    def _schedule(self, micro_batches: int, tokens: int, *, training: bool, with_loss: bool) -> Any:
+    def _schedule(self, micro_batches: int, tokens: int, *, training: bool, with_loss: bool, again: bool) -> Any:
         """The schedule for so many micro-batches of this many tokens (on this context shard)."""
-        key = (micro_batches, tokens, training, with_loss)
+        key = (micro_batches, tokens, training, with_loss, again)
         if key in self._schedules:
             self._schedules.move_to_end(key)
             return self._schedules[key]
@@ -233,12 +257,16 @@ class Engine:
             micro_batches=micro_batches,
             loss=self._scaled_loss if with_loss else None,
             device=self.device,
-            forward_only=not training,
+            order="alone" if again else "step" if training else "forward",
+            around=self._around,
         )
         self._schedules[key] = schedule
         while len(self._schedules) > _KEPT_SCHEDULES:  # each holds buffers for what it receives
             self._schedules.popitem(last=False)
         return schedule
+
+    def _around(self, micro_batch: int) -> AbstractContextManager[None]:
+        return self.around(micro_batch)  # which may be set later
 
     def _decoder(self) -> Decoder:
         part = self.parts[0]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -100,6 +101,9 @@ class Shapes:
         return torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=True)
 
 
+Order = Literal["step", "forward", "alone"]
+
+
 def build_schedule(
     parts: Sequence[nn.Module],
     layout: Layout,
@@ -109,10 +113,13 @@ def build_schedule(
     micro_batches: int,
     loss: Callable[[Tensor, Tensor], Tensor] | None,
     device: torch.device,
-    forward_only: bool = False,
+    order: Order = "step",
+    around: Callable[[int], AbstractContextManager[None]] = nullcontext,  # type: ignore[assignment]
 ) -> Any:
-    """torch's schedule of this layout over this rank's parts, for its ``step``; with ``forward_only`` one for ``eval``,
-    of any number of micro-batches.
+    """torch's schedule of this layout over this rank's parts, for its ``step``; with ``order`` forward one for
+    ``eval``, of any number of micro-batches; alone: one for the ``step`` of a single micro-batch.
+
+    ``around`` is entered around each piece of work on a micro-batch, whose number it gets.
 
     The ranks of ``group`` build and call it together. Gradients are sums: they are not divided by ``micro_batches``.
     """
@@ -126,24 +133,58 @@ def build_schedule(
             input_args=shapes.inputs() if stage == 0 else shapes.hidden(),
             output_args=shapes.logits() if stage == last else shapes.hidden(),
             group=group,
+            around=around,
         )
         for part, stage in zip(parts, layout.stages_of(group.rank()), strict=True)
     ]
-    schedule: Any = _forward_only(layout) if forward_only else get_schedule_class(layout.schedule)
+    schedule: Any = _schedule_class(layout, order)
     single = issubclass(schedule, PipelineScheduleSingle)
     return schedule(stages[0] if single else stages, micro_batches, loss_fn=loss, scale_grads=False)
 
 
 class _Stage(PipelineStage):
-    """A stage whose first exchange leaves out its own rank.
+    """A stage that says which micro-batch it works on, and whose first exchange leaves out its own rank.
 
     Before the first step torch 2.11 exchanges a number with the neighbours, also where the next stage is on the same
     rank (V-shaped schedules): gloo can't send to itself. Later releases have no such exchange, and don't call this.
     """
 
+    def __init__(self, *args: Any, around: Callable[[int], AbstractContextManager[None]], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._around = around
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **options: Any) -> Any:
+        with self._around(fwd_chunk_id):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **options)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **options: Any) -> Any:
+        with self._around(bwd_chunk_id):
+            return super().backward_one_chunk(bwd_chunk_id, *args, **options)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **options: Any) -> Any:
+        with self._around(bwd_chunk_id):
+            return super().backward_weight_one_chunk(bwd_chunk_id, *args, **options)
+
     def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
         exchanges: list[dist.P2POp] = super()._get_init_p2p_neighbors_ops()  # type: ignore[misc]
         return [exchange for exchange in exchanges if exchange.group_peer != self.group_rank]
+
+
+def _schedule_class(layout: Layout, order: Order) -> Any:
+    match order:
+        case "step":
+            return get_schedule_class(layout.schedule)
+        case "alone":
+            return _alone(layout)
+        case "forward":
+            return _forward_only(layout)
+
+
+def _alone(layout: Layout) -> Any:
+    """A schedule for one micro-batch, which goes through all stages and back: the layout's own needs more of them."""
+    if layout.stages_per_rank == 1:
+        return ScheduleGPipe
+    return ScheduleZBVZeroBubble if layout.schedule in V_SCHEDULES else ScheduleLoopedBFS
 
 
 def _forward_only(layout: Layout) -> Any:

@@ -71,6 +71,23 @@ def sum_gradients(module: nn.Module) -> None:
             unit.set_force_sum_reduction_for_comms(True)  # gloo can't scale within a sum
 
 
+def gathered_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What FSDP computes with in place of ``part``'s shards, by the parameters' names: it keeps these objects, so that
+    hooks on them stay, while hooks on shards are never called. All ranks call it, between steps: each parameter is
+    gathered once. A parameter that FSDP has not is left out."""
+    found = []
+    for prefix, unit in part.named_modules():
+        if not isinstance(unit, FSDPModule):
+            continue
+        shards = dict(unit.named_parameters())
+        unit.unshard()
+        for name, parameter in unit.named_parameters():
+            if parameter is not shards[name]:
+                found.append((f"{prefix}.{name}" if prefix else name, parameter))
+        unit.reshard()
+    return found
+
+
 def own_shard(whole: Tensor, like: Tensor) -> Tensor:
     """The part of ``whole`` that this rank holds of the sharded ``like``, a view; no communication.
 

@@ -1,0 +1,363 @@
+"""Ring replay on real ranks: training leaves the same bits with it as without; a flipped bit is found and its rank
+named, and the step that it spoiled is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from forked import meet, rendezvous_store, start_all, wait_all
+from lockstep_api.v1alpha1 import OptimizerSpec
+from lockstep_trainer.batch import Batch
+from lockstep_trainer.errors import UserError
+from lockstep_trainer.inject import Fault, Injector, Site
+from lockstep_trainer.loss import Loss
+from lockstep_trainer.model.config import DecoderConfig
+from lockstep_trainer.optim.build import build_optimizer
+from lockstep_trainer.parallel.engine import Engine
+from lockstep_trainer.parallel.expert import update_balance
+from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.parallel.mesh import Meshes
+from lockstep_trainer.parallel.parallelize import build_parts, initialize
+from lockstep_trainer.parallel.pipeline import parts_of
+from lockstep_trainer.parallel.recompute import Recompute
+from lockstep_trainer.parallel.sharded import local_shard, sum_gradients
+from lockstep_trainer.parallel.stages import modelled_costs
+from lockstep_trainer.replay.compare import Verdict
+from lockstep_trainer.replay.ring import Disagreement, Ring
+from lockstep_trainer.replay.sampling import Sampling
+from lockstep_trainer.replay.units import Units
+
+CPU = torch.device("cpu")
+DENSE = DecoderConfig(dim=24, layers=4, heads=4, kv_heads=2, ffn_dim=36, vocab_size=132, norm_eps=1e-5)
+MIXTURE = replace(DENSE, experts=4, expert_dim=12, dense_layers=1, balance_rate=0.05)
+SAMPLES, LENGTH, STEPS = 24, 16, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is trained, and how."""
+
+    layout: Layout
+    config: DecoderConfig = DENSE
+    precision: str = "fp32"
+    recompute: Recompute = "none"
+    compiler: str | None = None
+    micro_batches: int = 2
+    own: bool = False
+    """A model of the user's own, with dropout and a buffer that counts."""
+
+
+class WithDropout(nn.Module):
+    """What a user may bring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(132, 16)
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.2)) for _ in range(2)])
+        self.head = nn.Linear(16, 132)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        assert isinstance(self.seen, Tensor)
+        self.seen += tokens.numel()
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = x + layer(x).tanh()
+        y: Tensor = self.head(x)
+        return y
+
+
+def build(setting: Setting) -> Engine:
+    layout = setting.layout
+    meshes = Meshes.build(layout, CPU)
+    size = SAMPLES // layout.data_width // setting.micro_batches
+    loss = Loss(1e-2, meshes.tensor.get_group())
+    if setting.own:
+        torch.manual_seed(0)
+        model = WithDropout()
+        for layer in model.layers:
+            fully_shard(layer, mesh=meshes.fsdp)
+        fully_shard(model, mesh=meshes.fsdp, reshard_after_forward=False)
+        sum_gradients(model)
+        torch.manual_seed(meshes.rank)
+        return Engine([model], layout, meshes, loss, micro_batch_size=size, device=CPU)
+    parts = build_parts(
+        setting.config,
+        layout,
+        meshes,
+        device=CPU,
+        precision=setting.precision,
+        recompute=setting.recompute,
+        compile_backend=setting.compiler,
+        stages=parts_of(layout, meshes.at.pipeline, modelled_costs(setting.config, LENGTH)),
+    )
+    initialize(parts, 1)
+    dtype = torch.float32 if setting.precision == "fp32" else torch.bfloat16
+    return Engine(parts, layout, meshes, loss, micro_batch_size=size, device=CPU, dtype=dtype)
+
+
+def batch_of(step: int, layout: Layout, rank: int) -> Batch:
+    """The rank's samples of a step."""
+    tokens = torch.randint(0, 132, (SAMPLES, LENGTH + 1), generator=torch.Generator().manual_seed(step))
+    size = SAMPLES // layout.data_width
+    own = tokens[size * layout.data_rank(rank) :][:size]
+    return Batch(own[:, :-1].contiguous(), own[:, 1:].contiguous())
+
+
+def train(setting: Setting, engine: Engine, compute: Callable[[int, Batch], Tensor]) -> str:
+    """A fingerprint of all bits that training leaves on this rank: gradients of each step, parameters, the optimizer's
+    state, buffers, sums and random state."""
+    bits = hashlib.sha256()
+    parameters = list(engine.named_parameters())
+    optimizer = build_optimizer(parameters, OptimizerSpec(lr=3e-3, eps=1e-6))
+
+    def add(tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            bits.update(local_shard(tensor).detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+    for step in range(1, STEPS + 1):
+        add([compute(step, batch_of(step, setting.layout, engine.meshes.rank))])
+        add([parameter.grad for _, parameter in parameters if parameter.grad is not None])
+        assert all(parameter.grad is not None for _, parameter in parameters)
+        optimizer.step()
+        optimizer.zero_grad()
+        update_balance(engine.parts, engine.meshes)
+    add([parameter for _, parameter in parameters])
+    add([value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)])
+    add([buffer.reshape(-1) for part in engine.parts for buffer in part.buffers()])
+    add([torch.get_rng_state()])
+    return bits.hexdigest()
+
+
+def plainly(setting: Setting) -> str:
+    """Training without replay."""
+    engine = build(setting)
+    return train(setting, engine, lambda step, batch: engine.forward_backward(batch, SAMPLES * LENGTH))
+
+
+def replayed(
+    setting: Setting, faults: Sequence[Fault] = (), *, share: float = 1.0, from_step: int = 2
+) -> tuple[str, list[Disagreement]]:
+    """Training with replays, and what they found. The faults are there from a step on."""
+    engine = build(setting)
+    injector = Injector(engine.parts, engine.meshes.rank) if faults else None
+    heard: list[Disagreement] = []
+    ring = Ring(engine, None, sampling=Sampling(3, share), compiled=setting.compiler is not None, report=heard.append)
+    if injector is not None:
+        injector.replaying = lambda: ring.replaying
+
+    def compute(step: int, batch: Batch) -> Tensor:
+        if injector is not None and step == from_step:
+            injector.arm(faults)
+        if not ring.includes(step):
+            return engine.forward_backward(batch, SAMPLES * LENGTH)
+        return ring.forward_backward(step, batch, SAMPLES * LENGTH)
+
+    return train(setting, engine, compute), heard
+
+
+def on_ranks(folder: Path, number: int, body: Callable[[int], None]) -> None:
+    """Run ``body`` on so many ranks; what they print is in the failure."""
+
+    def rank_main(rank: int, port: int) -> None:
+        meet(rank, number, port, timeout=600)
+        body(rank)
+
+    with rendezvous_store() as port:
+        codes = wait_all(start_all([partial(rank_main, rank, port) for rank in range(number)], logs=[folder] * number))
+    assert codes == [0] * number, (folder / "output.log").read_text()[-6000:]
+
+
+def pipelined(schedule: str, precision: str = "fp32") -> Setting:
+    """Two pipeline ranks of one unit."""
+    stages = 1 if schedule in ("GPipe", "1F1B") else 2
+    layout = Layout(pipeline=2, schedule=schedule, stages_per_rank=stages)
+    return Setting(layout, precision=precision, micro_batches=4)
+
+
+SETTINGS: dict[str, Setting] = {
+    "fsdp": Setting(Layout(shard=4)),
+    "hsdp-bf16": Setting(Layout(replicate=2, shard=2), precision="bf16"),
+    "tensor": Setting(Layout(shard=2, tensor=2)),
+    "context": Setting(Layout(shard=2, context=2)),
+    "experts": Setting(Layout(shard=4, expert=2), MIXTURE),
+    "pipeline": Setting(Layout(shard=2, pipeline=2), micro_batches=4),
+    "pipeline-InterleavedZeroBubble": pipelined("InterleavedZeroBubble"),
+    "pipeline-ZBVZeroBubble": pipelined("ZBVZeroBubble", "bf16"),
+    "compiled": Setting(Layout(shard=2), compiler="aot_eager"),
+    "one-unit": Setting(Layout(tensor=2), recompute="selective"),
+    "own": Setting(Layout(shard=3), own=True, micro_batches=1),
+}
+MORE_SETTINGS: dict[str, Setting] = {
+    "fsdp-bf16": Setting(Layout(shard=4), precision="bf16"),
+    "fsdp-selective": Setting(Layout(shard=4), recompute="selective"),
+    "fsdp-full-one-micro-batch": Setting(Layout(shard=4), recompute="full", micro_batches=1),
+    "replicate": Setting(Layout(replicate=3), micro_batches=1),
+    "tensor-bf16-selective": Setting(Layout(shard=2, tensor=2), precision="bf16", recompute="selective"),
+    "ulysses": Setting(Layout(shard=2, context=2, context_method="ulysses")),
+    "experts-tensor": Setting(Layout(shard=2, tensor=2, expert=2), MIXTURE),
+    "experts-pipeline": Setting(Layout(shard=2, pipeline=2, expert=2), MIXTURE, micro_batches=4),
+    **{f"pipeline-{each}": pipelined(each) for each in ("GPipe", "Interleaved1F1B", "LoopedBFS", "DualPipeV")},
+    "pipeline-tensor-ZBV": Setting(
+        Layout(pipeline=2, tensor=2, schedule="ZBVZeroBubble", stages_per_rank=2), micro_batches=4
+    ),
+}
+CASES = [*SETTINGS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_SETTINGS)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_are_bitwise_untouched_and_no_unit_is_suspected(name: str, tmp_path: Path) -> None:
+    setting = (SETTINGS | MORE_SETTINGS)[name]
+
+    def body(rank: int) -> None:
+        expected = plainly(setting)
+        found, heard = replayed(setting)
+        assert heard == []
+        assert found == expected
+
+    on_ranks(tmp_path, setting.layout.world_size, body)
+
+
+SITES: dict[Site, tuple[str, str]] = {
+    "product": ("blocks.1.attention.query", "forward"),
+    "activation": ("blocks.1.ffn.down", "forward"),
+    "inputGradient": ("blocks.1.ffn", "backward"),
+    "gradient": ("blocks.1.attention.query.weight", "backward"),
+    "weight": ("blocks.1.attention.query", "forward"),
+}
+BIT = 22  # of a float32: a mantissa's highest
+CULPRIT = 2
+
+
+def faults(**others: Any) -> list[Fault]:
+    """One of each site, on the same rank."""
+    return [Fault(CULPRIT, site, layer=1, bit=BIT, element=5, **others) for site in SITES]
+
+
+def striking_once(fault: Fault) -> Fault:
+    """The fault with a seed by which it strikes the first time that it can, and not again in these tests."""
+    for seed in count():
+        seeded = replace(fault, seed=seed)
+        stream = seeded.stream()
+        if [stream.random() < fault.rate for _ in range(8)] == [True, *7 * [False]]:
+            return seeded
+    raise AssertionError
+
+
+def _verdicts(heard: list[Disagreement]) -> list[Verdict]:
+    return [verdict for each in heard if each.rejected for verdict in each.verdicts]
+
+
+def test_with_three_units_a_fault_that_is_always_there_is_named_with_its_rank_and_place(tmp_path: Path) -> None:
+    setting = Setting(Layout(shard=3), micro_batches=1)
+
+    def body(rank: int) -> None:
+        for fault in faults():
+            _, heard = replayed(setting, [fault])
+            runs = [(each.step, each.run, each.rejected) for each in heard]
+            assert runs == [(2, 1, True), (2, 2, False), (3, 1, True), (3, 2, False)]
+            for verdict in _verdicts(heard):
+                assert (verdict.kind, verdict.ranks) == ("permanent", (CULPRIT,)), (fault, verdict)
+                assert (verdict.point.name, verdict.point.phase) == SITES[fault.site]
+
+    on_ranks(tmp_path, 3, body)
+
+
+def test_it_is_named_in_the_first_step_of_a_generation_too(tmp_path: Path) -> None:
+    """Calibration leaves out what nobody is to blame for; here somebody is."""
+    setting = Setting(Layout(shard=3), micro_batches=1)
+
+    def body(rank: int) -> None:
+        _, heard = replayed(setting, faults()[:1], from_step=1)
+        assert heard[0].calibration
+        assert {(verdict.kind, verdict.ranks) for verdict in _verdicts(heard)} == {("permanent", (CULPRIT,))}
+        assert {each.step for each in heard} == {1, 2, 3}
+
+    on_ranks(tmp_path, 3, body)
+
+
+@pytest.mark.parametrize("when", ["step", "replay"])
+def test_a_step_that_a_passing_fault_spoiled_is_computed_again_to_the_bits_of_a_clean_run(
+    when: Literal["step", "replay"], tmp_path: Path
+) -> None:
+    setting = Setting(Layout(shard=3), micro_batches=1)
+
+    def body(rank: int) -> None:
+        expected = plainly(setting)
+        for fault in faults(rate=0.4, when=when):
+            found, heard = replayed(setting, [striking_once(fault)])
+            assert [(each.step, each.run, each.rejected) for each in heard] == [(2, 1, True)]
+            (verdict,) = heard[0].verdicts
+            assert (verdict.kind, verdict.ranks) == ("intermittent", (CULPRIT,)), fault
+            assert (verdict.point.name, verdict.point.phase) == SITES[fault.site]
+            assert found == expected, fault
+
+    on_ranks(tmp_path, 3, body)
+
+
+TWO_UNITS = {
+    "tensor": Setting(Layout(shard=2, tensor=2), micro_batches=1),
+    "pipeline": Setting(Layout(shard=2, pipeline=2), micro_batches=2),
+}
+
+
+@pytest.mark.parametrize("name", TWO_UNITS)
+def test_with_two_units_a_passing_fault_names_its_rank_and_a_lasting_one_its_place_in_the_unit(
+    name: str, tmp_path: Path
+) -> None:
+    setting = TWO_UNITS[name]
+    units = Units(setting.layout)
+    layer = 1 if name == "tensor" else 2  # a layer of the culprit's stage
+
+    def body(rank: int) -> None:
+        expected = plainly(setting)
+        for fault in faults(rate=0.4, when="step"):
+            found, heard = replayed(setting, [striking_once(replace(fault, layer=layer))])
+            (verdict,) = _verdicts(heard)
+            assert (verdict.kind, verdict.ranks) == ("intermittent", (CULPRIT,)), (fault, verdict)
+            assert found == expected
+        for fault in faults():
+            _, heard = replayed(setting, [replace(fault, layer=layer)])
+            assert _verdicts(heard)
+            for verdict in _verdicts(heard):
+                assert verdict.kind == "undecided"
+                assert set(verdict.ranks) == {CULPRIT, units.counterpart(CULPRIT, 1)}, (fault, verdict)
+
+    on_ranks(tmp_path, 4, body)
+
+
+def test_steps_that_are_not_sampled_are_computed_by_the_engine_alone(tmp_path: Path) -> None:
+    setting = Setting(Layout(shard=2), micro_batches=1)
+
+    def body(rank: int) -> None:
+        _, heard = replayed(setting, [replace(fault, rank=1) for fault in faults()], share=0.0)
+        assert heard == []
+
+    on_ranks(tmp_path, 2, body)
+
+
+def test_a_model_whose_computation_depends_on_its_data_is_refused(tmp_path: Path) -> None:
+    setting = Setting(Layout(shard=2), own=True, micro_batches=1)
+
+    def body(rank: int) -> None:
+        engine = build(setting)
+        ring = Ring(engine, None, sampling=Sampling(3, 1.0), compiled=False, report=lambda _: None)
+        if rank == 1:
+            engine.around = nullcontext  # type: ignore[assignment]  # this rank comes by no point at all
+        with pytest.raises(UserError, match=r"resilience\.corruption"):
+            ring.forward_backward(1, batch_of(1, setting.layout, rank), SAMPLES * LENGTH)
+
+    on_ranks(tmp_path, 2, body)
