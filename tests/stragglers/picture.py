@@ -48,7 +48,8 @@ def draw(played: Mapping[str, Sequence[Outcome]], path: Path) -> None:
     false.set_title("false findings")
     soon.set_title("found within so many steps")
     soon.set_ylim(0, 1)
-    soon.set_xscale("symlog")
+    soon.set_xscale("symlog")  # none took less than 0 steps
+    soon.set_xlim(left=0)
     for axis in (found, false, soon):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower right")
