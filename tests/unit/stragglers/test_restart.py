@@ -56,6 +56,19 @@ def test_a_slow_rank_on_its_new_node_is_found_again() -> None:
     assert "spare" in job.findings()[1].evidence
 
 
+def test_a_rank_alone_is_compared_with_itself_before_the_restart() -> None:
+    def change(step: Step) -> None:
+        step.compute *= 1.3
+
+    job = Job(places(1))
+    job.play(ONSET)
+    job.restart(job.places, at=ONSET)
+    job.play(10)
+    job.slow = Slow(compute={0: 1.3})
+    job.play(40, change)
+    assert [one.ranks for one in job.findings()] == [(0,)]
+
+
 def test_another_layout_begins_anew_and_ends_all_findings() -> None:
     job = found()
     job.restart(places(6), at=ONSET)

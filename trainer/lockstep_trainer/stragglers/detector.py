@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from lockstep_trainer.stragglers import settings
@@ -13,7 +13,7 @@ from lockstep_trainer.stragglers.measures import Measures
 from lockstep_trainer.stragglers.register import Register, Standing
 from lockstep_trainer.stragglers.settings import Settings
 from lockstep_trainer.stragglers.transfers import Transfers
-from lockstep_trainer.stragglers.work import Ended, Finding, Place, Probe, Probed, Work
+from lockstep_trainer.stragglers.work import Ended, Finding, Place, Probe, Probed, ProbeKind, Work
 from lockstep_trainer.stragglers.workload import WorkloadSearch
 
 Said: TypeAlias = Probe | Finding | Ended
@@ -42,10 +42,10 @@ class Detector:
         self._register = Register()
         self._measures = Measures(layout, self._user)
         self._transfers = Transfers(layout, self._user)
-        self._search()
+        self._search({})
 
-    def _search(self) -> None:
-        self._devices = DeviceSearch(self._measures, self._register, self._user)
+    def _search(self, healthy: Mapping[ProbeKind, float]) -> None:
+        self._devices = DeviceSearch(self._measures, self._register, self._user, healthy)
         self._links = LinkSearch(self._measures, self._transfers, self._register, self._user)
         self._workload = WorkloadSearch(self._measures, self._register, self._user)
 
@@ -105,7 +105,7 @@ class Detector:
             self._measures.forget(layout.index[rank])
         self._register.forget()
         self._warm = settings.WARM
-        self._search()
+        self._search({} if moved else self._devices.healthy)
         return ended
 
     def _over(self, standing: Standing) -> bool:

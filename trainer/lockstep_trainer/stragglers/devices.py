@@ -25,7 +25,14 @@ _CAUSES = frozenset({Cause.CLOCK, Cause.MEMORY, Cause.COMPUTE})
 class DeviceSearch:
     """One inquiry at a time, for all that is suspected when it starts."""
 
-    def __init__(self, measures: Measures, register: Register, user: Settings) -> None:
+    def __init__(
+        self,
+        measures: Measures,
+        register: Register,
+        user: Settings,
+        healthy: Mapping[ProbeKind, float] | None = None,
+    ) -> None:
+        """Args: ``healthy``, for a rank alone in its job, what the last generation knew of it on the same node."""
         self._measures = measures
         self._register = register
         self._user = user
@@ -38,11 +45,14 @@ class DeviceSearch:
             "stages": Watch(measures.stages, (every_stage,), user.logarithm),
         }
         self._inquiry: Inquiry | None = None
-        self._healthy: dict[ProbeKind, float] = {}
+        self.healthy: dict[ProbeKind, float] = dict(healthy or {})
+        """Logarithms of the seconds that probes of a rank alone in its job took when it was well."""
 
     def step(self) -> list[Probe]:
         """After a step: what is to be probed."""
-        if self._alone and self._now == settings.CALIBRATE[0]:  # nobody to be compared with later but itself now
+        known_for = self._now - settings.CALIBRATE[0]
+        if self._alone and not self.healthy and known_for >= 0 and known_for % settings.BACKOFF == 0:
+            # nobody to be compared with later but itself now
             ranks = (self._layout.places[0].rank,)
             return [Probe("compute", ranks), Probe("memory", ranks)]
         if self._inquiry is not None:
@@ -53,7 +63,7 @@ class DeviceSearch:
         if not (compute or host or stages):
             return []
         self._inquiry = inquiry = self._open(compute, host, stages)
-        if inquiry.references or self._healthy:
+        if inquiry.references or self.healthy:
             return inquiry.ask()
         self._drop(inquiry)
         return []
@@ -62,13 +72,13 @@ class DeviceSearch:
         """An answer to a probe of devices."""
         inquiry = self._inquiry
         if inquiry is None:
-            if self._alone and answer.kind not in self._healthy:
+            if self._alone and answer.kind not in self.healthy:
                 for seconds in answer.ranks.values():
-                    self._healthy[answer.kind] = math.log(max(seconds, 1e-9))
+                    self.healthy[answer.kind] = math.log(max(seconds, 1e-9))
             return []
         if not inquiry.take(answer):
             return []
-        readings = {rank: inquiry.reading(rank, self._healthy) for rank in inquiry.suspects}
+        readings = {rank: inquiry.reading(rank, self.healthy) for rank in inquiry.suspects}
         if inquiry.undecided(readings, self._user.logarithm):
             inquiry.asked = self._now
             return [*inquiry.ask()]

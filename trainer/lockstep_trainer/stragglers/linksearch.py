@@ -58,7 +58,7 @@ class LinkSearch:
         if inquiry is None:
             return []
         inquiry.rounds.append(dict(answer.pairs))
-        if not inquiry.done(self._user.logarithm):
+        if not inquiry.done(max(self._user.logarithm, settings.LINK_FROM_START)):
             inquiry.asked = self._measures.steps
             return [inquiry.ask(self._user.logarithm)]
         self._inquiry = None
@@ -103,7 +103,7 @@ class LinkSearch:
         return tuple(sorted(ranks | set(others[: max(0, _ENOUGH - len(ranks))])))
 
     def _from_the_start(self, inquiry: LinkInquiry) -> list[Finding]:
-        slow = inquiry.slow(self._user.logarithm)
+        slow = inquiry.slow(max(self._user.logarithm, settings.LINK_FROM_START))
         if inquiry.asked < settings.LINK_LOOKS[1]:  # it may pass
             self._slow_at_first = frozenset(slow)
             return []

@@ -72,15 +72,21 @@ class LinkInquiry:
         return clear or len(self.rounds) >= settings.LINK_ROUNDS
 
     def slow(self, threshold: float) -> dict[int, float]:
-        """Ranks whose links are slow with all of two partners or more → by how much, as a logarithm."""
+        """Ranks whose links are slow on average, and with each of two partners or more → how slow, as a logarithm."""
         ratios = self._ratios()
         fast = [abs(ratio) for ratio in ratios.values() if ratio < threshold]
-        threshold = max(threshold, 3 * float(np.median(fast)) / 0.6745) if fast else threshold
+        noise = float(np.median(fast)) / 0.6745 if fast else 0.0
         by_rank: dict[int, list[float]] = defaultdict(list)
         for pair, ratio in ratios.items():
             for rank in pair:
                 by_rank[rank].append(ratio)
-        return {rank: min(found) for rank, found in by_rank.items() if len(found) >= 2 and min(found) >= threshold}
+        return {
+            rank: float(np.mean(found))
+            for rank, found in by_rank.items()
+            if len(found) >= 2
+            and np.mean(found) >= max(threshold, 3 * noise / math.sqrt(len(found)))
+            and min(found) >= threshold / 2
+        }
 
     def _ratios(self) -> dict[Pair, float]:
         """Pair → logarithm of its seconds over those of healthy pairs of its kind, within a node or between two."""

@@ -31,9 +31,10 @@ class Pauses:
                     self._steps[at] = (0.0, -1)
         self._known_slow = known_slow
         longest, who = 0.0, -1
-        for rank in (shares >= self._event).nonzero()[0]:
-            if int(rank) not in known_slow and shares[rank] > longest:
-                longest, who = float(min(shares[rank], 1.0)), int(rank)
+        for paused in (shares >= self._event).nonzero()[0].tolist():
+            if paused not in known_slow and shares[paused] > longest:
+                longest, who = float(shares[paused]), paused
+        longest = min(longest, 1.0)
         self._steps.append((longest, who))
 
     def loss(self, last: int) -> float:

@@ -94,6 +94,8 @@ LINK_AGREES = 0.75
 LINK_LOOKS = (5, 22)
 """Steps known when all links are looked at, as what is slow from the start has no past; the second time only where the
 first one found some: they may have been slow for a moment."""
+LINK_FROM_START = 0.26
+"""How slow, as a logarithm, a link must be at both looks: 30 % at least, as nothing in the steps confirms it."""
 LINK_ROUNDS = 3
 """Rounds of a probe of links: each suspect with this many partners."""
 PATIENCE = 10
