@@ -139,6 +139,24 @@ WRONG = (
         ("trainer.recipe.globalBatchTokens: 5000 is not a multiple", "= 512", "choose a multiple"),
     ),
     Wrong(
+        "a script whose steps are to be compared",
+        {
+            "spec.trainer": None,
+            "spec.checkpoint": None,
+            "spec.command": ["python3", "train.py"],
+            "spec.resilience": {"corruption": {"action": "Report"}},
+        },
+        ("resilience.corruption.action: only Lockstep's trainer can compare its steps", "set it to Off with command"),
+    ),
+    Wrong(
+        "steps that are to be compared and differ each time",
+        {"spec.resilience": {"corruption": {"action": "Report"}}, "spec.trainer.recipe.deterministic": False},
+        (
+            "resilience.corruption.action: only what gives the same bits each time can be compared",
+            "set trainer.recipe.deterministic to true, or action to Off",
+        ),
+    ),
+    Wrong(
         "more nodes at least than in all",
         {"spec.resilience": {"elastic": {"minNodes": 3}}},
         ("resilience.elastic.minNodes: 3 is more than nodes, 2; choose fewer, or leave elastic out",),

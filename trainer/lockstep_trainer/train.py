@@ -28,6 +28,7 @@ from lockstep_trainer.data.loader import Loader
 from lockstep_trainer.errors import TrainerError, UserError
 from lockstep_trainer.evaluate import evaluate, own_tokens, reference_loss
 from lockstep_trainer.generate import generate
+from lockstep_trainer.inject import Injector
 from lockstep_trainer.model.export import export_model
 from lockstep_trainer.optim.build import build_optimizer, set_learning_rate, start_fresh
 from lockstep_trainer.optim.schedule import learning_rate
@@ -37,6 +38,7 @@ from lockstep_trainer.parallel.expert import update_balance
 from lockstep_trainer.parallel.gradients import clip, squares
 from lockstep_trainer.profiling import Profiler
 from lockstep_trainer.ranks import Ranks
+from lockstep_trainer.replay.report import Replay
 from lockstep_trainer.runtime import Garbage, refusing
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.steprecord import StepWriter
@@ -74,6 +76,8 @@ class Trainer:
             model = assemble(job, ranks, self.batches, tokens=corpus.vocabulary, timeout=timeout, section=sections)
         self.engine, self.layout, self.meshes = model.engine, model.layout, model.meshes
         self.config, self.weights = model.config, model.weights
+        injector = Injector.from_environment(self.engine.parts, ranks.rank, compiled=recipe.compile)
+        self.replay = Replay.of(job, self.engine, ranks.control, injector, self._say)
         self.parameters = list(self.engine.named_parameters())
         self.optimizer = build_optimizer(self.parameters, recipe.optimizer)
         self.loader = Loader(
@@ -182,7 +186,7 @@ class Trainer:
             tokens = own_tokens(self.engine, batch)
             dist.all_reduce(tokens)
         with refusing(recipe.deterministic and self.ranks.device.type == "cuda"):
-            sums = self.engine.forward_backward(batch, tokens)
+            sums = self.replay.forward_backward(step, batch, tokens)
         with section("collective"):
             loss, norm, vote = self._totals(sums, tokens, self.keeper.vote(step))
             taking = self.keeper.agreed(step, vote)

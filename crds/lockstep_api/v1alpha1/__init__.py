@@ -26,6 +26,8 @@ from lockstep_api.v1alpha1.parallelism import ParallelismSpec
 from lockstep_api.v1alpha1.recipe import BatchRampSpec, OptimizerSpec, RecipeSpec, ScheduleSpec
 from lockstep_api.v1alpha1.resilience import (
     BudgetsSpec,
+    CorruptionAction,
+    CorruptionSpec,
     ElasticSpec,
     HangSpec,
     NodesSpec,
@@ -63,6 +65,8 @@ __all__ = [
     "CheckpointSpec",
     "CheckpointStatus",
     "Condition",
+    "CorruptionAction",
+    "CorruptionSpec",
     "DataSource",
     "DataSpec",
     "DataStage",

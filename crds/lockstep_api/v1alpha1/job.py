@@ -11,7 +11,7 @@ from lockstep_api import constants
 from lockstep_api.v1alpha1.base import Model, cel
 from lockstep_api.v1alpha1.checkpoint import CheckpointSpec
 from lockstep_api.v1alpha1.parallelism import ParallelismSpec, elastic_rules, layout_rules
-from lockstep_api.v1alpha1.resilience import ResilienceSpec
+from lockstep_api.v1alpha1.resilience import CorruptionAction, ResilienceSpec
 from lockstep_api.v1alpha1.status import TrainingJobStatus
 from lockstep_api.v1alpha1.trainer import TrainerSpec
 from lockstep_api.v1alpha1.widths import obstacle
@@ -31,6 +31,17 @@ class PodTemplate(Model):
     """core/v1 PodSpec: image, resources, volumes, nodeSelector, tolerations, serviceAccountName and so on."""
 
 
+_UNCOMPARED = (
+    "!has(self.resilience) || !has(self.resilience.corruption) || !has(self.resilience.corruption.action) || "
+    "self.resilience.corruption.action == 'Off'"
+)
+_ONLY_TRAINER_COMPARES = (
+    "resilience.corruption.action: only Lockstep's trainer can compare its steps; set it to Off with command"
+)
+_DETERMINISTIC = (
+    "resilience.corruption.action: only what gives the same bits each time can be compared; set "
+    "trainer.recipe.deterministic to true, or action to Off"
+)
 _IMMUTABLE = (
     "is immutable: running pods and the checkpoint's state were made for it; "
     "create another job, with checkpoint.resumeFrom"
@@ -53,6 +64,12 @@ class TrainingJobSpec(Model):
         (
             "!has(self.trainer) || has(self.checkpoint)",
             "checkpoint.uri is required with trainer: without it every fault would start from step 0",
+        ),
+        (f"has(self.trainer) || {_UNCOMPARED}", _ONLY_TRAINER_COMPARES),
+        (
+            f"!has(self.trainer) || {_UNCOMPARED} || !has(self.trainer.recipe.deterministic) || "
+            "self.trainer.recipe.deterministic",
+            _DETERMINISTIC,
         ),
         *(
             (
@@ -104,8 +121,13 @@ class TrainingJobSpec(Model):
             raise ValueError("set exactly one of trainer and command")
         self._check_layout(gpus)
         self._check_elastic()
+        compared = self.resilience.corruption.action is not CorruptionAction.OFF
         if self.trainer is None:
+            if compared:
+                raise ValueError(_ONLY_TRAINER_COMPARES)
             return self
+        if compared and not self.trainer.recipe.deterministic:
+            raise ValueError(_DETERMINISTIC)
         if self.checkpoint is None:
             raise ValueError("checkpoint.uri is required with trainer: without it every fault would start from step 0")
         evaluation = self.trainer.evaluate

@@ -118,6 +118,26 @@ class Preflight(StrEnum):
     under load, a minute: wrong results, slow GPUs, slow links."""
 
 
+class CorruptionAction(StrEnum):
+    """What is done about numbers that hardware got wrong without saying so."""
+
+    OFF = "Off"
+    """Nothing is looked for."""
+    REPORT = "Report"
+    """Some steps are computed twice, on different GPUs. Where these disagree the step is rejected and computed again,
+    and who is wrong goes into the run's journal. Training goes on even where they keep disagreeing."""
+
+
+class CorruptionSpec(Model):
+    """The search for numbers that hardware got wrong without saying so."""
+
+    action: CorruptionAction = CorruptionAction.OFF
+    """Action. Report needs trainer.recipe.deterministic: only what gives the same bits each time can be compared."""
+    sample: float = Field(default=0.0025, ge=0, le=1)
+    """Share of the steps that is compared; more of them while GPUs are suspected. A fault that spoils a share f of the
+    micro-batches is found after 1 / (f × sample) steps on average."""
+
+
 class ResilienceSpec(Model):
     """What is done when something breaks."""
 
@@ -132,6 +152,8 @@ class ResilienceSpec(Model):
     """Hang detection."""
     nodes: NodesSpec = Field(default_factory=NodesSpec)
     """Nodes."""
+    corruption: CorruptionSpec = Field(default_factory=CorruptionSpec)
+    """Silent data corruption."""
     rejoin_grace_seconds: float = Field(default=5, ge=0.1, le=3600)
     """How long a member without a stream may take to come back once steps have stopped."""
     leader_deadline_seconds: float = Field(default=60, ge=1, le=3600)
