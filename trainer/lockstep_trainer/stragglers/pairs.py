@@ -21,6 +21,8 @@ from lockstep_trainer.stragglers.work import Probe
 Pair: TypeAlias = tuple[int, int]
 _FEW = 8
 """Ranks up to which all are paired in each round."""
+_QUARTILE = 0.6745
+"""Standard deviations from the quartile of normal noise to its middle."""
 _COMPARABLE = 3
 """Pairs of a kind from which one can be told to be slow."""
 
@@ -73,9 +75,7 @@ class LinkInquiry:
 
     def slow(self, threshold: float) -> dict[int, float]:
         """Ranks whose links are slow on average, and with each of two partners or more → how slow, as a logarithm."""
-        ratios = self._ratios()
-        fast = [abs(ratio) for ratio in ratios.values() if ratio < threshold]
-        noise = float(np.median(fast)) / 0.6745 if fast else 0.0
+        ratios, noise = self._compared()
         by_rank: dict[int, list[float]] = defaultdict(list)
         for pair, ratio in ratios.items():
             for rank in pair:
@@ -84,24 +84,34 @@ class LinkInquiry:
             rank: float(np.mean(found))
             for rank, found in by_rank.items()
             if len(found) >= 2
-            and np.mean(found) >= max(threshold, 3 * noise / math.sqrt(len(found)))
+            and np.mean(found) >= max(threshold, settings.LINK_CERTAIN * noise / math.sqrt(len(found)))
             and min(found) >= threshold / 2
         }
 
     def _ratios(self) -> dict[Pair, float]:
-        """Pair → logarithm of its seconds over those of healthy pairs of its kind, within a node or between two."""
+        return self._compared()[0]
+
+    def _compared(self) -> tuple[dict[Pair, float], float]:
+        """Pair → logarithm of its seconds over those of healthy pairs of its kind, within a node or between two; and
+        the standard deviation of healthy ones."""
         kinds: dict[bool, list[tuple[Pair, float]]] = defaultdict(list)
         for round_ in self.rounds:
             for pair, seconds in round_.items():
                 kinds[self.nodes[pair[0]] == self.nodes[pair[1]]].append((pair, math.log(max(seconds, 1e-9))))
         found: dict[Pair, float] = {}
+        noises = [0.0]
         for alike in kinds.values():
             if len(alike) < _COMPARABLE:
                 continue
-            # suspects are measured more often than others: half of all pairs may be slow
-            healthy = sorted(seconds for _, seconds in alike)[(len(alike) - 1) // 4]
-            found.update({pair: seconds - healthy for pair, seconds in alike})
-        return found
+            # suspects are measured more often than others, half of all pairs may be slow: the lower quartile is not,
+            # and tells with the median, or with the least where the median is slow, what healthy ones differ by
+            ordered = sorted(seconds for _, seconds in alike)
+            quartile = ordered[(len(ordered) - 1) // 4]
+            upper, lower = float(np.median(ordered)) - quartile, quartile - ordered[0]
+            noise = min(upper / _QUARTILE, lower) if lower else 0.0
+            noises.append(noise)
+            found.update({pair: seconds - quartile - _QUARTILE * noise for pair, seconds in alike})
+        return found, max(noises)
 
 
 def spread(ranks: Iterable[int], nodes: Mapping[int, str]) -> list[int]:

@@ -65,8 +65,12 @@ UNLIKELY = 18.0
 RARE = 0.005
 """Events per step that any healthy rank is granted."""
 
+PAUSE_LEAST = 0.02
+"""What they must cost whatever the threshold: half a step's work in every 50th, for a checkpoint, costs half of it."""
 PAUSE_EVENTS = 8
 """Pauses within a window before they are called that."""
+PAUSE = 0.1
+"""Share of a step's work from which a host has paused, or the threshold where that is more."""
 PAUSE_LOSS = 0.2
 """Share of the threshold that pauses of all ranks together must cost, as each of them stops the whole job."""
 UNEVEN = 12.0
@@ -87,13 +91,15 @@ PROBE_EXPLAINS = 0.25
 """Share of the suspected slowdown that a probe or the clock must show to explain it."""
 CLOCK_EXPLAINS = 0.4
 """Share of the slowdown that the clock must be lower by to be its cause."""
-PROBE_ROUNDS = 4
+PROBE_ROUNDS = 6
 """Rounds of a probe at most, when the noise leaves it undecided."""
 LINK_AGREES = 0.75
 """The same for a pair of ranks, of which each suspect has a few."""
 LINK_LOOKS = (5, 22)
 """Steps known when all links are looked at, as what is slow from the start has no past; the second time only where the
 first one found some: they may have been slow for a moment."""
+LINK_CERTAIN = 4.0
+"""Standard errors by which a rank's pairs must be slow on average: 3 in 100,000 for each rank of a group."""
 LINK_FROM_START = 0.26
 """How slow, as a logarithm, a link must be at both looks: 30 % at least, as nothing in the steps confirms it."""
 LINK_ROUNDS = 3

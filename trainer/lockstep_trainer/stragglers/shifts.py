@@ -21,9 +21,10 @@ from lockstep_trainer.stragglers.layout import Indices
 Test = Literal["mean", "events"]
 """How certainty is told: by the standard error of a mean, or by a count of what is rare, where most steps have none."""
 
-_OF_DIFFERENCES = {1: 1.0, 2: 4.0, 3: 2.25}
+_OF_DIFFERENCES = {1: 2.0, 2: 4.0, 3: 2.25}
 """Variance of a rank's distance from its healthy peers over that of its value, by ranks in the group: of two, each is
-as far above their mean as the other is below. For more of them π/2 over their number is added, which is a median's."""
+as far above their mean as the other is below. For more of them π/2 over their number is added, which is a median's.
+One alone is compared with its own past, which is not known for certain either."""
 
 
 @dataclass(frozen=True, slots=True)

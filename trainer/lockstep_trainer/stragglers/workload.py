@@ -26,7 +26,7 @@ class WorkloadSearch:
         self._register = register
         self._user = user
         self._layout = measures.layout
-        peers, loss = self._layout.peers, user.threshold
+        peers, pause = self._layout.peers, max(user.threshold, settings.PAUSE)
         self._watches = {
             "data": Watch(measures.data, peers, user.threshold, test="events"),
             "lengths": Watch(
@@ -36,8 +36,8 @@ class WorkloadSearch:
                 shortest=settings.WINDOWS[1],
             ),
         }
-        self._pauses = Pauses(loss, settings.PAUSE_LOSS * loss)
-        self._stalls = Pauses(loss, settings.SUSPECT * loss)
+        self._pauses = Pauses(pause, max(settings.PAUSE_LOSS * user.threshold, settings.PAUSE_LEAST))
+        self._stalls = Pauses(pause, max(settings.SUSPECT * user.threshold, settings.PAUSE_LEAST))
 
     def step(self, last_host: Floats, last_data: Floats) -> list[Finding]:
         """After a step, with its shares of host and data [ranks]."""
