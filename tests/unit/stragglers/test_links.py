@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lockstep_trainer.stragglers.pairs import matching
+from lockstep_trainer.stragglers.pairs import LinkInquiry, matching
 from lockstep_trainer.stragglers.work import Cause, Probe
 from stragglers.plain import Change, Job, Slow, Step, places
 
@@ -91,6 +91,16 @@ def test_a_transfer_that_costs_the_step_next_to_nothing_is_left_alone() -> None:
     job = Job(places(8, per_node=1))
     job.play(ONSET + 60, change)
     assert len(job.probes("link")) <= 1
+
+
+def test_what_a_slow_rank_explains_is_not_held_against_its_partners() -> None:
+    inquiry = LinkInquiry(0, {}, tuple(range(8)), {rank: f"node-{rank}" for rank in range(8)})
+    inquiry.rounds = [
+        {(0, 4): 2.0, (1, 5): 1.0, (2, 6): 1.01, (3, 7): 0.99},
+        {(0, 5): 2.0, (4, 6): 1.08, (1, 7): 1.0, (2, 3): 1.02},
+        {(0, 6): 2.0, (4, 7): 1.08, (1, 2): 0.99, (3, 5): 1.0},
+    ]
+    assert set(inquiry.slow(0.1)) == {0}
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6, 7, 8])

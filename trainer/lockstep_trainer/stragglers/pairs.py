@@ -74,19 +74,29 @@ class LinkInquiry:
         return clear or len(self.rounds) >= settings.LINK_ROUNDS
 
     def slow(self, threshold: float) -> dict[int, float]:
-        """Ranks whose links are slow on average, and with each of two partners or more → how slow, as a logarithm."""
+        """Ranks whose links are slow on average, and with each of two partners or more → how slow, as a logarithm.
+
+        The slowest first: what it explains is not held against its partners.
+        """
         ratios, noise = self._compared()
-        by_rank: dict[int, list[float]] = defaultdict(list)
-        for pair, ratio in ratios.items():
-            for rank in pair:
-                by_rank[rank].append(ratio)
-        return {
-            rank: float(np.mean(found))
-            for rank, found in by_rank.items()
-            if len(found) >= 2
-            and np.mean(found) >= max(threshold, settings.LINK_CERTAIN * noise / math.sqrt(len(found)))
-            and min(found) >= threshold / 2
-        }
+        named: dict[int, float] = {}
+        while True:
+            by_rank: dict[int, list[float]] = defaultdict(list)
+            for pair, ratio in ratios.items():
+                if not set(pair) & set(named):
+                    for rank in pair:
+                        by_rank[rank].append(ratio)
+            slow = {
+                rank: float(np.mean(found))
+                for rank, found in by_rank.items()
+                if len(found) >= 2
+                and np.mean(found) >= max(threshold, settings.LINK_CERTAIN * noise / math.sqrt(len(found)))
+                and min(found) >= threshold / 2
+            }
+            if not slow:
+                return named
+            worst = max(slow, key=lambda rank: slow[rank])
+            named[worst] = slow[worst]
 
     def _ratios(self) -> dict[Pair, float]:
         return self._compared()[0]
