@@ -16,7 +16,7 @@ from lockstep_trainer.stragglers.shifts import Shift, Watch
 from lockstep_trainer.stragglers.transfers import Transfers
 from lockstep_trainer.stragglers.work import Finding, Probe, Probed
 
-_ENOUGH = 6
+_ENOUGH = 8
 """Ranks that are paired at least, if the job has them, so that slow pairs have fast ones beside them."""
 
 

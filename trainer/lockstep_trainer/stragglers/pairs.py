@@ -21,6 +21,8 @@ from lockstep_trainer.stragglers.work import Probe
 Pair: TypeAlias = tuple[int, int]
 _FEW = 8
 """Ranks up to which all are paired in each round."""
+_NOISE = 0.03
+"""Standard deviation of a pair's logarithm that is always granted: few pairs do not tell it well."""
 _QUARTILE = 0.6745
 """Standard deviations from the quartile of normal noise to its middle."""
 _COMPARABLE = 3
@@ -109,7 +111,7 @@ class LinkInquiry:
             for pair, seconds in round_.items():
                 kinds[self.nodes[pair[0]] == self.nodes[pair[1]]].append((pair, math.log(max(seconds, 1e-9))))
         found: dict[Pair, float] = {}
-        noises = [0.0]
+        noises = [_NOISE]
         for alike in kinds.values():
             if len(alike) < _COMPARABLE:
                 continue
