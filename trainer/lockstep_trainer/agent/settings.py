@@ -82,9 +82,13 @@ class Settings:
             grace=float(env.get("LOCKSTEP_GRACE_SECONDS") or 25),
             token_dir=Path(need("LOCKSTEP_TOKEN_DIR")),
             tls=tls == "on",
-            checked=env.get("LOCKSTEP_NODE_NAME") in filter(None, env.get("LOCKSTEP_CHECKED_NODES", "").split(",")),
+            checked=env.get("LOCKSTEP_NODE_NAME", "") in _words(env.get("LOCKSTEP_CHECKED_NODES", "")),
             termination_log=Path(env["LOCKSTEP_TERMINATION_LOG"]) if env.get("LOCKSTEP_TERMINATION_LOG") else None,
         )
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
 @dataclass(frozen=True, slots=True)
