@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from lockstep_api.messages import Message
 
-_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+KEYS_ONLY = ConfigDict(cache_strings="keys")
+"""Who reads JSON all day keeps only its keys. Otherwise pydantic also keeps short values, up to 16,384 of them:
+checksums and names that never come again, until after hours the process has grown by megabytes."""
+
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")], config=KEYS_ONLY)
 
 
 class WireError(ValueError):

@@ -20,6 +20,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter, ValidationError
 
 from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_api.wire import KEYS_ONLY
 from lockstep_trainer.checkpoint.plan import Plan
 from lockstep_trainer.errors import CheckpointError, Corrupt
 from lockstep_trainer.supervisor import read_json, write_json
@@ -73,13 +74,14 @@ class Snapshot:
     def read(cls, path: Path) -> Self | None:
         """None where there is none, or none that this version can read."""
         try:
-            found: Self = _SNAPSHOT.validate_json(path.read_bytes())  # type: ignore[assignment]
+            found: Self | None = _SNAPSHOT.validate_json(path.read_bytes())  # type: ignore[assignment]
         except (OSError, ValidationError):
             return None
         return found
 
 
-_SNAPSHOT = TypeAdapter(Snapshot)
+_SNAPSHOT: TypeAdapter[Snapshot | None] = TypeAdapter(Snapshot | None, config=KEYS_ONLY)
+"""«Or none» since pydantic takes no settings for a dataclass alone."""
 
 
 @dataclass(frozen=True, slots=True)
