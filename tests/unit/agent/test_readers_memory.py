@@ -42,7 +42,8 @@ def test_snapshots_leave_nothing_behind(tmp_path: Path) -> None:
     plain = Snapshot(StateId(1, 1, 1), "plan", ("",), {}, Root(Term(1, 1), None), 0, None, 0.0, 0.0, 0.0)
 
     def read(value: str) -> object:
-        write_json(path, replace(plain, crc64nvme=(value,), plan=value).to_json())
+        own = value[::-1]  # no value that a message has brought
+        write_json(path, replace(plain, crc64nvme=(own,), plan=own).to_json())
         found = Snapshot.read(path)
         assert found is not None
         return found
