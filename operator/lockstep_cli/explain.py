@@ -5,12 +5,13 @@ from __future__ import annotations
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import Condition, Phase, TrainingJob
 from lockstep_cli import times
-from lockstep_operator.plan.story import describe
+from lockstep_operator.plan.story import describe, slow
 
 
 def why(job: TrainingJob, now: float) -> str:
     """One line or more, the most important first."""
-    sentences = [_phase(job, now), *_conditions(job), *_last_fault(job, now), *_excluded(job, now), *_budgets(job)]
+    sentences = [_phase(job, now), *_conditions(job), *_slow(job), *_last_fault(job, now)]
+    sentences += [*_excluded(job, now), *_budgets(job)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -63,6 +64,14 @@ def _conditions(job: TrainingJob) -> list[str]:
         if kind in conditions and conditions[kind].status == "True"
     ]
     return [_stop(condition.message) for condition in told if condition.message]
+
+
+def _slow(job: TrainingJob) -> list[str]:
+    """Ranks that make the others wait now."""
+    if job.status.phase and job.status.phase.terminal:
+        return []
+    standing = [verdict for verdict in job.status.verdicts if verdict.ended is None]
+    return [f"Slow: {slow(verdict)}. {_stop(verdict.evidence)}" for verdict in standing]
 
 
 def _last_fault(job: TrainingJob, now: float) -> list[str]:

@@ -69,7 +69,7 @@ def build_own_model(
     _check(model, spec.module, documents)
     _check_same(model, spec.module, control)
     policy = mixed_precision(recipe.precision)
-    for block in _blocks(model):
+    for block in blocks_of(model):
         fully_shard(block, mesh=meshes.fsdp, mp_policy=policy)
     fully_shard(model, mesh=meshes.fsdp, mp_policy=policy, reshard_after_forward=False)
     sum_gradients(model)
@@ -121,7 +121,8 @@ def _check_same(model: nn.Module, name: str, control: dist.ProcessGroup | None) 
         )
 
 
-def _blocks(model: nn.Module) -> Sequence[nn.Module]:
+def blocks_of(model: nn.Module) -> Sequence[nn.Module]:
+    """The blocks of a model of the user's own, each of which is gathered when it runs; none where it names none."""
     blocks: Any = getattr(model, "blocks", None)
     if isinstance(blocks, nn.ModuleDict):
         return list(blocks.values())

@@ -9,7 +9,7 @@ Layout, little-endian::
     0     magic, capacity, record size, records written so far, section, number of section names
     64    32 section names of 24 bytes, UTF-8, zero padded
     1024  ring of `capacity` records: index, step, at, seconds, loss, tokens, grad_norm, lr, trained, mfu, memory,
-          32 × seconds, CRC-32
+          own work (compute, tokens, squares, product, copy), 32 × seconds, CRC-32
 
 The checksum covers the record's index too. A reader that meets a half-written or overwritten slot sees a checksum or
 an index that does not fit and tries again later; that holds on machines that reorder stores as well.
@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-MAGIC = b"LKSTEPS2"
+MAGIC = b"LKSTEPS3"
 MAX_SECTIONS = 32
 STARTING = "starting"
 """Section of a worker that has not named one yet."""
@@ -38,9 +38,26 @@ _COUNT = struct.Struct("<Q")
 _COUNT_OFFSET, _SECTION_OFFSET, _SECTIONS_OFFSET = 16, 24, 25
 _NAMES_OFFSET, _NAME_BYTES = 64, 24
 _RING_OFFSET = 1024
-_FIELDS = struct.Struct(f"<QQdddQddQdQ{MAX_SECTIONS}d")
+_FIELDS = struct.Struct(f"<QQdddQddQdQdQQdd{MAX_SECTIONS}d")
 _CRC = struct.Struct("<I")
 _RECORD_BYTES = _FIELDS.size + 8  # the checksum, padded so that records stay aligned
+
+
+@dataclass(frozen=True, slots=True)
+class OwnStep:
+    """One rank's own work in a step: waiting for other ranks is left out."""
+
+    compute: float
+    """Seconds in its windows of computation (``ownwork``)."""
+    tokens: int
+    """Tokens it computed."""
+    squares: int
+    """Σ length² over the documents it computed."""
+    product: float | None = None
+    """Seconds of the matrix product by which the device is measured; None where it was not measured since the last
+    step."""
+    copy: float | None = None
+    """The same for the copy within the device's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +83,8 @@ class StepRecord:
     """Model FLOPs utilisation of the step, 0 to 1; None where the device's peak is not known."""
     memory: int = 0
     """Bytes that the rank's device had in use at most during the step; 0 without a GPU."""
+    own: OwnStep | None = None
+    """None where its own work is not measured."""
 
 
 class StepRecordError(ValueError):
@@ -119,15 +138,18 @@ class StepWriter:
         trained: int = 0,
         mfu: float | None = None,
         memory: int = 0,
+        own: OwnStep | None = None,
     ) -> None:
         """Write one step's record; the oldest of a full ring is overwritten."""
         spent = [0.0] * MAX_SECTIONS
         for name, value in sections.items():
             index = self._sections.get(name)
             spent[self._register(name) if index is None else index] = value
-        known_mfu = math.nan if mfu is None else mfu
+        work = (math.nan, 0, 0, math.nan, math.nan)
+        if own is not None:
+            work = (own.compute, own.tokens, own.squares, _or_nan(own.product), _or_nan(own.copy))
         fields = _FIELDS.pack(
-            self._written, step, at, seconds, loss, tokens, grad_norm, lr, trained, known_mfu, memory, *spent
+            self._written, step, at, seconds, loss, tokens, grad_norm, lr, trained, _or_nan(mfu), memory, *work, *spent
         )
         offset = _RING_OFFSET + self._written % self._capacity * _RECORD_BYTES
         self._memory[offset : offset + _FIELDS.size] = fields
@@ -214,12 +236,15 @@ class StepReader:
         raw = self._memory[offset : offset + _FIELDS.size + _CRC.size]
         fields = raw[: _FIELDS.size]
         (checksum,) = _CRC.unpack_from(raw, _FIELDS.size)
-        found, step, at, seconds, loss, tokens, grad_norm, lr, trained, mfu, memory, *spent = _FIELDS.unpack(fields)
+        found, step, at, seconds, loss, tokens, grad_norm, lr, trained, mfu, memory, *rest = _FIELDS.unpack(fields)
         if found != index or zlib.crc32(fields) != checksum:
             return None
+        (compute, own_tokens, squares, product, copy), spent = rest[:5], rest[5:]
         sections = {name: value for name, value in zip(self._section_names(), spent, strict=False) if value}
-        known_mfu = None if math.isnan(mfu) else mfu
-        return StepRecord(step, at, seconds, loss, tokens, grad_norm, lr, sections, trained, known_mfu, memory)
+        own = None
+        if not math.isnan(compute):
+            own = OwnStep(compute, own_tokens, squares, _or_none(product), _or_none(copy))
+        return StepRecord(step, at, seconds, loss, tokens, grad_norm, lr, sections, trained, _or_none(mfu), memory, own)
 
     def _section_names(self) -> list[str]:
         known = self._memory[_SECTIONS_OFFSET]
@@ -228,3 +253,11 @@ class StepReader:
             raw = self._memory[offset : offset + _NAME_BYTES]
             self._names.append(raw.rstrip(b"\0").decode(errors="replace"))
         return self._names
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

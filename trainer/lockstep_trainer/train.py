@@ -45,6 +45,7 @@ from lockstep_trainer.steprecord import StepWriter
 from lockstep_trainer.storage import open_store
 from lockstep_trainer.tenure import Tenure
 from lockstep_trainer.throughput import Meter
+from lockstep_trainer.workmeter import WorkMeter
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Trainer:
         self.replay = Replay.of(job, self.engine, ranks.control, injector, self._say)
         self.parameters = list(self.engine.named_parameters())
         self.optimizer = build_optimizer(self.parameters, recipe.optimizer)
+        self.work = WorkMeter.of(job, self.engine, self.optimizer)
         self.loader = Loader(
             corpus,
             spec.data,
@@ -147,6 +149,9 @@ class Trainer:
             if self.garbage.due(self.step):
                 with self.sections("garbage"):
                     self.garbage.collect()
+            if self.work.due(self.step):
+                with self.sections("yardstick"):
+                    self.work.measure_device()
             self.profiler.step(self.step)
 
     def finish(self) -> None:
@@ -181,11 +186,13 @@ class Trainer:
         with section("load"):
             batch, draws = self.loader.batch(step)
             self.keeper.consumed(step, draws)  # logged before it is used
+            self.work.batch(batch)
             batch = batch.to(self.ranks.device)
         with section("collective"):
             tokens = own_tokens(self.engine, batch)
             dist.all_reduce(tokens)
-        with refusing(recipe.deterministic and self.ranks.device.type == "cuda"):
+        measured = self.work.windows(measured=not self.replay.includes(step))
+        with refusing(recipe.deterministic and self.ranks.device.type == "cuda"), measured:
             sums = self.replay.forward_backward(step, batch, tokens)
         with section("collective"):
             loss, norm, vote = self._totals(sums, tokens, self.keeper.vote(step))
@@ -196,7 +203,8 @@ class Trainer:
             lr = learning_rate(step, steps=recipe.steps, peak=recipe.optimizer.lr, schedule=recipe.schedule)
             clip(self.parameters, norm, recipe.clip_grad_norm)
             set_learning_rate(self.optimizer, lr)
-            self.optimizer.step()
+            with self.work.optimizer():
+                self.optimizer.step()
             self.optimizer.zero_grad()
             update_balance(self.engine.parts, self.meshes)
         self.step = step
@@ -216,6 +224,7 @@ class Trainer:
             trained=self.batches.samples_before(step + 1) * self.length,
             mfu=speed.mfu,
             memory=speed.memory,
+            own=self.work.take(),
         )
         if self.callbacks:
             extra = {"memory_bytes": float(speed.memory)} | ({} if speed.mfu is None else {"mfu": speed.mfu})

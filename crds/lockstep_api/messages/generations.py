@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lockstep_api.messages.parts import Copies, Cut, MemoryPoint, Origin, Rendezvous, RestorePoint, StepSummary, Term
+from lockstep_api.messages.parts import (
+    Copies,
+    Cut,
+    MemoryPoint,
+    Origin,
+    RankWork,
+    Rendezvous,
+    RestorePoint,
+    StepSummary,
+    Term,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,7 @@ class Steps:
     slot: int
     done: tuple[StepSummary, ...]
     section: str  # of the slowest local worker: load, forward, backward, …
+    work: tuple[RankWork, ...] = ()  # of its ranks since the last message, where it is measured
     kind: Literal["Steps"] = "Steps"
 
 

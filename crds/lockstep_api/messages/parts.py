@@ -115,3 +115,32 @@ class StepSummary:
     trained: int = 0  # tokens of all steps up to this one; 0: not said
     mfu: float | None = None  # model FLOPs utilisation, 0 to 1; None where the device's peak is not known
     memory: int = 0  # bytes in use at most on one device during the step, the largest over ranks; 0 without GPUs
+
+
+@dataclass(frozen=True, slots=True)
+class RankWork:
+    """One rank's own work in one optimizer step: waiting for other ranks is left out."""
+
+    rank: int  # global
+    step: int
+    compute: float  # seconds in its windows of computation
+    data: float  # seconds that it waited for its batch
+    tokens: int  # that it computed
+    squares: int  # Σ length² over the documents that it computed
+    product: float | None = None  # seconds of the matrix product that its device is measured by; None: not measured now
+    copy: float | None = None  # the same for the copy within its memory
+
+
+@dataclass(frozen=True, slots=True)
+class SlowVerdict:
+    """Ranks that are slow, or were; what names nobody is of the whole job."""
+
+    cause: str  # Clock, Memory, Compute, Host, Network, Data, Pauses, PipelineImbalance, LengthImbalance
+    ranks: tuple[int, ...]
+    nodes: tuple[str, ...]  # of these ranks
+    since: int  # step at which it began, as far as can be told
+    slowdown: float  # how much longer what is slow takes than it should: 0.3 is 30 %
+    cost: float  # share of the job's step time that it loses, 0 to 1
+    evidence: str
+    at: float  # Unix seconds at which it was found
+    ended: float | None = None  # Unix seconds at which it was seen to be over

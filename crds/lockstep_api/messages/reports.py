@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lockstep_api.messages.parts import RestorePoint, StateId, StepSummary, Term
+from lockstep_api.messages.parts import RestorePoint, SlowVerdict, StateId, StepSummary, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Progress:
     kept: StateId | None = None  # newest state that all slots keep in memory
     cadence: dict[str, float] = field(default_factory=dict)  # interval of durable states and its inputs, in seconds
     durable_verified: tuple[str, ...] = ()  # checks that `durable` passed before it was written, by its manifest
+    slow: tuple[SlowVerdict, ...] = ()  # the newest, those that are over among them
     kind: Literal["Progress"] = "Progress"
 
 

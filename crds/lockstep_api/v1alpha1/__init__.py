@@ -35,6 +35,8 @@ from lockstep_api.v1alpha1.resilience import (
     ResilienceSpec,
     RetryAction,
     RetryRule,
+    StragglerAction,
+    StragglersSpec,
 )
 from lockstep_api.v1alpha1.status import (
     BudgetsUsed,
@@ -53,6 +55,7 @@ from lockstep_api.v1alpha1.status import (
     Restarts,
     StatusModel,
     TrainingJobStatus,
+    Verdict,
 )
 from lockstep_api.v1alpha1.trainer import CallbackSpec, EvaluateSpec, ExportSpec, GenerateSpec, ModelSpec, TrainerSpec
 
@@ -105,6 +108,8 @@ __all__ = [
     "SecretReference",
     "StatusModel",
     "StepsOrAuto",
+    "StragglerAction",
+    "StragglersSpec",
     "TokenizerSpec",
     "TokenizerTraining",
     "TrainerSpec",
@@ -112,4 +117,5 @@ __all__ = [
     "TrainingJobSpec",
     "TrainingJobStatus",
     "Uri",
+    "Verdict",
 ]

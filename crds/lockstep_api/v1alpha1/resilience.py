@@ -138,6 +138,24 @@ class CorruptionSpec(Model):
     micro-batches is found after 1 / (f × sample) steps on average."""
 
 
+class StragglerAction(StrEnum):
+    """What is done about ranks that are slow."""
+
+    OFF = "Off"
+    """Nothing: their work is not measured."""
+    REPORT = "Report"
+    """They are named, with the cause, in status, events, metrics and the journal; nothing else is done."""
+
+
+class StragglersSpec(Model):
+    """The search for slow ranks: for those of which all others wait in each step."""
+
+    action: StragglerAction = StragglerAction.REPORT
+    """Action."""
+    threshold: float = Field(default=0.1, ge=0.02, le=1)
+    """A part of a rank's own work that takes longer by this share counts as slow: 0.1 is 10 %."""
+
+
 class ResilienceSpec(Model):
     """What is done when something breaks."""
 
@@ -150,6 +168,8 @@ class ResilienceSpec(Model):
     """Rules on exit codes and last lines of output."""
     hang: HangSpec = Field(default_factory=HangSpec)
     """Hang detection."""
+    stragglers: StragglersSpec = Field(default_factory=StragglersSpec)
+    """Slow ranks. The work of a user's own command is not measured."""
     nodes: NodesSpec = Field(default_factory=NodesSpec)
     """Nodes."""
     corruption: CorruptionSpec = Field(default_factory=CorruptionSpec)

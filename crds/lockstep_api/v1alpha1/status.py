@@ -210,6 +210,32 @@ class Fault(StatusModel):
     """Last lines of the worker's output."""
 
 
+class Verdict(StatusModel):
+    """Ranks that make the others wait, and why."""
+
+    kind: str
+    """Slow."""
+    cause: str
+    """Clock, Memory, Compute, Host, Network, Data: of these ranks; Pauses, PipelineImbalance, LengthImbalance: of the
+    workload, which no node is to blame for."""
+    ranks: list[int] = Field(default_factory=list)
+    """Global ranks; none where all are alike."""
+    nodes: list[str] = Field(default_factory=list)
+    """Kubernetes nodes of these ranks."""
+    since: int = 0
+    """Step at which it began, as far as can be told."""
+    slowdown: float = 0
+    """How much longer what is slow takes than it should: 0.3 is 30 %."""
+    cost: float = 0
+    """Share of the job's step time that it loses, 0 to 1."""
+    evidence: str = ""
+    """The numbers, and the remedy where the workload is to be changed."""
+    at: str
+    """When it was found, RFC 3339."""
+    ended: str | None = None
+    """When it was seen to be over, RFC 3339."""
+
+
 class ExcludedNode(StatusModel):
     """A node that this job's new pods stay away from."""
 
@@ -284,6 +310,8 @@ class TrainingJobStatus(StatusModel):
     """Ordinal → incarnation of its newest pod, where that is not 0: names are never used twice."""
     faults: list[Fault] = Field(default_factory=list)
     """The last ten."""
+    verdicts: list[Verdict] = Field(default_factory=list)
+    """Slow ranks: the last 10 findings, those that are over among them."""
     excluded_nodes: list[ExcludedNode] = Field(default_factory=list)
     """Nodes that new pods stay away from because of this job's own faults."""
     checked_nodes: list[str] = Field(default_factory=list)

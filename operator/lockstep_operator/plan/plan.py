@@ -127,6 +127,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     status = status_rules.conditions(status, job, live, observed, leads=leads, now=now)
     events += status_rules.checkpoint_events(job.status, status)
     events += story.fault_events(job.status, status)
+    events += story.verdict_events(job.status, status)
 
     # What follows from the status.
     moving = departures.moving(status, leaving)

@@ -16,6 +16,7 @@ from lockstep_api.v1alpha1 import (
     Progress,
     TrainingJob,
     TrainingJobStatus,
+    Verdict,
 )
 from lockstep_operator.plan import width as width_rules
 from lockstep_operator.plan.actions import Event
@@ -24,6 +25,7 @@ from lockstep_operator.plan.slots import usable
 from lockstep_operator.plan.times import rfc3339
 
 MESSAGE_LIMIT = 1024
+VERDICTS_KEPT = 10
 PROGRESS_PATIENCE = 2.0
 """Seconds between status writes when only progress moved: one job's writes stay below 1 per second at any size."""
 LEDGER_PATIENCE = 30.0
@@ -88,8 +90,33 @@ def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed, now:
     if newest:
         total = f"/{progress.steps}" if progress.steps is not None else ""
         update |= {"step": f"{progress.step}{total}", "loss": f"{newest.loss:.3f}"}
+    update["verdicts"] = _verdicts(status.verdicts, heard, now)
     update["checkpoint"] = _checkpoints(status.checkpoint, job, heard, now)
     return status.model_copy(update=update)
+
+
+def _verdicts(old: Sequence[Verdict], heard: messages.Progress, now: float) -> list[Verdict]:
+    """What the leader says of slow ranks. Of earlier ones it may know nothing, being new: they are over then, since
+    nobody looks at them any more."""
+    told = [
+        Verdict(
+            kind="Slow",
+            cause=one.cause,
+            ranks=list(one.ranks),
+            nodes=list(one.nodes),
+            since=one.since,
+            slowdown=one.slowdown,
+            cost=one.cost,
+            evidence=one.evidence,
+            at=rfc3339(one.at),
+            ended=rfc3339(one.ended) if one.ended is not None else None,
+        )
+        for one in heard.slow
+    ]
+    known = {(one.at, one.cause, *one.ranks) for one in told}
+    gone = [one for one in old if (one.at, one.cause, *one.ranks) not in known]
+    before = [one if one.ended else one.model_copy(update={"ended": rfc3339(now)}) for one in gone]
+    return [*before, *told][-VERDICTS_KEPT:]
 
 
 def _checkpoints(old: CheckpointStatus, job: TrainingJob, heard: messages.Progress, now: float) -> CheckpointStatus:

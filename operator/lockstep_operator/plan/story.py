@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockstep_api.v1alpha1 import Fault, TrainingJobStatus
+from lockstep_api.v1alpha1 import Fault, TrainingJobStatus, Verdict
 from lockstep_operator.plan.actions import Event
 
 _WHAT = {
@@ -43,6 +43,19 @@ _FROM = {
     "buddy": " from the memory of a buddy",
     "store": " from the last checkpoint in the store",
 }
+_SLOW = {
+    "Clock": "a low clock",
+    "Memory": "slow memory",
+    "Compute": "a slow device at its full clock",
+    "Host": "a host that is late in giving work",
+    "Network": "a slow link",
+    "Data": "waiting for batches",
+    "Pauses": "pauses of its processes",
+    "PipelineImbalance": "a pipeline stage with more to do than the others",
+    "LengthImbalance": "documents that are longer than those of others",
+}
+_NAMED = 8
+"""Ranks that a sentence names at most."""
 _PARTS = ("detect", "decide", "restart", "restore", "first_step", "recompute")
 
 
@@ -84,6 +97,37 @@ def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[E
             text = f"training goes on{source}, {took}{f' ({parts})' if parts else ''}{_redone(fault)}"
             events.append(Event("Normal", "Recovered", _sentence(text)))
     return tuple(events)
+
+
+def slow(verdict: Verdict) -> str:
+    """Who is slow, by how much and why: one clause without a full stop."""
+    cause = _SLOW.get(verdict.cause, verdict.cause)
+    more = f" and {len(verdict.ranks) - _NAMED} more" if len(verdict.ranks) > _NAMED else ""
+    ranks = ", ".join(map(str, verdict.ranks[:_NAMED])) + more
+    who = f"rank{'s' if len(verdict.ranks) > 1 else ''} {ranks}" if verdict.ranks else "the whole job"
+    place = f" (node {', '.join(verdict.nodes)})" if verdict.nodes else ""
+    are = "are" if len(verdict.ranks) > 1 else "is"
+    return (
+        f"{who}{place} {are} slowed down by {cause} since step {verdict.since}: {verdict.slowdown:.0%} longer, "
+        f"at a cost of {verdict.cost:.1%} of the job's step time"
+    )
+
+
+def verdict_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[Event, ...]:
+    """Ranks that were found slow, and those that are so no more."""
+    known = {_verdict_key(verdict): verdict for verdict in before.verdicts}
+    events: list[Event] = []
+    for verdict in after.verdicts:
+        old = known.get(_verdict_key(verdict))
+        if old is None and verdict.ended is None:
+            events.append(Event("Warning", "SlowRank", f"{_sentence(slow(verdict))} {verdict.evidence}".strip()))
+        if old is not None and old.ended is None and verdict.ended is not None:
+            events.append(Event("Normal", "SlowRankEnded", _sentence(f"no longer: {slow(verdict)}")))
+    return tuple(events)
+
+
+def _verdict_key(verdict: Verdict) -> tuple[str, str, tuple[int, ...]]:
+    return verdict.at, verdict.cause, tuple(verdict.ranks)
 
 
 def _redone(fault: Fault) -> str:

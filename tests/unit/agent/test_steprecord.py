@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep_trainer.steprecord import MAX_SECTIONS, STARTING, StepReader, StepRecordError, StepWriter
+from lockstep_trainer.steprecord import MAX_SECTIONS, STARTING, OwnStep, StepReader, StepRecordError, StepWriter
 
 
 def write(writer: StepWriter, step: int) -> None:
@@ -39,6 +39,17 @@ def test_what_a_step_was_worth_arrives(tmp_path: Path, mfu: float | None) -> Non
         )  # fmt: skip
         (record,) = StepReader(tmp_path / "steps").new_records()
         assert (record.tokens, record.trained, record.mfu, record.memory) == (64, 160, mfu, 2**36)
+
+
+@pytest.mark.parametrize("own", [None, OwnStep(0.25, 512, 9000), OwnStep(0.0, 512, 9000, 1e-3, 2e-3)])
+def test_a_ranks_own_work_arrives(tmp_path: Path, own: OwnStep | None) -> None:
+    """What was not measured stays unknown: it is not 0."""
+    with StepWriter.create(tmp_path / "steps", capacity=2) as writer:
+        writer.record(
+            step=3, at=1.0, seconds=0.5, loss=2.0, tokens=64, grad_norm=1.0, lr=1e-3, sections={"load": 0.25}, own=own
+        )
+        (record,) = StepReader(tmp_path / "steps").new_records()
+        assert (record.own, record.sections) == (own, {"load": 0.25})
 
 
 def test_slow_reader_loses_the_oldest_and_knows_it(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ FAULT = {
     "at": rfc3339(3 * 3600), "cause": "NodeLost", "rung": "spare", "node": "gpu-17", "stepsLost": 6,
     "seconds": {"detect": 1.9, "decide": 0.2, "restart": 4.1, "restore": 2.2, "recompute": 3.0},
 }  # fmt: skip
+SLOW = {
+    "kind": "Slow", "cause": "Memory", "ranks": [3], "nodes": ["gpu-9"], "since": 40, "slowdown": 0.5, "cost": 0.2,
+    "evidence": "Its copy took 50 % longer", "at": rfc3339(60),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,11 @@ FAULT = {
                 ],
             },
             "Running. Its new pods stay away from gpu-3 (GpuUnhealthy).",
+        ),
+        (
+            {"phase": "Running", "verdicts": [SLOW, {**SLOW, "ranks": [1], "ended": rfc3339(5)}]},
+            "Running. Slow: rank 3 (node gpu-9) is slowed down by slow memory since step 40: 50% longer, at a cost of "
+            "20.0% of the job's step time. Its copy took 50 % longer.",
         ),
         ({"phase": "Pending", "members": {"starting": 2}}, "Pending: 0 of 2 members are ready, 2 pods are not up yet."),
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lockstep_api.messages import Recovered, Term
+from lockstep_api.messages import Recovered, SlowVerdict, Term
 from unit.operator.builders import START, World, fault, make_job
 
 STUCK = "rank 3 keeps the others waiting: it is in loader.py:88 batch (step 7, section load)"
@@ -44,3 +44,41 @@ def test_a_lost_pod_is_told_by_who_gives_it_up() -> None:
     del world.pods["run-1-0"]
     world.settle()
     assert [event.reason for event in world.events if event.type == "Warning"] == ["PodLost"]
+
+
+def test_a_slow_rank_is_an_event_once_and_so_is_its_end() -> None:
+    world = World(make_job(nodes=2))
+    world.train(step=100)
+    world.events.clear()
+    found = SlowVerdict("Compute", (3,), ("node-1",), 40, 0.5, 0.2, "Its product took 50 % longer.", START)
+    assert world.leader is not None
+    assert world.leader.progress is not None
+    progress = world.leader.progress
+    world.leader = replace(world.leader, progress=replace(progress, slow=(found,)))
+    world.settle()
+    (event,) = world.events
+    assert (event.type, event.reason) == ("Warning", "SlowRank")
+    assert event.message == (
+        "Rank 3 (node node-1) is slowed down by a slow device at its full clock since step 40: 50% longer, at a cost "
+        "of 20.0% of the job's step time. Its product took 50 % longer."
+    )
+    world.events.clear()
+    world.leader = replace(world.leader, progress=replace(progress, slow=(replace(found, ended=START + 60),)))
+    world.settle()
+    (event,) = world.events
+    assert (event.type, event.reason) == ("Normal", "SlowRankEnded")
+
+
+def test_what_a_new_leader_does_not_know_is_over() -> None:
+    world = World(make_job(nodes=2))
+    world.train(step=100)
+    found = SlowVerdict("Pauses", (), (), 40, 0.5, 0.2, "Collect garbage less often.", START)
+    assert world.leader is not None
+    assert world.leader.progress is not None
+    progress = world.leader.progress
+    world.leader = replace(world.leader, progress=replace(progress, slow=(found,)))
+    world.settle()
+    world.leader = replace(world.leader, progress=progress)
+    world.settle()
+    (verdict,) = world.job.status.verdicts
+    assert verdict.ended is not None

@@ -111,6 +111,9 @@ def test_a_run_leaves_what_its_agent_needs(undisturbed: Path) -> None:
     assert records[-1].loss < records[0].loss - 0.5
     assert all(record.tokens == 16 * SAMPLES_PER_STEP for record in records)
     assert {"load", "forward", "backward", "collective", "optimizer"} <= records[1].sections.keys()
+    own = [record.own for record in records]
+    assert all(each and each.tokens == 16 * SAMPLES_PER_STEP // 2 and each.compute > 0 for each in own)
+    assert [bool(each and each.product and each.copy) for each in own[8:17]] == [True, *[False] * 7, True]
     assert "stage" in records[EVERY].sections, "the step behind a snapshot tells how long it took"
     found = events(undisturbed, "evaluate")
     assert [event["step"] for event in found] == [5, 10, 15, 20, STEPS]

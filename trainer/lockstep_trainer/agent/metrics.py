@@ -56,6 +56,8 @@ NAMES = {
     "lockstep_snapshot_kept_step": "Step of the snapshot that all pods keep.",
     "lockstep_upload_seconds_total": "Time that this agent's finished uploads took.",
     "lockstep_upload_bytes_total": "Bytes that this agent brought to the store.",
+    "lockstep_slow_rank_ratio": "How much longer what is slow takes than it should, 0.3 for 30 %, of each rank that is "
+    "named as slow at the moment; rank is empty where the finding is of the whole job.",
     "lockstep_faults_total": "Faults that this leader has judged, by cause and rung.",
 }
 """Every metric of the agent and its help text; the reference is made from this."""
@@ -63,6 +65,7 @@ NAMES = {
 LABELS = {
     "lockstep_section_seconds": ("section",),
     "lockstep_ledger_gpu_seconds": ("class",),
+    "lockstep_slow_rank_ratio": ("cause", "rank", "node"),
     "lockstep_faults_total": ("cause", "rung"),
 }
 """Labels beyond those of the job, ``namespace`` and ``job_name``."""
@@ -142,6 +145,13 @@ def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metr
         yield _gauge("lockstep_checkpoint_step", job, durability.durable.state.step)
         yield _gauge("lockstep_checkpoint_age_seconds", job, max(0.0, now - durability.durable_at))
     yield _gauge("lockstep_checkpoint_degraded", job, leader.keeping.problem(leader) is not None)
+    name = "lockstep_slow_rank_ratio"
+    slow = GaugeMetricFamily(name, NAMES[name], labels=[*job, *LABELS[name]])
+    for verdict in (one for one in reports.slow if one.ended is None):
+        for rank in verdict.ranks or ("",):
+            node = verdict.nodes[0] if len(verdict.nodes) == 1 else ""
+            slow.add_metric([*job.values(), verdict.cause, str(rank), node], verdict.slowdown)
+    yield slow
     name = "lockstep_faults_total"
     faults = CounterMetricFamily("lockstep_faults", NAMES[name], labels=[*job, *LABELS[name]])
     for (cause, rung), count in reports.fault_counts().items():

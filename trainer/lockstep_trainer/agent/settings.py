@@ -14,6 +14,7 @@ from lockstep_trainer.errors import TrainerError
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.policy import Ladder, RetryRule
 from lockstep_trainer.protocol.progress import HangBounds
+from lockstep_trainer.protocol.slow import SlowRules
 
 
 class SettingsError(TrainerError):
@@ -157,6 +158,7 @@ class Job:
                 ),
                 crash_loops=trainer is not None,
             ),
+            slow=_slow_rules(spec) if trainer is not None else None,
             hang=HangBounds(
                 factor=hang.get("factor", 5.0),
                 minimum_seconds=hang.get("minimumSeconds", 60.0),
@@ -168,6 +170,19 @@ class Job:
     def leaderless_seconds(self) -> float:
         """How long workers of a node without a leader go on without a step."""
         return float(self.spec.get("resilience", {}).get("leaderDeadlineSeconds", 60.0))
+
+
+def _slow_rules(spec: Mapping[str, Any]) -> SlowRules | None:
+    stragglers = spec.get("resilience", {}).get("stragglers", {})
+    if stragglers.get("action", "Report") == "Off":
+        return None
+    degrees = spec.get("parallelism", {})
+    return SlowRules(
+        stragglers.get("threshold", 0.1),
+        tensor=degrees.get("tensor", 1),
+        context=degrees.get("context", 1),
+        pipeline=degrees.get("pipeline", 1),
+    )
 
 
 def _number(spec: Mapping[str, Any], name: str) -> int | None:

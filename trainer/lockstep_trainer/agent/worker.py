@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lockstep_api.messages import StepSummary, Term
+from lockstep_api.messages import RankWork, StepSummary, Term
 from lockstep_trainer.agent.output import Output
 from lockstep_trainer.agent.process import Watched
 from lockstep_trainer.control import CONTROL, CONTROL_SIGNAL, IDLE
@@ -43,6 +43,7 @@ class Worker:
         self.step = 0
         self.output = Output(folder, rank)
         self._reader: StepReader | None = None
+        self._work: list[RankWork] = []
         self._events_position = folder / "events.position"  # what was passed on: a new agent goes on there
         self._events = int(self._events_position.read_text()) if self._events_position.exists() else 0
 
@@ -104,12 +105,31 @@ class Worker:
         records = self._reader.new_records()
         if records:
             self.step = records[-1].step
+        self._work += [
+            RankWork(
+                self.rank,
+                r.step,
+                own.compute,
+                r.sections.get("load", 0.0),
+                own.tokens,
+                own.squares,
+                own.product,
+                own.copy,
+            )
+            for r in records
+            if (own := r.own) is not None
+        ]
         return [
             StepSummary(
                 r.step, r.at, r.seconds, r.loss, r.tokens, r.grad_norm, r.lr, r.sections, r.trained, r.mfu, r.memory
             )
             for r in records
         ]
+
+    def work(self) -> list[RankWork]:
+        """Its own work in the steps whose records were new since the last call."""
+        work, self._work = self._work, []
+        return work
 
     @property
     def section(self) -> str:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lockstep_api.messages import Start, StepSummary, Term
+from lockstep_api.messages import RankWork, Start, StepSummary, Term
 from lockstep_trainer.agent.examine import examine
 from lockstep_trainer.agent.orders import script_environment, worker_orders
 from lockstep_trainer.agent.process import UNKNOWN_EXIT, Exit, Watched, read_exit
@@ -69,6 +69,7 @@ class Workers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._strays: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
+        self._work: list[RankWork] = []
         self._section = STARTING
         self._section_at = 0.0
 
@@ -161,6 +162,7 @@ class Workers:
             worker.close()
         self._start = start
         self._fold = StepFold(start.gpus_per_node)
+        self._work.clear()
         self._section = STARTING
         first = slot * start.gpus_per_node
         ranks = range(first, first + start.gpus_per_node)
@@ -263,6 +265,7 @@ class Workers:
         done: list[StepSummary] = []
         for worker in self._workers.values():
             done += self._fold.add(worker.rank, worker.steps())
+            self._work += worker.work()
             worker.output.forward(worker.step)
         for worker in self._workers.values():
             if not worker.idle and not worker.ended and (left := worker.left()) is not None:
@@ -273,7 +276,8 @@ class Workers:
         section, now = slowest.section, time.monotonic()
         if done or (section != self._section and now - self._section_at >= _SECTION_SECONDS):
             self._section, self._section_at = section, now
-            self._tell(WorkersStepped(term, tuple(done), section))
+            self._tell(WorkersStepped(term, tuple(done), section, tuple(self._work)))
+            self._work.clear()
         if 0 in self._workers:
             for line in self._workers[0].reports():
                 self._tell(WorkerReported(line))

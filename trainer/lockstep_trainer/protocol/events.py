@@ -12,6 +12,7 @@ from lockstep_api.messages import (
     Invite,
     Join,
     Position,
+    RankWork,
     RestorePoint,
     StateId,
     StepSummary,
@@ -90,6 +91,7 @@ class WorkersStepped:
     term: Term
     done: tuple[StepSummary, ...]
     section: str
+    work: tuple[RankWork, ...] = ()  # of single workers since the last one, where it is measured
 
 
 @dataclass(frozen=True, slots=True)

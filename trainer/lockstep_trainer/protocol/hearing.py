@@ -103,6 +103,7 @@ def _member_stepped(leader: Leader, peer: Peer, message: Steps, now: float) -> l
     peer.section = message.section
     if leader.recovery:
         leader.recovery.section(peer.info.slot, message.section, now)
+    leader.slow.heard(message.work)
     finished = leader.steps.add(peer.info.slot, message.done)
     effects: list[Effect] = []
     if message.done:
@@ -110,7 +111,9 @@ def _member_stepped(leader: Leader, peer: Peer, message: Steps, now: float) -> l
         effects += leader.keeping.stepped(leader, message.done[0].step, now)
         if leader.running is None:  # begun from what is not the newest: these steps count for nothing
             return effects
-    return effects + leader.reports.steps(leader, finished, now) if finished else effects
+    if not finished:
+        return effects
+    return [*effects, *leader.reports.steps(leader, finished, now), *leader.slow.stepped(leader, finished, now)]
 
 
 def _worker_exited(leader: Leader, peer: Peer, message: WorkerExited, now: float) -> list[Effect]:

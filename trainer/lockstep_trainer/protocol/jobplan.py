@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lockstep_trainer.protocol.policy import Ladder
 from lockstep_trainer.protocol.progress import HangBounds
+from lockstep_trainer.protocol.slow import SlowRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +25,4 @@ class JobPlan:
     rejoin_grace: float = 5.0
     ladder: Ladder = Ladder()  # noqa: RUF009  (frozen)
     hang: HangBounds = HangBounds()  # noqa: RUF009  (frozen)
+    slow: SlowRules | None = None  # None: slow ranks are not looked for

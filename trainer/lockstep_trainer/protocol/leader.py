@@ -39,6 +39,7 @@ from lockstep_trainer.protocol.policy import Fault
 from lockstep_trainer.protocol.progress import Recovery, StepFold
 from lockstep_trainer.protocol.reports import Reports
 from lockstep_trainer.protocol.roster import Roster
+from lockstep_trainer.protocol.slow import SlowRanks
 from lockstep_trainer.protocol.verdicts import Verdicts
 
 
@@ -97,6 +98,7 @@ class Leader:
         self.reports = (memory.reports if memory and memory.reports else None) or Reports()
         self.reports.new_leader(self, now)
         self.steps = StepFold(plan.nodes)
+        self.slow = SlowRanks(plan.slow)
         self._store: tuple[str, int] | None = None
         self._store_asked = False
         self._stopping: str | None = None
@@ -304,6 +306,7 @@ class Leader:
         if self._stopping is not None and memory is not None:  # only to bring this to the store
             self.keeping.uploads.asked = memory.state.step - 1
         self.steps = StepFold(self.plan.nodes)
+        self.slow.started()
         self.started_at = self.stepped_at = now
         for peer in self.roster.members.values():
             peer.exits.clear()

@@ -395,7 +395,10 @@ class Member:
             self.step = max(self.step, event.done[-1].step)
             self._progress_at = now
         self._said_at = now
-        return [*effects, SendLeader(Steps(self.me.job_uid, event.term, self.slot, event.done, event.section))]
+        return [
+            *effects,
+            SendLeader(Steps(self.me.job_uid, event.term, self.slot, event.done, event.section, event.work)),
+        ]
 
     def _workers_examined(self, event: WorkersExamined, now: float) -> list[Effect]:
         if not self.running or event.term != self.running.term or self.slot is None:

@@ -17,6 +17,7 @@ from lockstep_api.messages import (
     Progress,
     Recovered,
     RestorePoint,
+    SlowVerdict,
     StateId,
     StepSummary,
     Term,
@@ -26,6 +27,7 @@ from lockstep_trainer.protocol.events import CommitDone
 from lockstep_trainer.protocol.hangs import Blame, group_alike
 from lockstep_trainer.protocol.lineage import begun_from
 from lockstep_trainer.protocol.policy import Fault
+from lockstep_trainer.protocol.slow import over, remember
 
 if TYPE_CHECKING:
     from lockstep_trainer.protocol.leader import Leader
@@ -57,6 +59,7 @@ class Reports:
     newest: StepSummary | None = None
     newest_term: Term | None = None
     eval_loss: float | None = None
+    slow: list[SlowVerdict] = field(default_factory=list)
     sequence: int = 0
     judged: list[tuple[str, str, int]] = field(default_factory=list)  # (cause, rung, how many)
     pace: list[tuple[float, int]] = field(default_factory=list)  # (end of step, its tokens)
@@ -146,6 +149,7 @@ class Reports:
             kept=leader.keeping.snapshots.kept,
             cadence=leader.keeping.cadence(leader, now).figures() if leader.plan.checkpoints else {},
             durable_verified=durability.verified,
+            slow=tuple(self.slow),
         )
         return [SendOperator(progress)]
 
@@ -229,6 +233,18 @@ class Reports:
         places = [asdict(each) for each in group_alike(positions)[:HANG_RANKS]]
         named = list(found.ranks)
         return [self._line(leader, now, "hang", message=found.sentence, ranks=named, late=late, places=places)]
+
+    def slow_found(self, leader: Leader, found: SlowVerdict, now: float) -> list[Effect]:
+        """Ranks are slow."""
+        self.slow, self.dirty = remember(self.slow, found), True
+        told = {name: value for name, value in asdict(found).items() if name not in ("at", "ended")}
+        return [self._line(leader, now, "straggler", **told), Persist()]
+
+    def no_longer_slow(self, leader: Leader, ended: SlowVerdict, now: float) -> list[Effect]:
+        """They are not any more, or are not looked at any more."""
+        self.slow, self.dirty = over(self.slow, ended, now), True
+        told = {"cause": ended.cause, "ranks": list(ended.ranks), "nodes": list(ended.nodes), "since": ended.since}
+        return [self._line(leader, now, "straggler_ended", **told), Persist()]
 
     def checkpoint(self, leader: Leader, done: CommitDone, now: float) -> list[Effect]:
         """A state is durable."""

@@ -48,9 +48,13 @@ class Replay:
             injector.replaying = lambda: ring.replaying
         return cls(engine, ring)
 
+    def includes(self, step: int) -> bool:
+        """Whether ``step`` is going to be compared: then more is computed than its batch."""
+        return self._ring is not None and self._ring.includes(step)
+
     def forward_backward(self, step: int, batch: Batch, denominator: Tensor | int) -> Tensor:
         """As the engine's, for the training step ``step``."""
-        if self._ring is None or not self._ring.includes(step):
+        if self._ring is None or not self.includes(step):
             return self._engine.forward_backward(batch, denominator)
         return self._ring.forward_backward(step, batch, denominator)
 

@@ -1,0 +1,140 @@
+"""The leader names slow ranks, by their work and by what their devices are measured by."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from lockstep_api.messages import (
+    Inventory,
+    Join,
+    Membership,
+    Quiesced,
+    RankWork,
+    SlotInfo,
+    SlowVerdict,
+    Steps,
+    StepSummary,
+    Term,
+)
+from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.protocol import events
+from lockstep_trainer.protocol.effects import Effect, Journal
+from lockstep_trainer.protocol.jobplan import JobPlan
+from lockstep_trainer.protocol.leader import Leader, LeaderMemory
+from lockstep_trainer.protocol.slow import KEPT, SlowRules, remember
+
+JOB, NODES, PER_NODE = "uid", 2, 2
+MEASURED_EVERY = 8
+
+
+class Run:
+    """Four ranks on two nodes that make steps of a second; ``slow`` is by how much rank 2 computes longer, and
+    ``device`` by how much its matrix product takes longer."""
+
+    def __init__(self, rules: SlowRules | None, memory: LeaderMemory | None = None) -> None:
+        infos = [SlotInfo(n, f"pod-{n}", f"uid-{n}", "boot", f"10.0.0.{n}:1", f"node-{n}") for n in range(NODES)]
+        plan = JobPlan(JOB, NODES, PER_NODE, steps=10_000, checkpoints=False, slow=rules)
+        self.leader = Leader(plan, Membership(JOB, 1, tuple(infos)), memory, 0.0)
+        self.random = random.Random(7)
+        self.slow = self.device = 1.0
+        self.lines: list[dict[str, Any]] = []
+        self.now, self.step = 1.0, 0
+        self.take(self.leader.begin(0.0))
+        for slot, info in enumerate(infos):
+            here = Inventory(JOB, info.pod, info.pod_uid, "boot", Term(1, 0), slot, slot, None, 0, None, 1, 1)
+            self.tell(events.MemberConnected(slot, Join(JOB, 1, slot, here)))
+            self.tell(events.MemberSaid(slot, Quiesced(JOB, self.leader.abandoned, slot)))
+        self.tell(events.StoreReady("10.0.0.0", 1))
+        assert self.leader.running is not None
+
+    def tell(self, event: events.LeaderEvent) -> None:
+        self.take(self.leader.handle(event, self.now))
+
+    def take(self, effects: list[Effect]) -> None:
+        self.lines += [each.line for each in effects if isinstance(each, Journal)]
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.now += 1.0
+            self.step += 1
+            done = StepSummary(self.step, self.now, 1.0, 2.0, 4096, 1.0, 1e-3)
+            for slot in range(NODES):
+                ranks = range(slot * PER_NODE, (slot + 1) * PER_NODE)
+                work = tuple(self.work(rank) for rank in ranks)
+                self.tell(events.MemberSaid(slot, Steps(JOB, self.leader.term, slot, (done,), "forward", work)))
+
+    def work(self, rank: int) -> RankWork:
+        slow, device = (self.slow, self.device) if rank == 2 else (1.0, 1.0)
+        compute = 0.5 * slow * self.random.gauss(1.0, 0.01)
+        product = 1e-3 * device * self.random.gauss(1.0, 0.01) if self.step % MEASURED_EVERY == 0 else None
+        copy = 1e-3 if product else None
+        return RankWork(rank, self.step, compute, 0.001, 1024, 1024 * 64, product, copy)
+
+    def said(self, kind: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["kind"] == kind]
+
+
+def test_a_slow_device_is_named_with_its_node_and_no_longer_once_it_is_well() -> None:
+    run = Run(SlowRules())
+    run.train(60)
+    assert not run.said("straggler")
+    run.slow = run.device = 1.5
+    run.train(60)
+    (line,) = run.said("straggler")
+    assert (line["ranks"], line["nodes"], line["cause"]) == ((2,), ("node-1",), "Compute")
+    assert line["slowdown"] == pytest.approx(0.5, abs=0.1)
+    assert 50 <= line["since"] <= 75
+    (verdict,) = run.leader.reports.slow
+    assert (verdict.ranks, verdict.ended) == ((2,), None)
+    run.slow = run.device = 1.0
+    run.train(80)
+    assert len(run.said("straggler_ended")) == 1
+    (verdict,) = run.leader.reports.slow
+    assert verdict.ended is not None
+
+
+def test_slow_work_on_a_device_as_fast_as_the_others_names_nobody() -> None:
+    run = Run(SlowRules())
+    run.train(60)
+    run.slow = 1.5
+    run.train(100)
+    assert not run.said("straggler")
+
+
+def test_nothing_is_looked_for_where_the_job_does_not_want_it() -> None:
+    run = Run(None)
+    run.train(40)
+    run.slow = run.device = 2.0
+    run.train(80)
+    assert not run.said("straggler")
+
+
+def test_what_an_earlier_agent_found_is_over_with_the_first_step_that_a_new_one_sees() -> None:
+    """It measures anew, and finds it again where it is still so."""
+    run = Run(SlowRules())
+    found = SlowVerdict("Compute", (2,), ("node-1",), 5, 0.5, 0.2, "", 3.0)
+    run.leader.reports.slow = [found]
+    run.train(1)
+    assert [verdict.ended is not None for verdict in run.leader.reports.slow] == [True]
+
+
+def test_verdicts_are_remembered_up_to_a_number() -> None:
+    known: list[SlowVerdict] = []
+    for number in range(KEPT + 3):
+        known = remember(known, SlowVerdict("Compute", (number,), (), number, 0.5, 0.2, "", 3.0))
+    assert [verdict.since for verdict in known] == list(range(3, KEPT + 3))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(shard=4), Layout(replicate=2, shard=2, tensor=2, pipeline=2), Layout(context=2, shard=3, tensor=2)],
+)
+def test_ranks_are_numbered_as_the_trainer_numbers_them(layout: Layout) -> None:
+    rules = SlowRules(tensor=layout.tensor, context=layout.context, pipeline=layout.pipeline)
+    for rank in range(layout.world_size):
+        place, at = rules.place(rank, layout.world_size, "node"), layout.coordinates(rank)
+        assert (place.pipeline, place.context, place.tensor) == (at.pipeline, at.context, at.tensor)
+        assert place.data == layout.data_rank(rank)

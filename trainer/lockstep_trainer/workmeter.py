@@ -1,0 +1,71 @@
+"""What a rank's record of a step says of its own work: for the search for slow ranks."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from lockstep_api.v1alpha1 import StragglerAction
+from lockstep_trainer.batch import Batch
+from lockstep_trainer.config import Job
+from lockstep_trainer.ownwork import Amount, OwnWork
+from lockstep_trainer.parallel.engine import Engine
+from lockstep_trainer.steprecord import OwnStep
+from lockstep_trainer.yardstick import Yardstick
+
+
+class WorkMeter:
+    """One rank's; with ``own`` None nothing is measured."""
+
+    def __init__(
+        self, own: OwnWork | None, device: torch.device, *, context: int = 1, local_step: bool = False
+    ) -> None:
+        """``context``: ranks that share a sequence; ``local_step``: the optimizer's step does not communicate."""
+        self._own, self._context, self._local_step = own, context, local_step
+        self._yardstick = Yardstick(device) if own and own.blocks else None
+        self._amount = Amount(0, 0)
+        self._measured = True
+
+    @classmethod
+    def of(cls, job: Job, engine: Engine, optimizer: torch.optim.Optimizer) -> WorkMeter:
+        """As ``resilience.stragglers`` says."""
+        if job.spec.resilience.stragglers.action == StragglerAction.OFF:
+            return cls(None, engine.device)
+        recipe = job.trainer.recipe
+        recomputed = recipe.activation_checkpointing != "none"
+        own = OwnWork.of(engine, compiled=recipe.compile, recomputed=recomputed)
+        # Others exchange gradients, or may.
+        local = isinstance(optimizer, torch.optim.AdamW)
+        return cls(own, engine.device, context=engine.layout.context, local_step=local)
+
+    def batch(self, batch: Batch) -> None:
+        """The step's batch, still on the host."""
+        if self._own:
+            self._amount = Amount.of(batch, context=self._context)
+
+    def windows(self, *, measured: bool = True) -> AbstractContextManager[None]:
+        """Around forward and backward passes. Not ``measured``: more is computed than the batch, nothing is told."""
+        self._measured = measured
+        return self._own.step() if self._own and measured else nullcontext()
+
+    def optimizer(self) -> AbstractContextManager[None]:
+        """Around the optimizer's step."""
+        return self._own.window() if self._own and self._local_step else nullcontext()
+
+    def due(self, step: int) -> bool:
+        """Whether the device is measured behind this step."""
+        return self._yardstick is not None and self._yardstick.due(step)
+
+    def measure_device(self) -> None:
+        """Measure it: the figures come with the next step's record, or the one after it."""
+        if self._yardstick:
+            self._yardstick.measure()
+
+    def take(self) -> OwnStep | None:
+        """Of the step that ends now; None where nothing is measured."""
+        seconds = self._own.take() if self._own else None
+        if seconds is None or not self._measured:
+            return None
+        product, copy = (self._yardstick and self._yardstick.take()) or (None, None)
+        return OwnStep(seconds, self._amount.tokens, self._amount.squares, product, copy)
