@@ -52,7 +52,7 @@ async def read_job(client: KubeClient, namespace: str, name: str) -> TrainingJob
             "and a missing definition means that Lockstep is not installed (helm install lockstep charts/lockstep)"
         ) from None
     try:
-        return TrainingJob.model_validate(found)
+        return TrainingJob.of_server(found)
     except ValidationError as error:
         raise CliError(f"{name}: the job is of another version of Lockstep than this tool: {error}") from None
 
@@ -65,7 +65,7 @@ async def submit(document: dict[str, Any], arguments: argparse.Namespace) -> Tra
             raise CliError(f"metadata.namespace: {own} in the manifest, but -n {arguments.namespace}; leave one out")
         path = kube.TRAINING_JOBS.path(own or namespace, document["metadata"]["name"])
         try:
-            return TrainingJob.model_validate(await client.apply(path, document, FIELD_MANAGER))
+            return TrainingJob.of_server(await client.apply(path, document, FIELD_MANAGER))
         except errors.NotFoundError:
             raise NotFoundError(
                 "the cluster knows no TrainingJob, or not that namespace; install Lockstep with "

@@ -58,7 +58,7 @@ class Jobs:
             await self.gone(uid)
             return
         try:
-            job = TrainingJob.model_validate(manifest)
+            job = TrainingJob.of_server(manifest)
         except ValidationError as error:
             await self._refuse(manifest, error)
             return

@@ -57,6 +57,7 @@ def untouched(job: RunningJob, before: TrainingJob, pods: list[str]) -> Training
     """The job some steps later, which has lost neither a step nor a pod nor begun anew."""
     at = job.job.status.progress.step
     after = job.until_step(at + 20)
+    assert after.status.phase == "Running", "the job ended meanwhile: it needs more steps"
     assert after.status.epoch == before.status.epoch
     assert after.status.restarts.total == before.status.restarts.total
     assert uids(job) == pods

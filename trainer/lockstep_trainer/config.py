@@ -88,7 +88,7 @@ def load_job(path: Path) -> Job:
     """Read ``job.json``; raises UserError naming the field that is wrong."""
     document = _read(path)
     try:
-        spec = TrainingJobSpec.model_validate(document["spec"])
+        spec = TrainingJobSpec.of_server(document["spec"])
         name, namespace, uid = (str(document[key]) for key in ("name", "namespace", "uid"))
     except KeyError as error:
         raise UserError(f"{path} has no {error}") from None

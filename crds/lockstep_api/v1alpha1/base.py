@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from pydantic.alias_generators import to_camel
@@ -15,6 +16,16 @@ class Model(BaseModel):
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
     )
+
+    @classmethod
+    def of_server(cls, document: Mapping[str, Any]) -> Self:
+        """Read what an API server has admitted; raises ValidationError.
+
+        Its definition of the resource may be newer than this code, since an upgrade replaces one part after the other,
+        and the server fills in the defaults of fields that are unknown here. They are left out. What people write is
+        read strictly, by ``model_validate``.
+        """
+        return cls.model_validate(document, extra="ignore")
 
     def to_wire(self) -> dict[str, Any]:
         """The JSON form, camelCase, without fields that are null."""

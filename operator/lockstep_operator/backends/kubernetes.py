@@ -68,7 +68,7 @@ class KubernetesBackend:
             {"op": "add", "path": "/status", "value": status.to_wire()},
         ]
         path = TRAINING_JOBS.path(job.namespace, job.name, "status")
-        return TrainingJob.model_validate(await self._client.patch(path, patch, JSON_PATCH))
+        return TrainingJob.of_server(await self._client.patch(path, patch, JSON_PATCH))
 
     async def create_child(self, job: TrainingJob, kind: ChildKind) -> None:
         """Service, Secret or ConfigMap. A Secret that is there is replaced whole, without having been read: what it

@@ -176,7 +176,7 @@ class DurableStore:
             from lockstep_trainer.checkpoint.chain import Chain, resolve
             from lockstep_trainer.storage import open_store
 
-            spec = CheckpointSpec.model_validate(self._job.spec["checkpoint"])
+            spec = CheckpointSpec.of_server(self._job.spec["checkpoint"])
             resume = resolve(spec.resume_from, spec.s3) if spec.resume_from else None
             store = open_store(spec.uri, spec.s3)
             self._chain = Chain(store, self._job.checkpoint_prefix, s3=spec.s3, resume_from=resume)

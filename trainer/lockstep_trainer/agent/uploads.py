@@ -146,6 +146,6 @@ class Uploads:
             from lockstep_api.v1alpha1 import CheckpointSpec
             from lockstep_trainer.storage import open_store
 
-            spec = CheckpointSpec.model_validate(self._job.spec["checkpoint"])
+            spec = CheckpointSpec.of_server(self._job.spec["checkpoint"])
             self._store = open_store(spec.uri, spec.s3).below(self._job.checkpoint_prefix)
         return self._store
