@@ -7,6 +7,7 @@ belongs to the root. The experts of a layer are a unit of their own on their own
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +77,9 @@ def gathered_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
     hooks on them stay, while hooks on shards are never called. All ranks call it, between steps: each parameter is
     gathered once. A parameter that FSDP has not is left out."""
     found = []
-    for prefix, unit in part.named_modules():
-        if not isinstance(unit, FSDPModule):
+    for prefix, module in part.named_modules():
+        unit: Any = module  # FSDP makes it a subclass of both, which no type says
+        if not isinstance(module, FSDPModule):
             continue
         shards = dict(unit.named_parameters())
         unit.unshard()
