@@ -40,6 +40,8 @@ from lockstep_trainer.replay.ring import Disagreement, Ring
 from lockstep_trainer.replay.sampling import Sampling
 from lockstep_trainer.replay.units import Units
 
+pytestmark = pytest.mark.timeout(900)  # up to 40 s of four ranks' CPU, on a machine that may have other work
+
 CPU = torch.device("cpu")
 DENSE = DecoderConfig(dim=24, layers=4, heads=4, kv_heads=2, ffn_dim=36, vocab_size=132, norm_eps=1e-5)
 MIXTURE = replace(DENSE, experts=4, expert_dim=12, dense_layers=1, balance_rate=0.05)
