@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from awaited import eventually
 from integration.run import small
 from localrun import LocalRun
 from localrun.run import QUICKSTART
@@ -67,5 +68,8 @@ def test_a_rank_with_a_slow_device_is_named_while_the_job_trains(tmp_path: Path)
         assert (verdict.kind, len(verdict.nodes)) == ("Slow", 1)
         assert verdict.slowdown > 0.1
         assert verdict.ended is None
-        lines = [line for line in journal.read(open_uri(str(run.run_store))) if line["kind"] == "straggler"]
-        assert [SLOW] in [line["ranks"] for line in lines]
+
+        def lines() -> list[list[int]]:
+            return [line["ranks"] for line in journal.read(open_uri(str(run.run_store))) if line["kind"] == "straggler"]
+
+        eventually(lambda: [SLOW] in lines(), "a line of the journal")  # it is written some time after the status
