@@ -40,10 +40,13 @@ def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None when it is gone or only waits to be reaped."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
+        threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = stat.rpartition(")")[2].split()  # the name, in parentheses, can hold blanks
-    return None if fields[0] in "ZX" else int(fields[19])
+    # A killed process's first thread is a zombie while others still end, and until the last one has, its ports are in
+    # use. Every tenth restart of the API server on a busy machine failed to bind by that.
+    return None if fields[0] in "ZX" and len(threads) <= 1 else int(fields[19])
 
 
 def children(pid: int) -> list[int]:

@@ -142,6 +142,21 @@ def test_a_process_is_known_by_its_start_too(tmp_path: Path) -> None:
     assert processes.names() == []
 
 
+def test_a_process_lives_until_its_last_thread_has_ended(tmp_path: Path) -> None:
+    """A killed API server held its port while its first thread was a zombie already; the next one failed to bind."""
+    code = (
+        "import ctypes, platform, threading, time; threading.Thread(target=time.sleep, args=(60,)).start();"
+        "ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)"  # exit, of this thread alone
+    )
+    processes = Processes(tmp_path / "processes", tmp_path / "logs", tmp_path)
+    process = processes.start("threads", [sys.executable, "-c", code])
+    stat = Path(f"/proc/{process.pid}/stat")
+    wait_for("first thread ended", lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", 10, stat)
+    assert process.alive
+    processes.stop("threads")
+    assert not process.alive
+
+
 def test_stopping_waits_for_what_dies_with_it(tmp_path: Path) -> None:
     code = "import subprocess, sys; subprocess.run(['sleep', '60'])"
     processes = Processes(tmp_path / "processes", tmp_path / "logs", tmp_path)
