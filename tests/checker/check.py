@@ -52,8 +52,9 @@ class _Findings:
             self.problems.append(problem)
 
 
-def check(objects: Objects, *, steps: int | None = None) -> Verdict:
-    """Checks the run whose objects these are; ``steps`` is how many it was to do."""
+def check(objects: Objects, *, steps: int | None = None, ended: bool = True) -> Verdict:
+    """Checks the run whose objects these are; ``steps`` is how many it was to do. Not ``ended``: the run is to go on,
+    and makes what the journal tells of beyond the newest committed state again."""
     try:
         chain = read_chain(objects)
     except BrokenChainError as error:
@@ -73,7 +74,7 @@ def check(objects: Objects, *, steps: int | None = None) -> Verdict:
     _check_counts(consumed, chain, found)
     if steps is not None and done != steps:
         found.add(f"the lineage ends at step {done}, not {steps}")
-    recomputed, terms = _from_journal(objects, done, found)
+    recomputed, terms = _from_journal(objects, done if ended else None, found)
     return Verdict(done, sum(consumed.values()), len(chain), recomputed, terms, tuple(found.problems))
 
 
@@ -144,8 +145,8 @@ def _check_counts(consumed: Counter[int], chain: list[Link], found: _Findings) -
             found.add(f"{link.folder}: it says that {link.drawn} samples were consumed, and its steps have {drawn}")
 
 
-def _from_journal(objects: Objects, done: int, found: _Findings) -> tuple[int, int]:
-    """(steps done again, generations that did steps), as the journal tells it."""
+def _from_journal(objects: Objects, done: int | None, found: _Findings) -> tuple[int, int]:
+    """(steps done again, generations that did steps), as the journal tells it; it may tell of none beyond ``done``."""
     terms: dict[int, set[tuple[int, int]]] = {}
     for key in objects.names():
         if not key.startswith("journal/"):
@@ -156,7 +157,7 @@ def _from_journal(objects: Objects, done: int, found: _Findings) -> tuple[int, i
                 terms.setdefault(line["step"], set()).add((line["epoch"], line["generation"]))
     if not terms:
         return 0, 0
-    beyond = sorted(step for step in terms if step > done)
+    beyond = sorted(step for step in terms if done is not None and step > done)
     if beyond:
         found.add(f"the journal tells of step {beyond[0]}, beyond the newest committed state at step {done}")
     return sum(len(each) - 1 for each in terms.values()), len(set().union(*terms.values()))

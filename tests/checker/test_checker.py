@@ -152,6 +152,7 @@ def test_a_journal_beyond_the_last_commit_is_caught() -> None:
     objects = make_run()
     objects["journal/e1-g2-1.jsonl"] = _journal([7], 2)
     assert "beyond the newest committed state" in str(check(objects))
+    assert check(objects, ended=False).exact, "a suspended job is to go on"
 
 
 def test_splitmix64_gives_the_published_sequence() -> None:

@@ -179,11 +179,11 @@ class RunningJob:
         """What is there."""
         return BucketObjects(self.uri, self.target.s3.endpoint_host)
 
-    def check(self, steps: int | None = None, origin: RunningJob | None = None) -> Verdict:
+    def check(self, steps: int | None = None, origin: RunningJob | None = None, *, ended: bool = True) -> Verdict:
         """The checker's verdict; ``steps`` is how many the job was to do, None: as far as it came. ``origin``: the job
-        from whose checkpoint it began, so that the lineage goes on in there."""
+        from whose checkpoint it began, so that the lineage goes on in there. Not ``ended``: it is only suspended."""
         objects = Resumed(self.objects, origin.uri, origin.objects) if origin else self.objects
-        return check(objects, steps=steps)
+        return check(objects, steps=steps, ended=ended)
 
     def durable_step(self) -> int:
         """The step of the newest checkpoint in the store, 0 where none is: what status can only repeat."""
