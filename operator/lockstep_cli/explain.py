@@ -5,12 +5,12 @@ from __future__ import annotations
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import Condition, Phase, TrainingJob
 from lockstep_cli import times
-from lockstep_operator.plan.story import describe, slow
+from lockstep_operator.plan.story import describe, sentence, verdict
 
 
 def why(job: TrainingJob, now: float) -> str:
     """One line or more, the most important first."""
-    sentences = [_phase(job, now), *_conditions(job), *_slow(job), *_last_fault(job, now)]
+    sentences = [_phase(job, now), *_conditions(job), *_verdicts(job), *_last_fault(job, now)]
     sentences += [*_excluded(job, now), *_budgets(job)]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -66,12 +66,12 @@ def _conditions(job: TrainingJob) -> list[str]:
     return [_stop(condition.message) for condition in told if condition.message]
 
 
-def _slow(job: TrainingJob) -> list[str]:
-    """Ranks that make the others wait now."""
+def _verdicts(job: TrainingJob) -> list[str]:
+    """Ranks that make the others wait now, or compute wrong numbers."""
     if job.status.phase and job.status.phase.terminal:
         return []
-    standing = [verdict for verdict in job.status.verdicts if verdict.ended is None]
-    return [f"Slow: {slow(verdict)}. {_stop(verdict.evidence)}" for verdict in standing]
+    standing = [one for one in job.status.verdicts if one.ended is None]
+    return [f"{one.kind}: {verdict(one)}. {sentence(one.evidence)}" for one in standing]
 
 
 def _last_fault(job: TrainingJob, now: float) -> list[str]:

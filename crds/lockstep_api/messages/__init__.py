@@ -39,6 +39,7 @@ from lockstep_api.messages.membership import (
 )
 from lockstep_api.messages.parts import (
     Copies,
+    CorruptVerdict,
     Cut,
     MemoryPoint,
     Origin,
@@ -65,6 +66,7 @@ __all__ = [
     "Beat",
     "Committed",
     "Copies",
+    "CorruptVerdict",
     "Cut",
     "EpochRequest",
     "Examine",

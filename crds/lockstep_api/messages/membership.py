@@ -40,6 +40,7 @@ class Inventory:
     origin: Origin | None = None
     snapshots: tuple[Copies, ...] = ()
     warm: bool = True  # workers would start at once; False while their imports still load
+    devices: tuple[str, ...] = ()  # its GPUs in order, each by serial number and UUID; empty where nobody knows them
     protocol: int = 1
     kind: Literal["Inventory"] = "Inventory"
 

@@ -91,12 +91,11 @@ class Rendezvous:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """States that must not be used any more: all of ``excluded`` terms beyond ``keep``. Stored before it is
-    answered; the highest (epoch, generation) wins."""
+    """States that must not be used any more, though they are whole: those beyond ``step`` that ``term`` or an older one
+    made. Stored before it is answered; that of the highest term counts."""
 
-    term: Term  # the term that decided it
-    keep: StateId
-    excluded: tuple[tuple[Term, Term], ...]
+    term: Term  # the generation that was ended by it
+    step: int
     reason: str
 
 
@@ -144,3 +143,21 @@ class SlowVerdict:
     evidence: str
     at: float  # Unix seconds at which it was found
     ended: float | None = None  # Unix seconds at which it was seen to be over
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptVerdict:
+    """Ranks that computed wrong numbers; where it is undecided, ranks of which some did."""
+
+    kind: str  # Permanent, Intermittent, Undecided
+    ranks: tuple[int, ...]  # one; more where all that is known is that it is among them
+    pods: tuple[str, ...]  # of these ranks
+    nodes: tuple[str, ...]
+    devices: tuple[str, ...]  # GPUs of these ranks, by serial number and UUID, where they are known
+    since: int  # step at which it was first found
+    step: int  # and last
+    seen: int  # on how many steps
+    confidence: float  # share of their computations that were wrong when they were last looked at; 0 where undecided
+    evidence: str
+    at: float  # Unix seconds at which it was first found
+    ended: float | None = None  # Unix seconds at which they were put aside, or were under suspicion no more

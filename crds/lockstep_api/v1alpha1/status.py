@@ -211,29 +211,36 @@ class Fault(StatusModel):
 
 
 class Verdict(StatusModel):
-    """Ranks that make the others wait, and why."""
+    """Ranks that make the others wait, or compute wrong numbers, and why."""
 
-    kind: str
-    """Slow."""
+    kind: str = "Slow"
+    """Slow or Corrupt."""
     cause: str
-    """Clock, Memory, Compute, Host, Network, Data: of these ranks; Pauses, PipelineImbalance, LengthImbalance: of the
-    workload, which no node is to blame for."""
+    """Of a slow one: Clock, Memory, Compute, Host, Network, Data: of these ranks; Pauses, PipelineImbalance,
+    LengthImbalance: of the workload, which no node is to blame for. Of a corrupt one: Permanent, wrong each time that
+    it was looked at; Intermittent; Undecided, of these ranks some are wrong, and nobody can say which."""
     ranks: list[int] = Field(default_factory=list)
     """Global ranks; none where all are alike."""
     nodes: list[str] = Field(default_factory=list)
     """Kubernetes nodes of these ranks."""
+    devices: list[str] = Field(default_factory=list)
+    """GPUs of corrupt ranks, by serial number and UUID, where the preflight checks have read them."""
     since: int = 0
-    """Step at which it began, as far as can be told."""
+    """Step at which it began, as far as can be told; of a corrupt one, at which it was first found."""
     slowdown: float = 0
     """How much longer what is slow takes than it should: 0.3 is 30 %."""
     cost: float = 0
     """Share of the job's step time that it loses, 0 to 1."""
+    confidence: float | None = None
+    """Share of a corrupt rank's computations that were wrong when it was last looked at; 0 where undecided."""
+    seen: int | None = None
+    """Steps on which a corrupt one was found."""
     evidence: str = ""
     """The numbers, and the remedy where the workload is to be changed."""
     at: str
     """When it was found, RFC 3339."""
     ended: str | None = None
-    """When it was seen to be over, RFC 3339."""
+    """When it was seen to be over, or was put aside, RFC 3339."""
 
 
 class ExcludedNode(StatusModel):
@@ -311,7 +318,7 @@ class TrainingJobStatus(StatusModel):
     faults: list[Fault] = Field(default_factory=list)
     """The last ten."""
     verdicts: list[Verdict] = Field(default_factory=list)
-    """Slow ranks: the last 10 findings, those that are over among them."""
+    """Slow and corrupt ranks: the last 10 findings, those that are over among them."""
     excluded_nodes: list[ExcludedNode] = Field(default_factory=list)
     """Nodes that new pods stay away from because of this job's own faults."""
     checked_nodes: list[str] = Field(default_factory=list)

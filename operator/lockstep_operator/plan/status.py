@@ -96,8 +96,8 @@ def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed, now:
 
 
 def _verdicts(old: Sequence[Verdict], heard: messages.Progress, now: float) -> list[Verdict]:
-    """What the leader says of slow ranks. Of earlier ones it may know nothing, being new: they are over then, since
-    nobody looks at them any more."""
+    """What the leader says of slow and corrupt ranks, in the order in which they were found. Of earlier ones it may
+    know nothing, being new: they are over then, since nobody looks at them any more."""
     told = [
         Verdict(
             kind="Slow",
@@ -112,11 +112,28 @@ def _verdicts(old: Sequence[Verdict], heard: messages.Progress, now: float) -> l
             ended=rfc3339(one.ended) if one.ended is not None else None,
         )
         for one in heard.slow
-    ]
+    ] + [_corrupt(one) for one in heard.corrupt]
+    told.sort(key=lambda one: one.at)
     known = {(one.at, one.cause, *one.ranks) for one in told}
     gone = [one for one in old if (one.at, one.cause, *one.ranks) not in known]
     before = [one if one.ended else one.model_copy(update={"ended": rfc3339(now)}) for one in gone]
     return [*before, *told][-VERDICTS_KEPT:]
+
+
+def _corrupt(one: messages.CorruptVerdict) -> Verdict:
+    return Verdict(
+        kind="Corrupt",
+        cause=one.kind,
+        ranks=list(one.ranks),
+        nodes=list(one.nodes),
+        devices=list(one.devices),
+        since=one.since,
+        confidence=one.confidence,
+        seen=one.seen,
+        evidence=one.evidence,
+        at=rfc3339(one.at),
+        ended=rfc3339(one.ended) if one.ended is not None else None,
+    )
 
 
 def _checkpoints(old: CheckpointStatus, job: TrainingJob, heard: messages.Progress, now: float) -> CheckpointStatus:

@@ -87,7 +87,7 @@ def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[E
     for fault in after.faults:
         old = known.get(_key(fault))
         if old is None and fault.rung in ("inProcess", "process", "container"):
-            events.append(Event("Warning", fault.cause, _sentence(f"{broke(fault)}; {_NEXT[fault.rung]}")))
+            events.append(Event("Warning", fault.cause, sentence(f"{broke(fault)}; {_NEXT[fault.rung]}")))
         if fault.steps_lost is not None and (old is None or old.steps_lost is None):
             parts = ", ".join(
                 f"{name.replace('_', ' ')} {fault.seconds[name]:.1f}" for name in _PARTS if fault.seconds.get(name)
@@ -95,39 +95,64 @@ def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[E
             took = f"{sum(fault.seconds.values()):.1f} s after {_WHAT.get(fault.cause, fault.cause)}"
             source = _FROM.get(fault.restored_from, "")
             text = f"training goes on{source}, {took}{f' ({parts})' if parts else ''}{_redone(fault)}"
-            events.append(Event("Normal", "Recovered", _sentence(text)))
+            events.append(Event("Normal", "Recovered", sentence(text)))
     return tuple(events)
 
 
-def slow(verdict: Verdict) -> str:
-    """Who is slow, by how much and why: one clause without a full stop."""
+def verdict(found: Verdict) -> str:
+    """What is wrong with whom: one clause without a full stop."""
+    return _corrupt(found) if found.kind == "Corrupt" else _slow(found)
+
+
+def _slow(verdict: Verdict) -> str:
     cause = _SLOW.get(verdict.cause, verdict.cause)
-    more = f" and {len(verdict.ranks) - _NAMED} more" if len(verdict.ranks) > _NAMED else ""
-    ranks = ", ".join(map(str, verdict.ranks[:_NAMED])) + more
-    who = f"rank{'s' if len(verdict.ranks) > 1 else ''} {ranks}" if verdict.ranks else "the whole job"
-    place = f" (node {', '.join(verdict.nodes)})" if verdict.nodes else ""
     are = "are" if len(verdict.ranks) > 1 else "is"
     return (
-        f"{who}{place} {are} slowed down by {cause} since step {verdict.since}: {verdict.slowdown:.0%} longer, "
+        f"{_who(verdict)} {are} slowed down by {cause} since step {verdict.since}: {verdict.slowdown:.0%} longer, "
         f"at a cost of {verdict.cost:.1%} of the job's step time"
     )
 
 
+def _corrupt(verdict: Verdict) -> str:
+    first = f"first at step {verdict.since}"
+    if verdict.cause == "Undecided":
+        return f"{_who(verdict)} disagree about the same numbers, {first}, and nobody can say who is wrong"
+    wrong = f"{_who(verdict)} computed wrong numbers, {first}"
+    if len(verdict.ranks) > 1:
+        wrong = f"one of {_who(verdict)} or more computed wrong numbers, {first}"
+    return wrong + (", each time that it was looked at" if verdict.cause == "Permanent" else ", now and then")
+
+
+def _who(verdict: Verdict) -> str:
+    """The ranks of a verdict, and where they are."""
+    more = f" and {len(verdict.ranks) - _NAMED} more" if len(verdict.ranks) > _NAMED else ""
+    ranks = ", ".join(map(str, verdict.ranks[:_NAMED])) + more
+    who = f"rank{'s' if len(verdict.ranks) > 1 else ''} {ranks}" if verdict.ranks else "the whole job"
+    gpu = f"GPU {verdict.devices[0]}" if len(verdict.devices) == len(verdict.ranks) == 1 else ""
+    node = f"node {', '.join(verdict.nodes)}" if verdict.nodes else ""
+    place = ", ".join(filter(None, (node, gpu)))
+    return f"{who} ({place})" if place else who
+
+
+_EVENTS = {"Slow": "SlowRank", "Corrupt": "CorruptRank"}
+
+
 def verdict_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[Event, ...]:
-    """Ranks that were found slow, and those that are so no more."""
-    known = {_verdict_key(verdict): verdict for verdict in before.verdicts}
+    """Ranks that were found slow or corrupt, and those that are so no more. One that was put aside as soon as it was
+    found is told of once."""
+    known = {_verdict_key(one): one for one in before.verdicts}
     events: list[Event] = []
-    for verdict in after.verdicts:
-        old = known.get(_verdict_key(verdict))
-        if old is None and verdict.ended is None:
-            events.append(Event("Warning", "SlowRank", f"{_sentence(slow(verdict))} {verdict.evidence}".strip()))
-        if old is not None and old.ended is None and verdict.ended is not None:
-            events.append(Event("Normal", "SlowRankEnded", _sentence(f"no longer: {slow(verdict)}")))
+    for one in after.verdicts:
+        old, reason = known.get(_verdict_key(one)), _EVENTS.get(one.kind, one.kind)
+        if old is None and (one.ended is None or one.kind == "Corrupt"):
+            events.append(Event("Warning", reason, f"{sentence(verdict(one))} {sentence(one.evidence)}".strip()))
+        if old is not None and old.ended is None and one.ended is not None:
+            events.append(Event("Normal", f"{reason}Ended", sentence(f"no longer: {verdict(one)}")))
     return tuple(events)
 
 
-def _verdict_key(verdict: Verdict) -> tuple[str, str, tuple[int, ...]]:
-    return verdict.at, verdict.cause, tuple(verdict.ranks)
+def _verdict_key(found: Verdict) -> tuple[str, str, tuple[int, ...]]:
+    return found.at, found.cause, tuple(found.ranks)
 
 
 def _redone(fault: Fault) -> str:
@@ -136,8 +161,9 @@ def _redone(fault: Fault) -> str:
     return f", {fault.steps_lost} step{'' if fault.steps_lost == 1 else 's'} redone"
 
 
-def _sentence(clause: str) -> str:
-    return f"{clause[:1].upper()}{clause[1:]}."
+def sentence(clause: str) -> str:
+    """With a capital letter and a full stop; an empty one stays empty."""
+    return f"{clause[:1].upper()}{clause[1:].removesuffix('.')}." if clause else ""
 
 
 def _key(fault: Fault) -> tuple[int, int, str | None, str]:

@@ -177,3 +177,14 @@ def test_a_node_is_looked_at_again_however_recently_it_was_checked_but_not_where
     assert settings.termination_log is not None
     assert "uncorrectable memory errors" in settings.termination_log.read_text()
     asyncio.run(checks.look_again(settings, job("Off")))
+
+
+def test_gpus_are_known_by_what_the_checks_have_read(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checks.devices(settings) == ()
+    answered(monkeypatch, tmp_path, edited("healthy, with NVLinks"))
+    preflight(settings, job())
+    (device,) = checks.devices(settings)
+    assert device.startswith("serial ")
+    assert "GPU-" in device

@@ -30,6 +30,10 @@ SLOW = {
     "kind": "Slow", "cause": "Memory", "ranks": [3], "nodes": ["gpu-9"], "since": 40, "slowdown": 0.5, "cost": 0.2,
     "evidence": "Its copy took 50 % longer", "at": rfc3339(60),
 }  # fmt: skip
+CORRUPT = {
+    "kind": "Corrupt", "cause": "Intermittent", "ranks": [3], "nodes": ["gpu-9"], "since": 40, "confidence": 0.33,
+    "evidence": "unit 3 was outvoted by two other units", "at": rfc3339(60),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,11 @@ SLOW = {
             {"phase": "Running", "verdicts": [SLOW, {**SLOW, "ranks": [1], "ended": rfc3339(5)}]},
             "Running. Slow: rank 3 (node gpu-9) is slowed down by slow memory since step 40: 50% longer, at a cost of "
             "20.0% of the job's step time. Its copy took 50 % longer.",
+        ),
+        (
+            {"phase": "Running", "verdicts": [CORRUPT]},
+            "Running. Corrupt: rank 3 (node gpu-9) computed wrong numbers, first at step 40, now and then. Unit 3 was "
+            "outvoted by two other units.",
         ),
         ({"phase": "Pending", "members": {"starting": 2}}, "Pending: 0 of 2 members are ready, 2 pods are not up yet."),
         (

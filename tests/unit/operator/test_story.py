@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lockstep_api.messages import Recovered, SlowVerdict, Term
+from lockstep_api.messages import CorruptVerdict, Recovered, SlowVerdict, Term
 from unit.operator.builders import START, World, fault, make_job
 
 STUCK = "rank 3 keeps the others waiting: it is in loader.py:88 batch (step 7, section load)"
@@ -82,3 +82,35 @@ def test_what_a_new_leader_does_not_know_is_over() -> None:
     world.settle()
     (verdict,) = world.job.status.verdicts
     assert verdict.ended is not None
+
+
+def test_a_corrupt_rank_is_an_event_with_its_gpu_and_so_is_one_that_was_put_aside_at_once() -> None:
+    world = World(make_job(nodes=2))
+    world.train(step=100)
+    world.events.clear()
+    found = CorruptVerdict(
+        "Permanent", (3,), ("run-1-0",), ("node-1",), ("serial 16",), 40, 40, 1, 1.0, "unit 1 was outvoted", START
+    )
+    assert world.leader is not None
+    assert world.leader.progress is not None
+    progress = world.leader.progress
+    world.leader = replace(world.leader, progress=replace(progress, corrupt=(found,)))
+    world.settle()
+    (event,) = world.events
+    assert (event.type, event.reason) == ("Warning", "CorruptRank")
+    assert event.message == (
+        "Rank 3 (node node-1, GPU serial 16) computed wrong numbers, first at step 40, each time that it was looked "
+        "at. Unit 1 was outvoted."
+    )
+    world.events.clear()
+    among = replace(found, kind="Undecided", ranks=(0, 1), devices=(), confidence=0.0, at=START + 1, ended=START + 2)
+    world.leader = replace(world.leader, progress=replace(progress, corrupt=(found, among)))
+    world.settle()
+    (event,) = world.events
+    assert event.message.startswith(
+        "Ranks 0, 1 (node node-1) disagree about the same numbers, first at step 40, and nobody can say who is wrong."
+    )
+    assert [(one.kind, one.cause) for one in world.job.status.verdicts] == [
+        ("Corrupt", "Permanent"),
+        ("Corrupt", "Undecided"),
+    ]

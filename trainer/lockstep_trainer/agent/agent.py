@@ -21,7 +21,7 @@ from lockstep_api.messages import Committed, Finished, Inventory, Start, Term, T
 from lockstep_trainer.agent.copies import Copies
 from lockstep_trainer.agent.durable import DurableStore
 from lockstep_trainer.agent.memory import Volume
-from lockstep_trainer.agent.preflight import Unfit, look_again
+from lockstep_trainer.agent.preflight import Unfit, devices, look_again
 from lockstep_trainer.agent.rendezvous import RendezvousStore
 from lockstep_trainer.agent.server import Server
 from lockstep_trainer.agent.settings import Job, Settings, SettingsError
@@ -69,6 +69,7 @@ class Agent:
             boot_id=self.volume.boot_id,
             container_starts=self.volume.container_starts,
             agent_starts=self.volume.agent_starts,
+            devices=devices(settings),
         )
         memory = self.volume.load()
         self.node = Node(me, job.plan(), memory, leaderless_seconds=job.leaderless_seconds, now=self.clock())

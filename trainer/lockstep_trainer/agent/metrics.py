@@ -18,6 +18,7 @@ from lockstep_trainer.protocol.reports import trained
 
 if TYPE_CHECKING:
     from lockstep_trainer.agent.agent import Agent
+    from lockstep_trainer.protocol.corruption import Replays
     from lockstep_trainer.protocol.leader import Leader
 
 NAMES = {
@@ -58,6 +59,12 @@ NAMES = {
     "lockstep_upload_bytes_total": "Bytes that this agent brought to the store.",
     "lockstep_slow_rank_ratio": "How much longer what is slow takes than it should, 0.3 for 30 %, of each rank that is "
     "named as slow at the moment; rank is empty where the finding is of the whole job.",
+    "lockstep_corrupt_rank_confidence_ratio": "Share of its computations that were wrong when it was last looked "
+    "at, of each rank that is suspected of wrong numbers at the moment; 0 where nobody can say who is wrong.",
+    "lockstep_corruption_verdicts_total": "Steps on which ranks of a node were accused of wrong numbers, by kind of "
+    "verdict and node.",
+    "lockstep_replayed_steps_total": "Steps that were computed twice and compared.",
+    "lockstep_rejected_steps_total": "Computations of steps that were dropped since ranks disagreed.",
     "lockstep_faults_total": "Faults that this leader has judged, by cause and rung.",
 }
 """Every metric of the agent and its help text; the reference is made from this."""
@@ -66,6 +73,8 @@ LABELS = {
     "lockstep_section_seconds": ("section",),
     "lockstep_ledger_gpu_seconds": ("class",),
     "lockstep_slow_rank_ratio": ("cause", "rank", "node"),
+    "lockstep_corrupt_rank_confidence_ratio": ("kind", "rank", "node"),
+    "lockstep_corruption_verdicts_total": ("kind", "node"),
     "lockstep_faults_total": ("cause", "rung"),
 }
 """Labels beyond those of the job, ``namespace`` and ``job_name``."""
@@ -152,11 +161,29 @@ def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metr
             node = verdict.nodes[0] if len(verdict.nodes) == 1 else ""
             slow.add_metric([*job.values(), verdict.cause, str(rank), node], verdict.slowdown)
     yield slow
+    yield from _of_replays(reports.replays, job)
     name = "lockstep_faults_total"
     faults = CounterMetricFamily("lockstep_faults", NAMES[name], labels=[*job, *LABELS[name]])
     for (cause, rung), count in reports.fault_counts().items():
         faults.add_metric([*job.values(), cause, rung], count)
     yield faults
+
+
+def _of_replays(replays: Replays, job: dict[str, str]) -> Iterator[Metric]:
+    yield _counter("lockstep_replayed_steps_total", job, replays.compared)
+    yield _counter("lockstep_rejected_steps_total", job, replays.rejected)
+    name = "lockstep_corrupt_rank_confidence_ratio"
+    corrupt = GaugeMetricFamily(name, NAMES[name], labels=[*job, *LABELS[name]])
+    for verdict in (one for one in replays.verdicts if one.ended is None):
+        node = verdict.nodes[0] if len(verdict.nodes) == 1 else ""
+        for rank in verdict.ranks:
+            corrupt.add_metric([*job.values(), verdict.kind, str(rank), node], verdict.confidence)
+    yield corrupt
+    name = "lockstep_corruption_verdicts_total"
+    accused = CounterMetricFamily(name.removesuffix("_total"), NAMES[name], labels=[*job, *LABELS[name]])
+    for kind, node, count in replays.accused:
+        accused.add_metric([*job.values(), kind, node], count)
+    yield accused
 
 
 def _gauge(name: str, labels: dict[str, str], value: float) -> Metric:

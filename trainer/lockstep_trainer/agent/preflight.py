@@ -48,6 +48,15 @@ def preflight(settings: Settings, job: Job) -> None:
     write_json(path, {"container_starts": starts, "full": full, "report": report})
 
 
+def devices(settings: Settings) -> tuple[str, ...]:
+    """The GPUs that the checks have seen, in order, each by serial number and UUID; none where there are none, or no
+    checks were made."""
+    report = (read_json(settings.run_dir / "preflight.json") or {}).get("report") or {}
+    gpus = report.get("readings", {}).get("gpus", ())
+    known = [(f"serial {gpu['serial']}" if gpu.get("serial") else "", gpu.get("uuid", "")) for gpu in gpus]
+    return tuple(", ".join(filter(None, names)) for names in known)
+
+
 def check(settings: Settings, job: Job, tier: str) -> dict[str, Any] | None:
     """The report, None where there is none; raises Unfit, once its text is in the termination log."""
     try:

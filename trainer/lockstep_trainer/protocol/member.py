@@ -91,6 +91,7 @@ class Identity:
     boot_id: str
     container_starts: int = 1
     agent_starts: int = 1
+    devices: tuple[str, ...] = ()  # its GPUs in order, by serial number and UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,7 @@ class Member:
             origin=self.holdings.memory.origin,
             snapshots=self.holdings.copies,
             warm=self.warm,
+            devices=self.me.devices,
         )
 
     def accepts(self, invite: Invite) -> bool:

@@ -22,6 +22,7 @@ from lockstep_api.messages import (
     StepSummary,
     Term,
 )
+from lockstep_trainer.protocol.corruption import Disagreement, Place, Replays
 from lockstep_trainer.protocol.effects import Effect, Journal, Persist, SendOperator
 from lockstep_trainer.protocol.events import CommitDone
 from lockstep_trainer.protocol.hangs import Blame, group_alike
@@ -60,6 +61,7 @@ class Reports:
     newest_term: Term | None = None
     eval_loss: float | None = None
     slow: list[SlowVerdict] = field(default_factory=list)
+    replays: Replays = Replays()  # noqa: RUF009  (frozen)
     sequence: int = 0
     judged: list[tuple[str, str, int]] = field(default_factory=list)  # (cause, rung, how many)
     pace: list[tuple[float, int]] = field(default_factory=list)  # (end of step, its tokens)
@@ -150,6 +152,7 @@ class Reports:
             cadence=leader.keeping.cadence(leader, now).figures() if leader.plan.checkpoints else {},
             durable_verified=durability.verified,
             slow=tuple(self.slow),
+            corrupt=self.replays.verdicts,
         )
         return [SendOperator(progress)]
 
@@ -175,6 +178,7 @@ class Reports:
         """A generation is started."""
         self.pace.clear()
         self.dirty = True
+        self.replays = self.replays.started(places(leader), now)
         restore = begun_from(leader.running) if leader.running else None
         memory = leader.running is not None and leader.running.memory is not None
         phases = leader.recovery.seconds(now) if leader.recovery else {"starting": round(now - leader.formed_at, 3)}
@@ -193,6 +197,7 @@ class Reports:
             self.newest, self.newest_term = summary, leader.term
             self.pace = [*self.pace[1 - PACE_STEPS :], (summary.at, summary.tokens)]
             effects.append(self._line(leader, now, "step", **_fields(summary)))
+            self.replays = self.replays.stepped(summary.step, now)
             if recovery and summary.step > recovery.highest:
                 effects += self._recovered(leader, summary.at, now)
                 recovery = None
@@ -268,15 +273,21 @@ class Reports:
         return [self._line(leader, now, "leaving", slot=message.slot, seconds=message.seconds)]
 
     def worker_reported(self, leader: Leader, line: dict[str, Any], now: float) -> list[Effect]:
-        """Rank 0 says what is no step: an evaluation, a text."""
+        """Rank 0 says what is no step: an evaluation, a text, what a replayed step has shown."""
+        effects: list[Effect] = []
         if line.get("kind") == "evaluate" and isinstance(line.get("loss"), float):
             self.eval_loss = line["loss"]
             self.dirty = True
+        if line.get("kind") == "replayed":
+            self.replays = self.replays.agreed()
+        if line.get("kind") == "corruption" and (found := Disagreement.read(line)):
+            self.replays, self.dirty = self.replays.found(found, places(leader), now), True
+            effects.append(Persist())
         if line.get("kind") == "checkpoint_problem":
             leader.keeping.restore_problem = str(line.get("message"))
             self.dirty = True
         fields = {name: value for name, value in line.items() if name != "kind"}
-        return [self._line(leader, now, str(line.get("kind", "note")), **fields)]
+        return [*effects, self._line(leader, now, str(line.get("kind", "note")), **fields)]
 
     def finished(self, leader: Leader, now: float) -> list[Effect]:
         """The job has ended."""
@@ -338,6 +349,17 @@ def state_of(leader: Leader) -> State:
     stepped = leader.reports.step_of(leader.term) > 0
     heard = all(peer.term == leader.running.term for peer in leader.roster.members.values())
     return "running" if stepped or (not leader.plan.reports_steps and heard) else "starting"
+
+
+def places(leader: Leader) -> dict[int, Place]:
+    """Rank → where it computes in this epoch."""
+    found: dict[int, Place] = {}
+    for slot, peer in leader.roster.members.items():
+        devices = peer.inventory.devices if peer.inventory else ()
+        for local in range(leader.plan.gpus_per_node):
+            device = devices[local] if local < len(devices) else ""
+            found[slot * leader.plan.gpus_per_node + local] = Place(peer.info.pod, peer.info.domain, device)
+    return found
 
 
 def _fields(step: StepSummary) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from lockstep_trainer.replay.sampling import Sampling
 class Replay:
     """What the training loop calls in place of the engine. Without ``resilience.corruption`` it is the engine."""
 
-    def __init__(self, engine: Engine, ring: Ring | None) -> None:
-        self._engine, self._ring = engine, ring
+    def __init__(self, engine: Engine, ring: Ring | None, say: Callable[..., None] = lambda *_, **__: None) -> None:
+        self._engine, self._ring, self._say = engine, ring, say
 
     @classmethod
     def of(
@@ -46,7 +46,7 @@ class Replay:
         )
         if injector is not None:
             injector.replaying = lambda: ring.replaying
-        return cls(engine, ring)
+        return cls(engine, ring, say)
 
     def includes(self, step: int) -> bool:
         """Whether ``step`` is going to be compared: then more is computed than its batch."""
@@ -56,7 +56,10 @@ class Replay:
         """As the engine's, for the training step ``step``."""
         if self._ring is None or not self.includes(step):
             return self._engine.forward_backward(batch, denominator)
-        return self._ring.forward_backward(step, batch, denominator)
+        sums = self._ring.forward_backward(step, batch, denominator)
+        if self._ring.agreed == step:
+            self._say("replayed", step=step)
+        return sums
 
 
 def journal_line(found: Disagreement) -> dict[str, Any]:

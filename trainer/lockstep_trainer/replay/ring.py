@@ -69,6 +69,8 @@ class Ring:
         self._taps = Taps(engine.parts, stages, engine.layout, compiled=compiled)
         engine.around = self._taps.micro_batch
         self.replaying = False
+        self.agreed: int | None = None
+        """The last step on which all units agreed at once."""
         self._points: tuple[Point, ...] = ()  # as they come on this rank; empty until the generation's first step
         self._excluded: dict[Pair, set[Point]] = {}
 
@@ -94,6 +96,7 @@ class Ring:
                 own = self._vector(found)
                 theirs = self._shift(self._vector(replayed), -1)
                 if not self._anywhere(self._differ(own, theirs, (0, 1))):
+                    self.agreed = step if run == 1 else self.agreed
                     return sums
             if run == RUNS or _lasts(verdicts):
                 self._report(Disagreement(step, run, verdicts, calibration, rejected=False))
