@@ -21,6 +21,7 @@ gradients of weights apart have these outside. In compiled blocks nothing can be
 blocks have no window reports nothing.
 
 A window costs two readings of the clock and a hook in each direction: some tens of microseconds of the host for both.
+Where the host computes itself, what it stood still is taken out.
 On a GPU it lies between two events of its stream, which are read when the step's loss has been: nothing waits for them.
 """
 
@@ -62,12 +63,16 @@ class Clock(Protocol):
 
 
 class HostClock:
-    """Wall time, where the host computes itself."""
+    """Wall time, where the host computes itself. It stands still while the host does (``hostpauses``)."""
 
-    mark = staticmethod(time.perf_counter)
-
-    def __init__(self) -> None:
+    def __init__(self, stood: Callable[[], float] = lambda: 0.0) -> None:
+        """``stood``: seconds until now that the host stood still."""
+        self._stood = stood
         self._seconds = 0.0
+
+    def mark(self) -> float:
+        """Now."""
+        return time.perf_counter() - self._stood()
 
     def add(self, begun: float, ended: float) -> None:
         """Count what lies between."""
@@ -116,15 +121,18 @@ class OwnWork:
         """In a training step; evaluations are not counted."""
 
     @classmethod
-    def of(cls, engine: Engine, *, compiled: bool, recomputed: bool) -> OwnWork:
+    def of(
+        cls, engine: Engine, *, compiled: bool, recomputed: bool, stood: Callable[[], float] = lambda: 0.0
+    ) -> OwnWork:
         """With windows in the engine's model and around its loss.
 
         Args:
             engine: Spread over the ranks; no step was made.
             compiled: Blocks are compiled.
             recomputed: Blocks are computed again in the backward pass, wholly or in part.
+            stood: Seconds until now that the host stood still: no work where it computes itself.
         """
-        own = cls(HostClock() if engine.device.type == "cpu" else DeviceClock())
+        own = cls(HostClock(stood) if engine.device.type == "cpu" else DeviceClock())
         layout = engine.layout
         for part in engine.parts:
             if isinstance(part, Decoder):

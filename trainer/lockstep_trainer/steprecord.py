@@ -9,7 +9,7 @@ Layout, little-endian::
     0     magic, capacity, record size, records written so far, section, number of section names
     64    32 section names of 24 bytes, UTF-8, zero padded
     1024  ring of `capacity` records: index, step, at, seconds, loss, tokens, grad_norm, lr, trained, mfu, memory,
-          own work (compute, tokens, squares, product, copy), 32 × seconds, CRC-32
+          own work (compute, tokens, squares, product, copy, host, garbage, throttled), 32 × seconds, CRC-32
 
 The checksum covers the record's index too. A reader that meets a half-written or overwritten slot sees a checksum or
 an index that does not fit and tries again later; that holds on machines that reorder stores as well.
@@ -23,12 +23,13 @@ import mmap
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-MAGIC = b"LKSTEPS3"
+MAGIC = b"LKSTEPS4"
 MAX_SECTIONS = 32
 STARTING = "starting"
 """Section of a worker that has not named one yet."""
@@ -38,8 +39,10 @@ _COUNT = struct.Struct("<Q")
 _COUNT_OFFSET, _SECTION_OFFSET, _SECTIONS_OFFSET = 16, 24, 25
 _NAMES_OFFSET, _NAME_BYTES = 64, 24
 _RING_OFFSET = 1024
-_FIELDS = struct.Struct(f"<QQdddQddQdQdQQdd{MAX_SECTIONS}d")
+_OWN = "dQQddddd"
+_FIELDS = struct.Struct(f"<QQdddQddQdQ{_OWN}{MAX_SECTIONS}d")
 _CRC = struct.Struct("<I")
+_NO_WORK = (math.nan, 0, 0, *[math.nan] * 5)
 _RECORD_BYTES = _FIELDS.size + 8  # the checksum, padded so that records stay aligned
 
 
@@ -58,6 +61,12 @@ class OwnStep:
     step."""
     copy: float | None = None
     """The same for the copy within the device's memory."""
+    host: float = 0.0
+    """Seconds that its device waited because its host stood still."""
+    garbage: float = 0.0
+    """Of the host's standstill: seconds that it collected garbage."""
+    throttled: float = 0.0
+    """Seconds that a quota held up its control group's processes, over all CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +154,7 @@ class StepWriter:
         for name, value in sections.items():
             index = self._sections.get(name)
             spent[self._register(name) if index is None else index] = value
-        work = (math.nan, 0, 0, math.nan, math.nan)
-        if own is not None:
-            work = (own.compute, own.tokens, own.squares, _or_nan(own.product), _or_nan(own.copy))
+        work = _own_fields(own) if own is not None else _NO_WORK
         fields = _FIELDS.pack(
             self._written, step, at, seconds, loss, tokens, grad_norm, lr, trained, _or_nan(mfu), memory, *work, *spent
         )
@@ -239,11 +246,8 @@ class StepReader:
         found, step, at, seconds, loss, tokens, grad_norm, lr, trained, mfu, memory, *rest = _FIELDS.unpack(fields)
         if found != index or zlib.crc32(fields) != checksum:
             return None
-        (compute, own_tokens, squares, product, copy), spent = rest[:5], rest[5:]
+        own, spent = _own_step(rest[: len(_OWN)]), rest[len(_OWN) :]
         sections = {name: value for name, value in zip(self._section_names(), spent, strict=False) if value}
-        own = None
-        if not math.isnan(compute):
-            own = OwnStep(compute, own_tokens, squares, _or_none(product), _or_none(copy))
         return StepRecord(step, at, seconds, loss, tokens, grad_norm, lr, sections, trained, _or_none(mfu), memory, own)
 
     def _section_names(self) -> list[str]:
@@ -253,6 +257,16 @@ class StepReader:
             raw = self._memory[offset : offset + _NAME_BYTES]
             self._names.append(raw.rstrip(b"\0").decode(errors="replace"))
         return self._names
+
+
+def _own_fields(own: OwnStep) -> tuple[float, ...]:
+    measured = (_or_nan(own.product), _or_nan(own.copy))
+    return (own.compute, own.tokens, own.squares, *measured, own.host, own.garbage, own.throttled)
+
+
+def _own_step(fields: Sequence[Any]) -> OwnStep | None:
+    compute, tokens, squares, product, copy, *host = fields
+    return None if math.isnan(compute) else OwnStep(compute, tokens, squares, _or_none(product), _or_none(copy), *host)
 
 
 def _or_nan(value: float | None) -> float:

@@ -136,6 +136,7 @@ class Trainer:
         """Steps until the last one, with checkpoints and evaluations between them."""
         recipe, evaluation = self.job.trainer.recipe, self.job.trainer.evaluate
         self.garbage.take_over()
+        self.work.begin()
         while self.step < recipe.steps:
             if self._train_step(self.step + 1):
                 # Behind the last step it may have to wait until a buffer is free; elsewhere it only begins.
@@ -175,6 +176,7 @@ class Trainer:
             self._watching()
         self.loader.close()
         self.keeper.close()
+        self.work.close()
         self.callbacks.close(outcome)
         self.garbage.give_back()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from lockstep_api.v1alpha1 import StragglerAction
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.config import Job
+from lockstep_trainer.hostpauses import HostPauses, Stood
 from lockstep_trainer.ownwork import Amount, OwnWork
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.steprecord import OwnStep
@@ -19,10 +21,18 @@ class WorkMeter:
     """One rank's; with ``own`` None nothing is measured."""
 
     def __init__(
-        self, own: OwnWork | None, device: torch.device, *, context: int = 1, local_step: bool = False
+        self,
+        own: OwnWork | None,
+        device: torch.device,
+        *,
+        host: HostPauses | None = None,
+        context: int = 1,
+        local_step: bool = False,
     ) -> None:
-        """``context``: ranks that share a sequence; ``local_step``: the optimizer's step does not communicate."""
-        self._own, self._context, self._local_step = own, context, local_step
+        """``host`` is closed with it; ``context``: ranks that share a sequence; ``local_step``: the optimizer's step
+        does not communicate."""
+        self._own, self._host, self._context, self._local_step = own, host, context, local_step
+        self._ahead = device.type == "cuda"
         self._yardstick = Yardstick(device) if own and own.blocks else None
         self._amount = Amount(0, 0)
         self._measured = True
@@ -34,20 +44,36 @@ class WorkMeter:
             return cls(None, engine.device)
         recipe = job.trainer.recipe
         recomputed = recipe.activation_checkpointing != "none"
-        own = OwnWork.of(engine, compiled=recipe.compile, recomputed=recomputed)
+        host = HostPauses()
+        own = OwnWork.of(engine, compiled=recipe.compile, recomputed=recomputed, stood=host.seconds)
         # Others exchange gradients, or may.
         local = isinstance(optimizer, torch.optim.AdamW)
-        return cls(own, engine.device, context=engine.layout.context, local_step=local)
+        return cls(own, engine.device, host=host, context=engine.layout.context, local_step=local)
+
+    def begin(self) -> None:
+        """Before the first step, by the thread that makes them."""
+        if self._host:
+            self._host.begin()
+
+    def close(self) -> None:
+        """Nothing is measured any more."""
+        if self._host:
+            self._host.close()
 
     def batch(self, batch: Batch) -> None:
         """The step's batch, still on the host."""
         if self._own:
             self._amount = Amount.of(batch, context=self._context)
 
-    def windows(self, *, measured: bool = True) -> AbstractContextManager[None]:
+    @contextmanager
+    def windows(self, *, measured: bool = True) -> Iterator[None]:
         """Around forward and backward passes. Not ``measured``: more is computed than the batch, nothing is told."""
         self._measured = measured
-        return self._own.step() if self._own and measured else nullcontext()
+        # A GPU works behind its host and need not wait for it here. It has nothing to do elsewhere: between two steps
+        # the host knows the loss.
+        hidden = self._host.hidden() if self._host and self._ahead else nullcontext()
+        with hidden, self._own.step() if self._own and measured else nullcontext():
+            yield
 
     def optimizer(self) -> AbstractContextManager[None]:
         """Around the optimizer's step."""
@@ -65,7 +91,17 @@ class WorkMeter:
     def take(self) -> OwnStep | None:
         """Of the step that ends now; None where nothing is measured."""
         seconds = self._own.take() if self._own else None
+        host = self._host.take() if self._host else Stood(0.0, 0.0, 0.0)
         if seconds is None or not self._measured:
             return None
         product, copy = (self._yardstick and self._yardstick.take()) or (None, None)
-        return OwnStep(seconds, self._amount.tokens, self._amount.squares, product, copy)
+        return OwnStep(
+            seconds,
+            self._amount.tokens,
+            self._amount.squares,
+            product,
+            copy,
+            host=host.seconds,
+            garbage=host.garbage,
+            throttled=host.throttled,
+        )

@@ -128,6 +128,9 @@ class RankWork:
     squares: int  # Σ length² over the documents that it computed
     product: float | None = None  # seconds of the matrix product that its device is measured by; None: not measured now
     copy: float | None = None  # the same for the copy within its memory
+    host: float = 0.0  # seconds that its device waited because its host stood still
+    garbage: float = 0.0  # of the host's standstill: seconds that it collected garbage
+    throttled: float = 0.0  # seconds that a quota held up its container's processes, over all CPUs
 
 
 @dataclass(frozen=True, slots=True)

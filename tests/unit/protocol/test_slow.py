@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,6 +41,8 @@ class Run:
         self.leader = Leader(plan, Membership(JOB, 1, tuple(infos)), memory, 0.0)
         self.random = random.Random(7)
         self.slow = self.device = 1.0
+        self.stood: Callable[[int, int], tuple[float, float, float]] = lambda *_: (0.0, 0.0, 0.0)
+        """Of rank and step: host, garbage, throttled."""
         self.lines: list[dict[str, Any]] = []
         self.now, self.step = 1.0, 0
         self.take(self.leader.begin(0.0))
@@ -71,7 +74,8 @@ class Run:
         compute = 0.5 * slow * self.random.gauss(1.0, 0.01)
         product = 1e-3 * device * self.random.gauss(1.0, 0.01) if self.step % MEASURED_EVERY == 0 else None
         copy = 1e-3 if product else None
-        return RankWork(rank, self.step, compute, 0.001, 1024, 1024 * 64, product, copy)
+        host = self.stood(rank, self.step)
+        return RankWork(rank, self.step, compute, 0.001, 1024, 1024 * 64, product, copy, *host)
 
     def said(self, kind: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["kind"] == kind]
@@ -102,6 +106,27 @@ def test_slow_work_on_a_device_as_fast_as_the_others_names_nobody() -> None:
     run.slow = 1.5
     run.train(100)
     assert not run.said("straggler")
+
+
+def test_a_host_that_is_late_in_each_step_is_named_with_what_holds_it_up() -> None:
+    """A quota is no fault of the node, and the sentence says so."""
+    run = Run(SlowRules())
+    run.train(60)
+    run.stood = lambda rank, _: (0.15, 0.0, 0.2) if rank == 2 else (0.0, 0.0, 0.0)
+    run.train(60)
+    (line,) = run.said("straggler")
+    assert (line["ranks"], line["cause"]) == ((2,), "Host")
+    assert "resources.limits.cpu" in line["evidence"]
+
+
+def test_pauses_now_of_one_rank_now_of_another_are_found_and_blame_no_node() -> None:
+    run = Run(SlowRules())
+    run.train(60)
+    run.stood = lambda rank, step: (0.3, 0.3, 0.0) if step % 3 == 0 and step // 3 % 4 == rank else (0.0, 0.0, 0.0)
+    run.train(120)
+    lines = run.said("straggler")
+    assert [(line["ranks"], line["nodes"], line["cause"]) for line in lines] == [((), (), "Pauses")]
+    assert "garbage" in lines[0]["evidence"]
 
 
 def test_nothing_is_looked_for_where_the_job_does_not_want_it() -> None:

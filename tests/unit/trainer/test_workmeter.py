@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lockstep_trainer.batch import Batch
+from lockstep_trainer.hostpauses import HostPauses
 from lockstep_trainer.ownwork import HostClock, OwnWork
 from lockstep_trainer.stragglers.settings import PATIENCE
 from lockstep_trainer.workmeter import WorkMeter
@@ -48,6 +50,22 @@ def test_a_step_in_which_more_is_computed_than_its_batch_is_not_told_and_leaves_
     told = one.take()
     assert told is not None
     assert (told.compute, told.tokens, told.squares) == (0.0, 16, 128)
+
+
+@pytest.mark.parametrize(("device", "late"), [("cpu", 1.5), ("cuda", 1.0)])
+def test_what_a_host_stands_still_while_its_gpu_has_work_makes_nobody_wait(device: str, late: float) -> None:
+    waited, host = [0.0], HostPauses()
+    host.begin(delay=lambda: waited[0], throttled=lambda: 0.0)
+    own = OwnWork(HostClock(host.seconds))
+    one = WorkMeter(own, torch.device(device), host=host)
+    own.blocks = 1  # behind it: a yardstick would need the device
+    with one.windows():
+        waited[0] += 0.5
+    waited[0] += 1.0  # between two steps
+    told = one.take()
+    one.close()
+    assert told is not None
+    assert told.host == pytest.approx(late)
 
 
 def test_the_device_is_measured_in_time_for_an_answer_and_told_once() -> None:

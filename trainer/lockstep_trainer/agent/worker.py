@@ -115,6 +115,9 @@ class Worker:
                 own.squares,
                 own.product,
                 own.copy,
+                own.host,
+                own.garbage,
+                own.throttled,
             )
             for r in records
             if (own := r.own) is not None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lockstep_api.messages import RankWork, SlowVerdict, StepSummary
 from lockstep_trainer.protocol.effects import Effect
+from lockstep_trainer.protocol.standstill import Standstill
 
 if TYPE_CHECKING:
     from lockstep_trainer.protocol.leader import Leader
@@ -25,6 +26,7 @@ KEPT = 10
 """Verdicts that are remembered."""
 WAITING = 64
 """Steps whose work waits at most for the step to be finished."""
+_STANDSTILL = frozenset({"Host", "Pauses"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class SlowRanks:
         """Rank → its newest measurement of its device."""
         self._probes: list[tuple[Probe, int]] = []
         """What is asked, and the step behind which."""
+        self._standstill = Standstill()
         self._restarted = True
 
     def started(self) -> None:
@@ -65,6 +68,7 @@ class SlowRanks:
         self._work.clear()
         self._probes.clear()
         self._measured.clear()
+        self._standstill.clear()
 
     def heard(self, work: Iterable[RankWork]) -> None:
         """What a node's workers did."""
@@ -89,7 +93,8 @@ class SlowRanks:
 
         effects = self._begin(leader, now)
         assert self._detector is not None
-        told = [Work(one.rank, one.compute, one.data, 0.0, {}, one.tokens, one.squares) for one in work]
+        told = [Work(one.rank, one.compute, one.data, one.host, {}, one.tokens, one.squares) for one in work]
+        self._standstill.add(work)
         said = list(self._detector.step(summary.step, told, summary.seconds))
         self._measured.update({one.rank: one for one in work if one.product is not None and one.copy is not None})
         said += self._answered()
@@ -150,14 +155,16 @@ class SlowRanks:
     def _verdict(self, leader: Leader, finding: Finding, now: float) -> SlowVerdict:
         nodes = _nodes(leader)
         named = dict.fromkeys(nodes[rank // leader.plan.gpus_per_node] for rank in finding.ranks)
+        cause = str(finding.cause)
+        why = self._standstill.why(finding.ranks) if cause in _STANDSTILL else ""
         return SlowVerdict(
-            cause=str(finding.cause),
+            cause=cause,
             ranks=finding.ranks,
             nodes=tuple(named) if finding.cause.blames_node else (),
             since=finding.since,
             slowdown=round(finding.slowdown, 3),
             cost=round(finding.cost, 4),
-            evidence=finding.evidence,
+            evidence=" ".join(filter(None, (finding.evidence, why))),
             at=now,
         )
 
