@@ -128,7 +128,7 @@ def test_killing_the_operator_at_any_moment_makes_no_duplicate(api: Any, operato
         eventually(lambda expected=start: operator.log.count("holding the lease") == expected, "it works", 30)
         time.sleep(chance.uniform(0.0, 0.6))  # the random instant itself, not a wait for something
         operator.kill()
-        # A killed operator holds its lease for 15 s; the test's subject is the state it leaves, so hand it on.
+        # A killed operator holds its lease for 8 s; the test's subject is the state it leaves, so hand it on.
         api.kubectl("delete", "lease", "lockstep-operator", "--ignore-not-found")
     operator.start()
     eventually(lambda: len(pods(api)) >= count, "all pods exist")
