@@ -7,34 +7,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch import Tensor
 
-from forked import meet, rendezvous_store, start_all, wait_all
+from corruption.setting import MIXTURE, Setting, batch_of, build, on_ranks
 from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.inject import Fault, Injector, Site
-from lockstep_trainer.loss import Loss
-from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.expert import update_balance
 from lockstep_trainer.parallel.layout import Layout
-from lockstep_trainer.parallel.mesh import Meshes
-from lockstep_trainer.parallel.parallelize import build_parts, initialize
-from lockstep_trainer.parallel.pipeline import parts_of
-from lockstep_trainer.parallel.recompute import Recompute
-from lockstep_trainer.parallel.sharded import local_shard, sum_gradients
-from lockstep_trainer.parallel.stages import modelled_costs
+from lockstep_trainer.parallel.sharded import local_shard
 from lockstep_trainer.replay.compare import Verdict
 from lockstep_trainer.replay.ring import Disagreement, Ring
 from lockstep_trainer.replay.sampling import Sampling
@@ -42,81 +33,7 @@ from lockstep_trainer.replay.units import Units
 
 pytestmark = pytest.mark.timeout(900)  # up to 40 s of four ranks' CPU, on a machine that may have other work
 
-CPU = torch.device("cpu")
-DENSE = DecoderConfig(dim=24, layers=4, heads=4, kv_heads=2, ffn_dim=36, vocab_size=132, norm_eps=1e-5)
-MIXTURE = replace(DENSE, experts=4, expert_dim=12, dense_layers=1, balance_rate=0.05)
-SAMPLES, LENGTH, STEPS = 24, 16, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What is trained, and how."""
-
-    layout: Layout
-    config: DecoderConfig = DENSE
-    precision: str = "fp32"
-    recompute: Recompute = "none"
-    compiler: str | None = None
-    micro_batches: int = 2
-    own: bool = False
-    """A model of the user's own, with dropout and a buffer that counts."""
-
-
-class WithDropout(nn.Module):
-    """What a user may bring."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(132, 16)
-        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.2)) for _ in range(2)])
-        self.head = nn.Linear(16, 132)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        assert isinstance(self.seen, Tensor)
-        self.seen += tokens.numel()
-        x = self.embedding(tokens)
-        for layer in self.layers:
-            x = x + layer(x).tanh()
-        y: Tensor = self.head(x)
-        return y
-
-
-def build(setting: Setting) -> Engine:
-    layout = setting.layout
-    meshes = Meshes.build(layout, CPU)
-    size = SAMPLES // layout.data_width // setting.micro_batches
-    loss = Loss(1e-2, meshes.tensor.get_group())
-    if setting.own:
-        torch.manual_seed(0)
-        model = WithDropout()
-        for layer in model.layers:
-            fully_shard(layer, mesh=meshes.fsdp)
-        fully_shard(model, mesh=meshes.fsdp, reshard_after_forward=False)
-        sum_gradients(model)
-        torch.manual_seed(meshes.rank)
-        return Engine([model], layout, meshes, loss, micro_batch_size=size, device=CPU)
-    parts = build_parts(
-        setting.config,
-        layout,
-        meshes,
-        device=CPU,
-        precision=setting.precision,
-        recompute=setting.recompute,
-        compile_backend=setting.compiler,
-        stages=parts_of(layout, meshes.at.pipeline, modelled_costs(setting.config, LENGTH)),
-    )
-    initialize(parts, 1)
-    dtype = torch.float32 if setting.precision == "fp32" else torch.bfloat16
-    return Engine(parts, layout, meshes, loss, micro_batch_size=size, device=CPU, dtype=dtype)
-
-
-def batch_of(step: int, layout: Layout, rank: int) -> Batch:
-    """The rank's samples of a step."""
-    tokens = torch.randint(0, 132, (SAMPLES, LENGTH + 1), generator=torch.Generator().manual_seed(step))
-    size = SAMPLES // layout.data_width
-    own = tokens[size * layout.data_rank(rank) :][:size]
-    return Batch(own[:, :-1].contiguous(), own[:, 1:].contiguous())
+STEPS = 3
 
 
 def train(setting: Setting, engine: Engine, compute: Callable[[int, Batch], Tensor]) -> str:
@@ -131,7 +48,7 @@ def train(setting: Setting, engine: Engine, compute: Callable[[int, Batch], Tens
             bits.update(local_shard(tensor).detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
     for step in range(1, STEPS + 1):
-        add([compute(step, batch_of(step, setting.layout, engine.meshes.rank))])
+        add([compute(step, batch_of(step, setting, engine.meshes.rank))])
         add([parameter.grad for _, parameter in parameters if parameter.grad is not None])
         assert all(parameter.grad is not None for _, parameter in parameters)
         optimizer.step()
@@ -147,7 +64,7 @@ def train(setting: Setting, engine: Engine, compute: Callable[[int, Batch], Tens
 def plainly(setting: Setting) -> str:
     """Training without replay."""
     engine = build(setting)
-    return train(setting, engine, lambda step, batch: engine.forward_backward(batch, SAMPLES * LENGTH))
+    return train(setting, engine, lambda step, batch: engine.forward_backward(batch, setting.tokens))
 
 
 def replayed(
@@ -165,22 +82,10 @@ def replayed(
         if injector is not None and step == from_step:
             injector.arm(faults)
         if not ring.includes(step):
-            return engine.forward_backward(batch, SAMPLES * LENGTH)
-        return ring.forward_backward(step, batch, SAMPLES * LENGTH)
+            return engine.forward_backward(batch, setting.tokens)
+        return ring.forward_backward(step, batch, setting.tokens)
 
     return train(setting, engine, compute), heard
-
-
-def on_ranks(folder: Path, number: int, body: Callable[[int], None]) -> None:
-    """Run ``body`` on so many ranks; what they print is in the failure."""
-
-    def rank_main(rank: int, port: int) -> None:
-        meet(rank, number, port, timeout=600)
-        body(rank)
-
-    with rendezvous_store() as port:
-        codes = wait_all(start_all([partial(rank_main, rank, port) for rank in range(number)], logs=[folder] * number))
-    assert codes == [0] * number, (folder / "output.log").read_text()[-6000:]
 
 
 def pipelined(schedule: str, precision: str = "fp32") -> Setting:
@@ -361,6 +266,6 @@ def test_a_model_whose_computation_depends_on_its_data_is_refused(tmp_path: Path
         if rank == 1:
             engine.around = nullcontext  # type: ignore[assignment]  # this rank comes by no point at all
         with pytest.raises(UserError, match=r"resilience\.corruption"):
-            ring.forward_backward(1, batch_of(1, setting.layout, rank), SAMPLES * LENGTH)
+            ring.forward_backward(1, batch_of(1, setting, rank), setting.tokens)
 
     on_ranks(tmp_path, 2, body)

@@ -119,18 +119,18 @@ class Injector:
         assert isinstance(weight, Tensor)
         struck = self._due(layer, "weight")
         for fault in struck:
-            _flip(weight, fault)
+            flip(weight, fault)
         y = forward(x, *args)
         for fault in struck:  # the next micro-batch may find the same memory
-            _flip(weight, fault)
+            flip(weight, fault)
         for fault in self._due(layer, "product"):
-            _flip(y, fault)
+            flip(y, fault)
         return y
 
     def _activation(self, layer: int, forward: Callable[..., Any], *args: Any) -> Any:
         y = forward(*args)
         for fault in self._due(layer, "activation"):
-            _flip(y, fault)
+            flip(y, fault)
         return y
 
     def _input_gradient(self, layer: int, forward: Callable[..., Any], x: Tensor, *args: Any) -> Any:
@@ -142,7 +142,7 @@ class Injector:
             return None
         gradient = gradient.clone()
         for fault in due:
-            _flip(gradient, fault)
+            flip(gradient, fault)
         return gradient
 
     def _due(self, layer: int, site: Site) -> list[Fault]:
@@ -172,14 +172,14 @@ class _Struck(torch.autograd.Function):
         if due:
             gradient = gradient.clone()
         for fault in due:
-            _flip(gradient, fault)
+            flip(gradient, fault)
         return gradient, None
 
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _flip(tensor: Tensor, fault: Fault) -> None:
+def flip(tensor: Tensor, fault: Fault) -> None:
     """Flip the fault's bit in memory, behind autograd's back, as hardware does."""
     local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
     local = local.trigger_wait() if isinstance(local, AsyncCollectiveTensor) else local  # type: ignore[no-untyped-call]

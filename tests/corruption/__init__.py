@@ -1,0 +1,1 @@
+"""Bits that flip in tiny models on many ranks, and what ring replay makes of them."""
