@@ -149,6 +149,16 @@ WRONG = (
         ("resilience.corruption.action: only Lockstep's trainer can compare its steps", "set it to Off with command"),
     ),
     Wrong(
+        "a script whose slow nodes are to be left",
+        {
+            "spec.trainer": None,
+            "spec.checkpoint": None,
+            "spec.command": ["python3", "train.py"],
+            "spec.resilience": {"stragglers": {"action": "Swap"}},
+        },
+        ("resilience.stragglers.action: only the ranks of Lockstep's trainer are measured", "set it to Report"),
+    ),
+    Wrong(
         "steps that are to be compared and differ each time",
         {"spec.resilience": {"corruption": {"action": "Report"}}, "spec.trainer.recipe.deterministic": False},
         (

@@ -67,11 +67,13 @@ def _conditions(job: TrainingJob) -> list[str]:
 
 
 def _verdicts(job: TrainingJob) -> list[str]:
-    """Ranks that make the others wait now, or compute wrong numbers."""
+    """Ranks that make the others wait now, or compute wrong numbers, and what is done about slow ones."""
     if job.status.phase and job.status.phase.terminal:
         return []
     standing = [one for one in job.status.verdicts if one.ended is None]
-    return [f"{one.kind}: {verdict(one)}. {sentence(one.evidence)}" for one in standing]
+    told = [f"{one.kind}: {verdict(one)}. {sentence(one.evidence)}" for one in standing]
+    done = [one for one in job.status.conditions if one.type == constants.CONDITION_SLOW_NODE and one.status == "True"]
+    return told + [_stop(one.message) for one in done]
 
 
 def _last_fault(job: TrainingJob, now: float) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 import urllib.parse
 import urllib.request
@@ -25,12 +26,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 STEPS = 1200
 _RANDOM = random.Random(4)
+_HANGS = {"hang": {"minimumSeconds": 15}}
+"""A step takes a tenth of a second, so this is a hang on the busiest machine."""
 
 
 @pytest.fixture(scope="module")
 def job(lockstep: Target) -> Iterator[RunningJob]:
     """The job that all this happens to."""
-    with RunningJob.training(lockstep, "faults", STEPS, every=20) as running:
+    with RunningJob.training(lockstep, "faults", STEPS, every=20, resilience=_HANGS) as running:
         running.until_step(1, 180)
         yield running
 
@@ -48,6 +51,18 @@ def test_a_worker_killed(job: RunningJob) -> None:
     assert (fault.cause, fault.rung, fault.rank, fault.exit_code) == ("WorkerExited", "process", told["rank"], -9)
     assert job.pod_names() == pods
     eventually(lambda: {"WorkerExited", "Recovered"} <= job.event_reasons(), 10, "the events of the fault")
+
+
+def test_a_worker_that_stands_still_is_named(job: RunningJob) -> None:
+    """All the others wait for it, and look as stuck."""
+    before = settle(job)
+    pod = _RANDOM.choice(job.pods())
+    told = faults.kill_worker(job.target, NAMESPACE, pod["metadata"]["name"], signal.SIGSTOP)
+    after = job.mended(before)
+    fault = after.status.faults[-1]
+    named = (fault.cause, fault.rank, fault.pod, fault.node)
+    assert named == ("Hang", told["rank"], pod["metadata"]["name"], pod["spec"]["nodeName"])
+    eventually(lambda: "Hang" in job.event_reasons(), 10, "the event of the hang")
 
 
 def test_an_agent_killed_costs_no_step(job: RunningJob) -> None:

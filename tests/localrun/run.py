@@ -54,7 +54,9 @@ class LocalRun:
         manifest: Path = QUICKSTART,
         store: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        program: str = "lockstep_cli",
     ) -> None:
+        """``program``: the module that is run; ``localrun.apart`` gives each pod a node of its own."""
         self.state = folder / "run"
         self.store = store or folder / "checkpoints"
         self.errors_file = folder / "errors.txt"
@@ -63,7 +65,7 @@ class LocalRun:
         own = [f"checkpoint.uri={self.store.as_uri()}"] if overrides and store is None else []
         settings = [*own, *overrides]
         command = [
-            *(sys.executable, "-m", "lockstep_cli", "run", str(manifest)),
+            *(sys.executable, "-m", program, "run", str(manifest)),
             *("--workdir", str(self.state), "--output", "json"),
             *(word for setting in settings for word in ("--set", setting)),
         ]

@@ -144,6 +144,9 @@ class Trainer:
                     begun = time.perf_counter()
                     self.keeper.take(self.step, self._state)
                     self.callbacks.checkpoint(Checkpoint(self.step, time.perf_counter() - begun))
+                if self.keeper.holds:
+                    with self.sections("checkpoint"):
+                        self.keeper.hold()
             if evaluation and self.step % evaluation.every == 0 and self.step < recipe.steps:
                 with self.sections("evaluate"):
                     self._evaluate()

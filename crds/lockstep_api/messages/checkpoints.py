@@ -51,6 +51,7 @@ class TakeSnapshot:
 
     job_uid: str
     term: Term
+    hold: bool = False  # they wait behind it until their generation is ended
     kind: Literal["TakeSnapshot"] = "TakeSnapshot"
 
 

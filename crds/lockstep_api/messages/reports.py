@@ -87,6 +87,7 @@ class Stop:
     epoch: int
     reason: str
     seconds: float = 0.0  # what a last checkpoint may take; 0: end at once
+    hold: bool = False  # nothing presses: workers make no step beyond that checkpoint
     kind: Literal["Stop"] = "Stop"
 
 

@@ -11,7 +11,7 @@ from lockstep_api import constants
 from lockstep_api.v1alpha1.base import Model, cel
 from lockstep_api.v1alpha1.checkpoint import CheckpointSpec
 from lockstep_api.v1alpha1.parallelism import ParallelismSpec, elastic_rules, layout_rules
-from lockstep_api.v1alpha1.resilience import CorruptionAction, ResilienceSpec
+from lockstep_api.v1alpha1.resilience import CorruptionAction, ResilienceSpec, StragglerAction
 from lockstep_api.v1alpha1.status import TrainingJobStatus
 from lockstep_api.v1alpha1.trainer import TrainerSpec
 from lockstep_api.v1alpha1.widths import obstacle
@@ -37,6 +37,13 @@ _UNCOMPARED = (
 )
 _ONLY_TRAINER_COMPARES = (
     "resilience.corruption.action: only Lockstep's trainer can compare its steps; set it to Off with command"
+)
+_UNSWAPPED = (
+    "!has(self.resilience) || !has(self.resilience.stragglers) || !has(self.resilience.stragglers.action) || "
+    "self.resilience.stragglers.action != 'Swap'"
+)
+_ONLY_TRAINER_MEASURES = (
+    "resilience.stragglers.action: only the ranks of Lockstep's trainer are measured; set it to Report with command"
 )
 _DETERMINISTIC = (
     "resilience.corruption.action: only what gives the same bits each time can be compared; set "
@@ -66,6 +73,7 @@ class TrainingJobSpec(Model):
             "checkpoint.uri is required with trainer: without it every fault would start from step 0",
         ),
         (f"has(self.trainer) || {_UNCOMPARED}", _ONLY_TRAINER_COMPARES),
+        (f"has(self.trainer) || {_UNSWAPPED}", _ONLY_TRAINER_MEASURES),
         (
             f"!has(self.trainer) || {_UNCOMPARED} || !has(self.trainer.recipe.deterministic) || "
             "self.trainer.recipe.deterministic",
@@ -125,6 +133,8 @@ class TrainingJobSpec(Model):
         if self.trainer is None:
             if compared:
                 raise ValueError(_ONLY_TRAINER_COMPARES)
+            if self.resilience.stragglers.action is StragglerAction.SWAP:
+                raise ValueError(_ONLY_TRAINER_MEASURES)
             return self
         if compared and not self.trainer.recipe.deterministic:
             raise ValueError(_DETERMINISTIC)

@@ -145,6 +145,9 @@ class StragglerAction(StrEnum):
     """Nothing: their work is not measured."""
     REPORT = "Report"
     """They are named, with the cause, in status, events, metrics and the journal; nothing else is done."""
+    SWAP = "Swap"
+    """And where it is their node's hardware, the node is left: once a pod elsewhere is ready its slot moves behind a
+    step whose state is kept, so that no step is lost; new pods stay away from the node."""
 
 
 class StragglersSpec(Model):
@@ -154,6 +157,9 @@ class StragglersSpec(Model):
     """Action."""
     threshold: float = Field(default=0.1, ge=0.02, le=1)
     """A part of a rank's own work that takes longer by this share counts as slow: 0.1 is 10 %."""
+    swaps_per_hour: int = Field(default=2, ge=1, le=10)
+    """At most so many nodes are left as slow in any hour; nodes.excludePerHour holds besides. Each costs a restart,
+    and a verdict may be wrong."""
 
 
 class ResilienceSpec(Model):

@@ -183,7 +183,7 @@ class Fault(StatusModel):
     generation: int = 0
     """Generation that it ended."""
     cause: str
-    """WorkerExited, AgentLost, PodLost, NodeLost, PreflightFailed, Hang, StoreLost, LeaderLost …"""
+    """WorkerExited, AgentLost, PodLost, NodeLost, PreflightFailed, Straggler, Hang, StoreLost, LeaderLost …"""
     rung: str
     """inProcess, process, container, spare, pod, shrink or requeue."""
     node: str | None = None
@@ -195,7 +195,8 @@ class Fault(StatusModel):
     exit_code: int | None = None
     """Exit code, or minus the signal."""
     witness: str = ""
-    """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, devicePlugin, taint, preflight, progress."""
+    """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, devicePlugin, taint, preflight, progress,
+    ownWork (the leader, by how long each rank computes)."""
     blame: str = ""
     """Named: a rule or a verdict says that the node is to blame; Suspected: the worker's error may be its GPU's."""
     message: str = ""
@@ -280,7 +281,7 @@ class TrainingJobStatus(StatusModel):
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    """metav1 conditions: Ready, Shrunk, Suspended, CheckpointDegraded, Succeeded, Failed."""
+    """metav1 conditions: Ready, Shrunk, Suspended, CheckpointDegraded, SlowNode, Succeeded, Failed."""
     epoch: int = 0
     """Number of the current membership; raised at each change."""
     slot_map_hash: str | None = None

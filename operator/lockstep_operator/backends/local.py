@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 CAPACITY_SECONDS = 0.5
 """Between two looks at the file ``capacity``, while pods wait."""
+NODE = "local"
+"""This machine, as the node of its pods."""
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL of a supervisor; its own children get a little less."""
 
@@ -111,8 +113,8 @@ class LocalBackend:
         return tuple(self._view(name, pod) for name, pod in self._pods.items()) + waiting
 
     def nodes(self) -> Mapping[str, Node]:
-        """None: this machine's own condition is nobody's witness."""
-        return {}
+        """This machine, whose condition is nobody's witness: it is the only one that there is."""
+        return {NODE: Node(NODE)}
 
     def excluded(self) -> frozenset[str]:
         """None."""
@@ -131,7 +133,7 @@ class LocalBackend:
             incarnation=pod.new.incarnation,
             phase="Running" if code is None else "Failed",
             created=pod.created,
-            node="local",
+            node=NODE,
             address=f"127.0.0.1:{pod.port}",
             deleting=pod.deleting,
             running=code is None,
@@ -202,7 +204,7 @@ class LocalBackend:
             "LOCKSTEP_POD_NAME": new.name,
             "LOCKSTEP_POD_UID": uid,
             "LOCKSTEP_NAMESPACE": job.namespace,
-            "LOCKSTEP_NODE_NAME": "local",
+            "LOCKSTEP_NODE_NAME": NODE,
             "LOCKSTEP_HOST": "127.0.0.1",
             "LOCKSTEP_BIND": "127.0.0.1",
             "LOCKSTEP_AGENT_PORT": str(port),

@@ -26,8 +26,9 @@ AGREED_SILENCE = 5.0
 KEPT_FAULTS = 10
 _POD_GIVEN_UP = frozenset({"pod", "spare", "shrink", "requeue"})
 """Rungs of a record whose pod is gone: one loss each."""
-PLANNED = frozenset({"NodeDrained", "NodeLeaving"})
-"""Causes that use up no budget: maintenance of a whole cluster must not end a job, and nothing here can loop."""
+PLANNED = frozenset({"NodeDrained", "NodeLeaving", "Straggler"})
+"""Causes that use up no budget: maintenance of a whole cluster must not end a job, and nothing here can loop. For slow
+nodes there is ``resilience.stragglers.swapsPerHour``, which ends no job."""
 UNFIT = "PreflightFailed"
 """Uses up budget only where its node does not get excluded for it: see ``charge_unfit``."""
 CONFIRM_SECONDS = 600.0
@@ -43,7 +44,7 @@ class Loss:
     slot: int | None  # None: it held none
     node: str
     # PodLost, PodFailed, PodDeleted, NodeDrained, ContainerCrashLoop, NodeLost, NodeLeaving, NodeExcluded,
-    # GpuUnhealthy, PreflightFailed, LeaderLost, or the leader's word
+    # GpuUnhealthy, Straggler, PreflightFailed, LeaderLost, or the leader's word
     cause: str
     witness: str
     message: str = ""
@@ -125,7 +126,8 @@ def _member_lost(
         planned = node is not None and node.cordoned  # somebody works on it
         return "NodeDrained" if planned else "NodeLost", "nodeCondition", ""
     useless = stands and leaving is not None and leaving.cause == "GpuUnhealthy"  # it can't be waited for
-    if leaving and (useless or (heirs and (stands or stopped(status, observed)))):
+    idle = stands and leaving is not None and leaving.presses  # a slow member is no reason to lose a step
+    if leaving and (useless or (heirs and (idle or stopped(status, observed)))):
         return leaving.cause, leaving.witness, leaving.why
     if slot == 0 and (witness := leader_lost(job, pod, observed, now)):
         return "LeaderLost", witness, ""

@@ -20,6 +20,7 @@ from lockstep_operator.plan import (
     resize,
     slots,
     story,
+    swap,
     width,
 )
 from lockstep_operator.plan import status as status_rules
@@ -64,10 +65,10 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         return waiting
 
     # Who is lost, and who takes the place.
-    leaving = departures.departures(job, status, observed)
+    leaving = departures.departures(job, status, observed, now)
     moving, heirs = departures.moving(status, leaving), departures.heirs(status, observed, leaving, now)
     lost = faults.losses(job, status, observed, leaving, heirs=heirs >= len(moving), now=now)
-    events = [_loss_event(loss) for loss in lost]
+    events = [story.loss_event(loss) for loss in lost]
     if lost:
         if any(loss.slot is not None for loss in lost):
             # What the leader has not reported when its epoch breaks went into noticing that it broke.
@@ -128,9 +129,11 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     events += status_rules.checkpoint_events(job.status, status)
     events += story.fault_events(job.status, status)
     events += story.verdict_events(job.status, status)
+    moving = departures.moving(status, leaving)
+    status = swap.follow(status, job, observed, leaving=leaving.keys(), ready=heirs >= len(moving), now=now)
+    events += swap.events(job.status, status)
 
     # What follows from the status.
-    moving = departures.moving(status, leaving)
     create, delete = _pods(job, status, observed, leaving, now)
     probe = _probes(job, status, pods, observed, leads=leads, moving=bool(moving), now=now)
     times = [
@@ -143,6 +146,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     if probe or (observed.leader and not observed.leader.connected):
         times.append(now + PROBE_SECONDS)
     kinds: tuple[ChildKind, ...] = get_args(ChildKind)
+    trains, pace = _trains(leads, observed), heard.newest.seconds if heard and heard.newest else 0.0
     return Plan(
         status=status,
         children=tuple(kind for kind in kinds if kind not in observed.children),
@@ -153,7 +157,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         fence=fence,
         send=(
             *_messages(job, status, leader, observed, None if change else size.stop),
-            *(departures.ask(job, status, moving) if _trains(leads, observed) and heirs >= len(moving) else ()),
+            *(departures.ask(job, status, moving, step_seconds=pace) if trains and heirs >= len(moving) else ()),
         ),
         probe=probe,
         events=tuple(events),
@@ -387,10 +391,3 @@ def _spares(status: TrainingJobStatus, observed: Observed, lost: list[faults.Los
         for pod in pool.current(observed.pods, status.incarnations).values()
         if pod.name not in taken and slots.usable(pod, observed.agents)
     ]
-
-
-def _loss_event(loss: faults.Loss) -> Event:
-    where = f" on {loss.node}" if loss.node else ""
-    held = f", which held slot {loss.slot}" if loss.slot is not None else ""
-    why = f": {loss.message}" if loss.message else ""
-    return Event("Warning" if loss.counts else "Normal", loss.cause, f"{loss.pod}{where}{held} is given up{why}")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lockstep_api.v1alpha1 import Fault, TrainingJobStatus, Verdict
 from lockstep_operator.plan.actions import Event
+
+if TYPE_CHECKING:
+    from lockstep_operator.plan.faults import Loss
 
 _WHAT = {
     "WorkerExited": "a worker died",
@@ -16,6 +21,7 @@ _WHAT = {
     "NodeLeaving": "the end of a node was announced",
     "GpuUnhealthy": "a GPU became unhealthy",
     "PreflightFailed": "a node failed the preflight checks",
+    "Straggler": "a node was slow",
     "LeaderLost": "the leader was lost",
     "ContainerRestarted": "a container was restarted",
     "StaleRestore": "workers began behind a state that the chain had left",
@@ -78,6 +84,14 @@ def broke(fault: Fault) -> str:
     named = ", ".join(filter(None, places))
     message = fault.message.removesuffix(".")
     return f"{what}{f' ({named})' if named else ''}{f': {message}' if message else ''}"
+
+
+def loss_event(loss: Loss) -> Event:
+    """A pod is given up."""
+    where = f" on {loss.node}" if loss.node else ""
+    held = f", which held slot {loss.slot}" if loss.slot is not None else ""
+    why = f": {loss.message}" if loss.message else ""
+    return Event("Warning" if loss.counts else "Normal", loss.cause, f"{loss.pod}{where}{held} is given up{why}")
 
 
 def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[Event, ...]:

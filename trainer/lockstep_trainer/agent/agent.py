@@ -110,7 +110,7 @@ class Agent:
             effects.DropSnapshots: self._drop,
             effects.UploadState: lambda effect: self.uploads.order(effect, self.node.member.working_slot or 0),
             effects.ExamineWorkers: lambda effect: self._spawn(self.workers.examine(effect.term)),
-            effects.RequestSnapshot: lambda _: self.snapshots.request(),
+            effects.RequestSnapshot: lambda e: self.snapshots.request(hold=e.hold),
             effects.Journal: lambda effect: self._journal(effect.line),
         }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import time
 from collections import defaultdict
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from lockstep_api.messages import Copies, StateId, Term
 from lockstep_trainer.checkpoint.plan import Plan
+from lockstep_trainer.checkpoint.request import ask
 from lockstep_trainer.checkpoint.snapshots import (
     BUDDIES,
     FOLDER,
@@ -176,12 +176,9 @@ class Snapshots:
         """The workers' sample logs need not go back behind it."""
         write_state(self.root / "durable.json", state)
 
-    def request(self) -> None:
-        """The workers take a snapshot as soon as may be."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / "request"
-        path.touch()
-        os.utime(path)
+    def request(self, *, hold: bool) -> None:
+        """The workers take a snapshot as soon as may be; ``hold``: and no step behind it."""
+        ask(self.root, hold=hold)
 
     def drop(self, term: Term, step: int) -> None:
         """Forget what is beyond ``step`` and older than ``term``."""

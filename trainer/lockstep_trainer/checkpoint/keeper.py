@@ -26,6 +26,7 @@ from lockstep_trainer.checkpoint.manifest import Layout, Listing, Manifest, Samp
 from lockstep_trainer.checkpoint.pace import Pace, charged
 from lockstep_trainer.checkpoint.planning import Planned, plan_snapshots
 from lockstep_trainer.checkpoint.recall import recall
+from lockstep_trainer.checkpoint.request import Requests
 from lockstep_trainer.checkpoint.samplelog import SampleLog
 from lockstep_trainer.checkpoint.snapshots import NoSnapshotError, Root, Snapshot, order, rank_folder, read_state
 from lockstep_trainer.checkpoint.stage import Facts, Stage
@@ -45,7 +46,9 @@ log = logging.getLogger(__name__)
 _PAUSES = (1.0, 2.0, 5.0)
 """Seconds between tries where nothing else is left to do than to wait for the store; the last one repeats."""
 _BUFFER_SECONDS = 0.05
-"""Between two looks for a free buffer behind the last step."""
+"""Between two looks for a free buffer behind the last step, and for the end of a generation that is to end."""
+HOLD_SECONDS = 120.0
+"""How long workers wait for that end. What does not come by then is taken to be forgotten, and training goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,14 @@ class Vote:
     """What a rank puts into the all-reduce of a step; summed over the ranks it is what all of them act on."""
 
     asked: float  # 1: somebody asked this node for a snapshot
+    hold: float  # 1: and for no step behind it
     missing: float  # 1: a snapshot is due, and this rank has no free buffer for it
     cost: float  # seconds that the newest snapshot cost
     seconds: float  # of the last step
 
     def numbers(self) -> tuple[float, ...]:
         """In the order of the fields."""
-        return self.asked, self.missing, self.cost, self.seconds
+        return self.asked, self.hold, self.missing, self.cost, self.seconds
 
 
 class Keeper:
@@ -98,7 +102,8 @@ class Keeper:
         self._stage: Stage | None = None
         self._planned: Planned | None = None
         self._pace = Pace(job.trainer.recipe.steps, job.checkpoint.interval, job.checkpoint.memory.interval)
-        self._request_seen = time.time_ns()
+        self._requests = Requests(snapshots)
+        self._holding = False
         self._left_out = 0
         self._step_at = time.perf_counter()
         self._step_seconds = 0.0
@@ -262,8 +267,10 @@ class Keeper:
         due = self._pace.due(step) and not self._is_last(step)
         missing = due and not self._stage.reserve(self._is_protected)
         cost = self._stage.cost
+        request = self._requests.look()
         return Vote(
-            float(self._is_requested()),
+            float(request is not None),
+            float(request is not None and request.hold),
             float(missing),
             charged(cost.blocked, cost.whole) if cost else 0.0,
             self._step_seconds,
@@ -280,6 +287,7 @@ class Keeper:
         self._pace.measured(vote.cost / self._ranks.size, vote.seconds / self._ranks.size)
         if vote.asked:
             self._pace.asked = True
+        self._holding = (self._holding or vote.hold > 0) and not self._is_last(step)
         return taking
 
     def take(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -312,6 +320,21 @@ class Keeper:
         if last:
             self._stage.finish()
 
+    @property
+    def holds(self) -> bool:
+        """Behind ``take``: no step is to follow this snapshot."""
+        return self._holding
+
+    def hold(self) -> None:
+        """Wait until the agents have brought the snapshot away and the generation is ended, which ``check`` raises."""
+        assert self._stage is not None
+        self._holding = False
+        self._stage.finish()
+        until = time.monotonic() + HOLD_SECONDS
+        while time.monotonic() < until:
+            self._check()
+            time.sleep(_BUFFER_SECONDS)
+
     def wait(self) -> float:
         """Call it before the state changes. Returns the seconds that it waited."""
         assert self._stage is not None
@@ -331,16 +354,6 @@ class Keeper:
         if order(state) >= oldest or state in (kept, pinned):
             return True
         return state == self._recalled and (kept is None or order(kept) < begun)
-
-    def _is_requested(self) -> bool:
-        try:
-            touched = (self._snapshots / "request").stat().st_mtime_ns
-        except FileNotFoundError:
-            return False
-        if touched <= self._request_seen:
-            return False
-        self._request_seen = touched
-        return True
 
     def _header(self, step: int) -> dict[str, Any]:
         """The manifest without files and parent."""

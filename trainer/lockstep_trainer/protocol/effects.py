@@ -190,6 +190,8 @@ class RequestSnapshot:
     """Ask this node's workers of ``term`` for a snapshot as soon as may be."""
 
     term: Term
+    hold: bool = False
+    """They make no step behind it."""
 
 
 Effect = (

@@ -79,6 +79,7 @@ class Keeping:
         self._said_at = now
         self._stuck = ""
         self._fell_back = False
+        self._hold = False
         if memory:
             self.snapshots.blocked, self.uploads.seconds = memory.blocked, memory.seconds
         if memory and same:
@@ -164,12 +165,13 @@ class Keeping:
         self.uploads.give(order, now)
         return [*effects, Persist(), *leader.roster.say_all(order, now)]
 
-    def take(self, leader: Leader, now: float) -> list[Effect]:
-        """Ask all workers for a snapshot that goes to the store at once."""
+    def take(self, leader: Leader, now: float, *, hold: bool = False) -> list[Effect]:
+        """Ask all workers for a snapshot that goes to the store at once; ``hold``: and for no step behind it."""
         last = max(leader.newest_step, leader.steps.heard)
         self.uploads.asked = last if self.plan.steps is None else min(last, self.plan.steps - 1)
         self._said_at = now
-        asked = leader.roster.say_all(TakeSnapshot(self.plan.job_uid, leader.term), now)
+        self._hold = hold
+        asked = leader.roster.say_all(TakeSnapshot(self.plan.job_uid, leader.term, hold), now)
         return [Persist(), *asked, *self.go_on(leader, now)]
 
     def answered(self, leader: Leader) -> bool:
@@ -226,7 +228,7 @@ class Keeping:
                     effects += leader.roster.say(peer, order, now)
         kept = self.snapshots.kept
         if leader.running and uploads.asked is not None and (kept is None or kept.step <= uploads.asked):
-            effects += leader.roster.say_all(TakeSnapshot(self.plan.job_uid, leader.term), now)
+            effects += leader.roster.say_all(TakeSnapshot(self.plan.job_uid, leader.term, self._hold), now)
         return effects
 
     # ------------------------------------------------------------------------------------ generations
@@ -276,7 +278,7 @@ class Keeping:
 
     def started(self, leader: Leader, start: Start) -> None:
         """A generation starts: what it does not descend from is forgotten."""
-        self._fell_back = False
+        self._fell_back = self._hold = False
         self.restore_problem = None
         self.uploads.asked = None
         self._descend(leader, begun_from(start))

@@ -394,7 +394,7 @@ class Leader:
             return []
         if not self.plan.checkpoints or self._stop_until <= now:
             return self._end_generation(stop.reason, now)
-        return self.keeping.take(self, now) if first else []
+        return self.keeping.take(self, now, hold=stop.hold) if first else []
 
     # ---------------------------------------------------------------------------------------- time
 

@@ -284,7 +284,7 @@ class Member:
             case Upload() if message.term == self.term:
                 return self.holdings.ordered(message)
             case TakeSnapshot() if self.running and message.term == self.term:
-                return [RequestSnapshot(message.term)]
+                return [RequestSnapshot(message.term, message.hold)]
             case Examine() if self.running and message.term == self.term:
                 return [ExamineWorkers(message.term)]
             case Release():
