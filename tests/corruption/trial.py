@@ -110,7 +110,7 @@ def out_of_reach(layout: str, kind: Kind, number: int, seed: int) -> Trial:
     """One of a kind; high bits, which rounding does not take away."""
     name = f"{layout}/{kind}/{number}"
     drawn = random.Random(f"{seed}/{name}")
-    fault = replace(_draw(LAYOUTS[layout], drawn, number, 1.0), bit=_high(layout, drawn))
+    fault = replace(_draw(LAYOUTS[layout], drawn, number, 1.0), bit=_high(LAYOUTS[layout], kind, drawn))
     if kind == "between":
         fault = replace(fault, site="product" if number % 2 else "activation")
     return Trial(name, layout, kind, fault, share=0.5 if kind == "unsampled" else 1.0, bound=STEPS.get(kind, 2))
@@ -140,10 +140,13 @@ def _draw(setting: Setting, drawn: random.Random, number: int, rate: float) -> F
     )
 
 
-def _high(layout: str, drawn: random.Random) -> int:
-    """A bit of the upper mantissa or the sign."""
-    fp32 = LAYOUTS[layout].precision == "fp32"
-    return drawn.choice((20, 21, 22, 31) if fp32 else (5, 6, 15))
+def _high(setting: Setting, kind: Kind, drawn: random.Random) -> int:
+    """A bit of the upper mantissa or the sign; of an optimizer's small number the second highest, which makes it large.
+    What is held in memory is always float32."""
+    if kind == "optimizer":
+        return 30
+    wide = setting.precision == "fp32" or kind in ("shard", "sum")
+    return drawn.choice((20, 21, 22, 31) if wide else (5, 6, 15))
 
 
 def _striking_early(fault: Fault, drawn: random.Random) -> Fault:

@@ -4,6 +4,7 @@ left behind, and its record says what happened."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 
 from corruption.outcome import outcome
 from corruption.ranks import yielded
+from corruption.setting import DENSE, Setting
 from corruption.trial import SLOW, Kind, Trial
 from corruption.world import World, play
 from lockstep_trainer.inject import Fault
+from lockstep_trainer.parallel.layout import Layout
 
 pytestmark = pytest.mark.timeout(900)  # as for the other tests of replay on four ranks
 
@@ -42,6 +45,15 @@ def test_a_trial_does_not_depend_on_what_the_one_before_it_did(tmp_path: Path) -
     assert (outcomes["beyond"].reason, outcomes["beyond"].equal) == ("other", False)
     assert (outcomes["in memory"].reason, outcomes["in memory"].equal) == ("memory", False)
     assert (outcomes["without a strike"].reason, outcomes["without a strike"].equal) == ("no strike", True)
+
+
+def test_a_copy_of_a_shard_that_flipped_in_memory_blames_nobody_elses_computation(tmp_path: Path) -> None:
+    """Units of this copy compute with other weights than those of the other: each is outvoted once."""
+    setting = Setting(Layout(replicate=2, shard=2), replace(DENSE, layers=2), samples=8)
+    trials = [trial("in memory", "shard"), trial("in the optimizer", "optimizer", bound=3)]
+    for record in yielded(4, lambda _rank: play(setting, trials), tmp_path):
+        (verdict,) = record["heard"][0]["verdicts"]
+        assert (verdict["kind"], verdict["ranks"]) == ("undecided", [0, CULPRIT]), record
 
 
 def test_what_a_rank_raises_is_raised_here(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class CorruptionSpec(Model):
     """Action. Report needs trainer.recipe.deterministic: only what gives the same bits each time can be compared."""
     sample: float = Field(default=0.0025, ge=0, le=1)
     """Share of the steps that is compared; more of them while GPUs are suspected. A fault that spoils a share f of the
-    micro-batches is found after 1 / (f × sample) steps on average."""
+    micro-batches is found after 1 / (f × sample) steps on average, half of that where f is small."""
 
 
 class StragglerAction(StrEnum):

@@ -16,7 +16,10 @@ from lockstep_trainer.agreement import from_all
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.parallel.engine import Engine
+from lockstep_trainer.parallel.sharded import local_shard
 from lockstep_trainer.replay.compare import FIRST, Difference, Pair, Verdict, arbiters, judge
+from lockstep_trainer.replay.copies import judge_copies
+from lockstep_trainer.replay.digest import digest
 from lockstep_trainer.replay.effects import Effects, set_random_state
 from lockstep_trainer.replay.points import Point, order
 from lockstep_trainer.replay.sampling import Sampling
@@ -190,9 +193,10 @@ class Ring:
             for pair in combinations(range(len(FIRST) + len(arbiters(self.units.number))), 2)
         }
         own = {pair: _earliest(self._points, differ) for pair, differ in points.items() if differ}
-        verdicts = judge(self.units, from_all(own, self._control))
+        copies = judge_copies(self.units, from_all(self._own_parameters(), self._control))
+        verdicts = copies or judge(self.units, from_all(own, self._control))
         undecided = all(verdict.unit is None for verdict in verdicts)
-        if calibration and undecided:
+        if calibration and undecided and not copies:
             for pair, differ in points.items():
                 self._excluded.setdefault(pair, set()).update(differ)
         else:
@@ -200,6 +204,13 @@ class Ring:
         for verdict in verdicts:
             log.warning("step %d: %s", step, verdict.evidence)
         return verdicts
+
+    def _own_parameters(self) -> int:
+        """A digest of this rank's shards; 0 where nobody has a copy of them."""
+        if self._engine.layout.replicate == 1:
+            return 0
+        digests = [digest(local_shard(parameter)) for _, parameter in self._engine.named_parameters()]
+        return hash(tuple(torch.stack(digests).tolist()))  # of integers: the same in all processes
 
     def _which(self, differ: Tensor) -> set[Point]:
         return {point for point, wrong in zip(_sorted(self._points), differ.tolist(), strict=True) if wrong}

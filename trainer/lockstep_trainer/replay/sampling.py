@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 SUSPICIOUS_SHARE = 0.1
 """Share of the steps that is replayed while a suspicion stands. A fault that spoils 1 in 100 micro-batches is then seen
-after a thousand steps and not forty thousand."""
+after 500 steps and not 20,000: a rank takes part in two comparisons of a replayed step."""
 SUSPICIOUS_STEPS = 2000
 """How long a suspicion stands without a further disagreement: within them, a fault of 1 in 100 micro-batches is seen
-again with probability 0.86."""
+again with probability 0.98."""
 
 
 @dataclass(frozen=True, slots=True)
