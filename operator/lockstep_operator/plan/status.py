@@ -117,7 +117,10 @@ def _verdicts(old: Sequence[Verdict], heard: messages.Progress, now: float) -> l
     known = {(one.at, one.cause, *one.ranks) for one in told}
     gone = [one for one in old if (one.at, one.cause, *one.ranks) not in known]
     before = [one if one.ended else one.model_copy(update={"ended": rfc3339(now)}) for one in gone]
-    return [*before, *told][-VERDICTS_KEPT:]
+    kept = [*before, *told]
+    while len(kept) > VERDICTS_KEPT:  # of what stands something may have to be done
+        kept.remove(next((one for one in kept if one.ended), kept[0]))
+    return kept
 
 
 def _corrupt(one: messages.CorruptVerdict) -> Verdict:

@@ -157,6 +157,19 @@ def test_no_node_is_left_for_what_another_one_would_not_help_against(cause: str,
     assert condition(world) is None
 
 
+def test_what_comes_and_goes_pushes_no_slow_node_out_of_the_status() -> None:
+    """Pauses that are found every half minute, while another pod is made ready."""
+    world = running(spares=0)
+    world.room = False
+    found = verdict(world)
+    for number in range(15):
+        world.now += 30
+        tell(world, found, verdict(world, cause="Pauses", ranks=(), nodes=(), ended=world.now), step=11 + number)
+    assert reason(world) == "NoRoom"
+    assert [one.ended for one in world.status.verdicts if one.cause == "Compute"] == [None]
+    assert len(world.status.verdicts) == 10
+
+
 def test_report_leaves_no_node() -> None:
     world = running(action="Report")
     tell(world, verdict(world))

@@ -146,6 +146,17 @@ def test_what_an_earlier_agent_found_is_over_with_the_first_step_that_a_new_one_
     assert [verdict.ended is not None for verdict in run.leader.reports.slow] == [True]
 
 
+def test_what_comes_and_goes_pushes_nothing_out_that_stands() -> None:
+    """Pauses that are found every half minute, and a node that is about to be left."""
+    stands = SlowVerdict("Compute", (2,), ("node-1",), 5, 0.5, 0.2, "", 3.0)
+    known = [stands]
+    for number in range(KEPT + 3):
+        known = remember(known, SlowVerdict("Pauses", (), (), number, 0.5, 0.2, "", 4.0 + number, ended=5.0 + number))
+    assert stands in known
+    assert len(known) == KEPT
+    assert known[-1].since == KEPT + 2
+
+
 def test_verdicts_are_remembered_up_to_a_number() -> None:
     known: list[SlowVerdict] = []
     for number in range(KEPT + 3):

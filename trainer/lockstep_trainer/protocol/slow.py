@@ -170,8 +170,11 @@ class SlowRanks:
 
 
 def remember(known: list[SlowVerdict], found: SlowVerdict) -> list[SlowVerdict]:
-    """The newest verdicts, with this one."""
-    return [*known, found][-KEPT:]
+    """The newest verdicts, with this one. What is over goes first: of what stands something may have to be done."""
+    kept = [*known, found]
+    while len(kept) > KEPT:
+        kept.remove(next((one for one in kept if one.ended is not None), kept[0]))
+    return kept
 
 
 def over(known: list[SlowVerdict], ended: SlowVerdict, now: float) -> list[SlowVerdict]:
