@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from unittest.mock import patch
 
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_cli.__main__ import main
@@ -43,5 +44,5 @@ class Apart(LocalBackend):
 
 
 if __name__ == "__main__":
-    local_run.LocalBackend = Apart  # type: ignore[misc]
-    sys.exit(main())
+    with patch.object(local_run, "LocalBackend", Apart):
+        sys.exit(main())

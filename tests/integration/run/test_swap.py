@@ -16,10 +16,10 @@ from lockstep_cli import journal
 from lockstep_cli.store import open_uri
 
 SLOW_DEVICE = Path(__file__).resolve().parents[2] / "slowdevice.py"
-pytestmark = [pytest.mark.run, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.run, pytest.mark.timeout(1800)]
 
 SLOT = 1
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds: four pods start at once, on whatever is left of this machine's cores."""
 MORE = 0.0001
 """Seconds by which each matrix product of the slow rank takes longer: about half of its work, and more."""
