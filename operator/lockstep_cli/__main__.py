@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from lockstep_cli.commands import (
     checkpoint,
     data,
+    inject,
     logs,
     model,
     nodes,
@@ -30,7 +31,22 @@ from lockstep_cli.commands import (
 from lockstep_cli.errors import CliError, ManifestError
 from lockstep_cli.output import Output
 
-_COMMANDS = (run, validate, submit, status, why, logs, report, profile, checkpoint, model, data, nodes, preflight)
+_COMMANDS = (
+    run,
+    validate,
+    submit,
+    status,
+    why,
+    logs,
+    report,
+    profile,
+    inject,
+    checkpoint,
+    model,
+    data,
+    nodes,
+    preflight,
+)
 
 
 def parser() -> argparse.ArgumentParser:

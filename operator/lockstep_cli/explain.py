@@ -5,12 +5,12 @@ from __future__ import annotations
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import Condition, Phase, TrainingJob
 from lockstep_cli import times
-from lockstep_operator.plan.story import describe, sentence, verdict
+from lockstep_operator.plan.story import describe, injected, sentence, verdict
 
 
 def why(job: TrainingJob, now: float) -> str:
     """One line or more, the most important first."""
-    sentences = [_phase(job, now), *_conditions(job), *_verdicts(job), *_last_fault(job, now)]
+    sentences = [_phase(job, now), *_conditions(job), *_verdicts(job), *_injected(job, now), *_last_fault(job, now)]
     sentences += [*_excluded(job, now), *_budgets(job)]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -74,6 +74,14 @@ def _verdicts(job: TrainingJob) -> list[str]:
     told = [f"{one.kind}: {verdict(one)}. {sentence(one.evidence)}" for one in standing]
     done = [one for one in job.status.conditions if one.type == constants.CONDITION_SLOW_NODE and one.status == "True"]
     return told + [_stop(one.message) for one in done]
+
+
+def _injected(job: TrainingJob, now: float) -> list[str]:
+    """The last fault that somebody has made."""
+    if not job.status.injections:
+        return []
+    last = job.status.injections[-1]
+    return [f"A fault was {injected(last)}, {times.ago(now - times.parse(last.at))} ago."]
 
 
 def _last_fault(job: TrainingJob, now: float) -> list[str]:

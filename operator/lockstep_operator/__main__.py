@@ -59,6 +59,7 @@ class Options:
     lease_namespace: str
     identity: str
     findings: str
+    fault_injection: bool
     node_memory: str
     node_limits: Limits
     taint_nodes: bool
@@ -85,6 +86,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--trainer-image", default=PodDefaults().image, help="image of pods whose template names none")
     parser.add_argument(
         "--findings-file", type=Path, help="rows that change the table of findings of preflight checks, as YAML"
+    )
+    parser.add_argument(
+        "--fault-injection", action="store_true", help="faults may be made on purpose, by `lockstep inject`"
     )
     parser.add_argument("--bind-address", default="0.0.0.0", help="for metrics and health; default: %(default)s")
     parser.add_argument("--metrics-port", type=int, default=8080, help="default: %(default)s")
@@ -119,6 +123,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         tls=not given.no_tls,
         trainer_image=given.trainer_image,
         findings=_findings(given.findings_file),
+        fault_injection=given.fault_injection,
         bind=given.bind_address,
         metrics_port=given.metrics_port,
         health_port=given.health_port,
@@ -148,7 +153,12 @@ async def run(options: Options) -> int:
             taint=options.taint_nodes,
         )
         cache.nodes_changed = memory.look
-        defaults = PodDefaults(options.trainer_image, tls=options.tls, findings=options.findings)
+        defaults = PodDefaults(
+            options.trainer_image,
+            tls=options.tls,
+            findings=options.findings,
+            fault_injection=options.fault_injection,
+        )
         own = Credentials(options.keys, options.validity)
         backend = KubernetesBackend(client, cache, memory=memory, events=events, defaults=defaults, credentials=own)
         jobs = Jobs(client, options.namespaces, backend)

@@ -28,11 +28,12 @@ async def run(
     on_status: Callable[[TrainingJobStatus], None],
     on_event: Callable[[Event], None] = lambda event: None,
     credentials: Credentials | None = None,
+    fault_injection: bool = False,
 ) -> TrainingJobStatus:
     """Run ``job`` to its end and return its last status. ``on_status`` and ``on_event`` are called from the event loop
     as they come. ``state_dir`` is made if need be; what is in it stays. Cancelling ends every process that was started
     before the cancellation is passed on. ``credentials`` are what the parts prove with who they are;
-    by default they are made for this run."""
+    by default they are made for this run. ``fault_injection``: faults may be made on purpose."""
     state_dir = state_dir.resolve()
     state_dir.mkdir(parents=True, exist_ok=True)
     job = job.model_copy(
@@ -48,7 +49,7 @@ async def run(
         if status.phase and status.phase.terminal:
             ended.set()
 
-    backend = LocalBackend(state_dir, follow, on_event, credentials=credentials)
+    backend = LocalBackend(state_dir, follow, on_event, credentials=credentials, fault_injection=fault_injection)
     async with aiohttp.ClientSession() as session:
         controller = JobController(
             job,

@@ -55,6 +55,7 @@ class LocalRun:
         store: Path | None = None,
         environment: Mapping[str, str] | None = None,
         program: str = "lockstep_cli",
+        options: Sequence[str] = (),
     ) -> None:
         """``program``: the module that is run; ``localrun.apart`` gives each pod a node of its own."""
         self.state = folder / "run"
@@ -66,7 +67,7 @@ class LocalRun:
         settings = [*own, *overrides]
         command = [
             *(sys.executable, "-m", program, "run", str(manifest)),
-            *("--workdir", str(self.state), "--output", "json"),
+            *("--workdir", str(self.state), "--output", "json", *options),
             *(word for setting in settings for word in ("--set", setting)),
         ]
         self.started = time.time()

@@ -74,6 +74,8 @@ class Orders:
     memory: Recall | None = None
     stays: bool = False
     """Between two generations the process waits for its agent to tell it to go on."""
+    faults: str | None = None
+    """Folder of the faults that are ordered of this device; None where none may be."""
 
     @property
     def term(self) -> Term:

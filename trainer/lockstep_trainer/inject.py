@@ -67,6 +67,10 @@ class Injector:
         """Every rank makes it at the same time. Raises UserError where a part is not a decoder."""
         self.replaying: Callable[[], bool] = lambda: False
         self._rank = rank
+        self.armed: tuple[Fault, ...] = ()
+        """Of all ranks."""
+        self.layers: tuple[int, ...] = ()
+        """That this rank has, by their numbers in the whole model."""
         self._faults: dict[tuple[int, Site], list[tuple[Fault, random.Random]]] = {}
         for part in parts:
             if not isinstance(part, Decoder):
@@ -93,6 +97,7 @@ class Injector:
     def arm(self, faults: Sequence[Fault]) -> None:
         """From now on these, and no others."""
         self._faults.clear()
+        self.armed = tuple(faults)
         for fault in faults:
             if fault.rank == self._rank:
                 self._faults.setdefault((fault.layer, fault.site), []).append((fault, fault.stream()))
@@ -103,6 +108,7 @@ class Injector:
         """Modules are struck within their ``forward``, so that hooks see what came of it."""
         for name, block in part.blocks.items():
             layer = int(name)
+            self.layers += (layer,)
             assert isinstance(block, Block)
             query, ffn = block.attention.query, block.ffn
             _wrap(query, partial(self._product, layer, query))
@@ -134,6 +140,8 @@ class Injector:
         return y
 
     def _input_gradient(self, layer: int, forward: Callable[..., Any], x: Tensor, *args: Any) -> Any:
+        if (layer, "inputGradient") not in self._faults:
+            return forward(x, *args)
         return forward(_Struck.apply(x, lambda: self._due(layer, "inputGradient")), *args)
 
     def _gradient(self, layer: int, gradient: Tensor) -> Tensor | None:
@@ -181,15 +189,25 @@ _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def flip(tensor: Tensor, fault: Fault) -> None:
     """Flip the fault's bit in memory, behind autograd's back, as hardware does."""
+    flip_bit(tensor, element=fault.element, bit=fault.bit)
+
+
+def flip_bit(tensor: Tensor, *, element: int, bit: int) -> None:
+    """Flip a bit in memory, behind autograd's back, as hardware does.
+
+    Args:
+        tensor: Of which this rank's own values count.
+        element: Of them, modulo their number.
+        bit: Of the element, modulo its size.
+    """
     local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
     local = local.trigger_wait() if isinstance(local, AsyncCollectiveTensor) else local  # type: ignore[no-untyped-call]
     if not local.numel():
         return
-    element = fault.element % local.numel()
-    index = tuple(int(place) for place in torch.unravel_index(torch.tensor(element), local.shape))
+    index = tuple(int(place) for place in torch.unravel_index(torch.tensor(element % local.numel()), local.shape))
     word = _WORDS[local.element_size()]
     bits = 8 * local.element_size()
-    mask = 1 << fault.bit % bits
+    mask = 1 << bit % bits
     mask = mask - 2**bits if mask >= 2 ** (bits - 1) else mask
     flipped = local.data[index].reshape(1).view(word) ^ mask
     local.data[index] = flipped.view(local.dtype)[0]

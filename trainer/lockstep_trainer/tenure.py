@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -51,7 +52,7 @@ class Tenure:
         self.connections = Connections()
         self._parents = {os.getppid(), _parent_of(os.getppid())}
         self._ways: tuple[Severing, ...] = (self.connections,)
-        self._leaving = False
+        self._leaving = threading.Event()
         self._out = threading.Event()
         """The main thread is behind everything that can block."""
         self._told = threading.Condition()
@@ -64,13 +65,18 @@ class Tenure:
     @property
     def leaving(self) -> bool:
         """The generation is over."""
-        return self._leaving
+        return self._leaving.is_set()
 
     def check(self) -> None:
         """Raises Left once the generation is over. Called behind every collective whose result is used, and in loops
         that wait."""
-        if self._leaving:
+        if self.leaving:
             raise Left(f"told to leave {self.folder.name}")
+
+    def stand_still(self) -> NoReturn:
+        """Do nothing until the generation is over; raises Left then."""
+        self._leaving.wait()
+        raise Left(f"told to leave {self.folder.name}")
 
     def control(self) -> None:
         """The agent has sent its signal; called in a thread of its own. Returns when the main thread is out."""
@@ -81,7 +87,7 @@ class Tenure:
                 self._next = folder if folder != self.folder else None
                 self._told.notify()
         elif said.get("leave"):
-            self._leaving = True  # before anything is broken off: whoever comes out of a collective must see it
+            self._leaving.set()  # before anything is broken off: whoever comes out of a collective must see it
             self._free_main_thread()
 
     def _free_main_thread(self) -> None:
@@ -117,7 +123,7 @@ class Tenure:
             self.folder, self._next = self._next, None
         self.connections = Connections()
         self._ways = (self.connections,)
-        self._leaving = False
+        self._leaving.clear()
         self._out.clear()
         return self.folder
 

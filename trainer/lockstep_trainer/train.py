@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lockstep_trainer import faultwatch
 from lockstep_trainer.assembly import assemble, batch_sizes, fill
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.bigram import MAX_TOKENS, bigram_loss
@@ -27,6 +28,7 @@ from lockstep_trainer.data.corpus import Corpus, Source
 from lockstep_trainer.data.loader import Loader
 from lockstep_trainer.errors import TrainerError, UserError
 from lockstep_trainer.evaluate import evaluate, own_tokens, reference_loss
+from lockstep_trainer.faultwatch import FaultWatch, first_moment
 from lockstep_trainer.generate import generate
 from lockstep_trainer.inject import Injector
 from lockstep_trainer.model.export import export_model
@@ -77,11 +79,23 @@ class Trainer:
             model = assemble(job, ranks, self.batches, tokens=corpus.vocabulary, timeout=timeout, section=sections)
         self.engine, self.layout, self.meshes = model.engine, model.layout, model.meshes
         self.config, self.weights = model.config, model.weights
+        faults = faultwatch.prepare(orders, self.engine.parts, ranks.control, compiled=recipe.compile)
         injector = Injector.from_environment(self.engine.parts, ranks.rank, compiled=recipe.compile)
+        injector = injector or (faults if isinstance(faults, Injector) else None)
         self.replay = Replay.of(job, self.engine, ranks.control, injector, self._say)
         self.parameters = list(self.engine.named_parameters())
         self.optimizer = build_optimizer(self.parameters, recipe.optimizer)
         self.work = WorkMeter.of(job, self.engine, self.optimizer)
+        self.faults: FaultWatch | None = None
+        if orders.faults is not None:
+            self.faults = FaultWatch(
+                Path(orders.faults),
+                orders,
+                injector=injector or faults,
+                work=self.work,
+                moments=partial(first_moment, self.parameters, self.optimizer.state),
+                stand_still=tenure.stand_still,
+            )
         self.loader = Loader(
             corpus,
             spec.data,
@@ -138,6 +152,8 @@ class Trainer:
         self.garbage.take_over()
         self.work.begin()
         while self.step < recipe.steps:
+            if self.faults:
+                self.faults.step(self.step)
             if self._train_step(self.step + 1):
                 # Behind the last step it may have to wait until a buffer is free; elsewhere it only begins.
                 with self.sections("checkpoint" if self.step == recipe.steps else "stage"):

@@ -10,6 +10,7 @@ import torch
 from lockstep_api.v1alpha1 import StragglerAction
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.config import Job
+from lockstep_trainer.drag import Drag
 from lockstep_trainer.hostpauses import HostPauses, Stood
 from lockstep_trainer.ownwork import Amount, OwnWork
 from lockstep_trainer.parallel.engine import Engine
@@ -31,11 +32,13 @@ class WorkMeter:
     ) -> None:
         """``host`` is closed with it; ``context``: ranks that share a sequence; ``local_step``: the optimizer's step
         does not communicate."""
-        self._own, self._host, self._context, self._local_step = own, host, context, local_step
+        self._own, self._host, self._device = own, host, device
+        self._context, self._local_step = context, local_step
         self._ahead = device.type == "cuda"
         self._yardstick = Yardstick(device) if own and own.blocks else None
         self._amount = Amount(0, 0)
         self._measured = True
+        self._drag: Drag | None = None
 
     @classmethod
     def of(cls, job: Job, engine: Engine, optimizer: torch.optim.Optimizer) -> WorkMeter:
@@ -74,6 +77,21 @@ class WorkMeter:
         hidden = self._host.hidden() if self._host and self._ahead else nullcontext()
         with hidden, self._own.step() if self._own and measured else nullcontext():
             yield
+            if self._own and self._drag is not None:
+                with self._own.window():
+                    self._drag.work()
+
+    @property
+    def can_drag(self) -> bool:
+        """Whether own work is measured, by which it is made longer."""
+        return self._yardstick is not None
+
+    def drag(self, share: float) -> None:
+        """From now on the own work takes longer by this share, and so does the product that the device is measured by:
+        what a slow device looks like. 0: no longer. Where ``can_drag``."""
+        assert self._yardstick is not None
+        self._drag = Drag(self._device, share) if share else None
+        self._yardstick.drag = self._drag
 
     def optimizer(self) -> AbstractContextManager[None]:
         """Around the optimizer's step."""
@@ -94,6 +112,8 @@ class WorkMeter:
         host = self._host.take() if self._host else Stood(0.0, 0.0, 0.0)
         if seconds is None or not self._measured:
             return None
+        if self._drag is not None:
+            self._drag.measured(seconds)
         product, copy = (self._yardstick and self._yardstick.take()) or (None, None)
         return OwnStep(
             seconds,

@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 import torch
 
+from lockstep_trainer.drag import Drag
+
 EVERY = 8
 """Steps between turns: less than the search for slow ranks waits for an answer
 (``lockstep_trainer.stragglers.settings.PATIENCE``)."""
@@ -36,6 +38,10 @@ class Yardstick:
         self._target = torch.empty_like(self._source)
         self._pending: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = []
         self._seconds: tuple[float, float] | None = None
+        self._alone: float | None = None
+        """Seconds of a product that nothing was added to."""
+        self.drag: Drag | None = None
+        """Makes the product slower on purpose."""
 
     def due(self, step: int) -> bool:
         """Whether it is measured behind this step: the same ones on all ranks."""
@@ -57,10 +63,17 @@ class Yardstick:
             )
             self._pending, self._seconds = [], (product, copy)
         seconds, self._seconds = self._seconds, None
+        if seconds and (self.drag is None or self._alone is None):
+            self._alone = seconds[0]
         return seconds
 
     def _bodies(self) -> tuple[Callable[[], object], Callable[[], object]]:
-        return (lambda: torch.mm(self._matrix, self._matrix), lambda: self._target.copy_(self._source))
+        return (self._product, lambda: self._target.copy_(self._source))
+
+    def _product(self) -> None:
+        torch.mm(self._matrix, self._matrix)
+        if self.drag and self._alone is not None:
+            self.drag.spin(self.drag.share * self._alone)
 
     def _events(self, body: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

@@ -9,7 +9,8 @@ Directions::
     operator ── Membership, Stop, FaultAck ──────────► leader
     operator ◄─ Inventory, Progress, FaultReport, Recovered, ReplaceRequest, EpochRequest, Finished ── leader
     leader   ── Invite, Start, Abandon, Kept, Void, Upload, TakeSnapshot, Committed, Examine, Beat, Release ─► member
-    leader   ◄─ Join, Quiesced, Steps, WorkerExited, Staged, Uploaded, UploadProblem, Leaving, Examined, Beat ── member
+    leader   ◄─ Join, Quiesced, Steps, WorkerExited, Staged, Uploaded, UploadProblem, Leaving, Examined, Injected, Beat
+                ── member
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lockstep_api.messages.checkpoints import (
 )
 from lockstep_api.messages.generations import Abandon, Quiesced, Start, Steps, WorkerExited
 from lockstep_api.messages.hangs import Examine, Examined, GroupCalls, Position
+from lockstep_api.messages.injections import Injected
 from lockstep_api.messages.membership import (
     Beat,
     EpochRequest,
@@ -41,6 +43,7 @@ from lockstep_api.messages.parts import (
     Copies,
     CorruptVerdict,
     Cut,
+    Injection,
     MemoryPoint,
     Origin,
     RankWork,
@@ -55,7 +58,9 @@ from lockstep_api.messages.parts import (
 )
 from lockstep_api.messages.reports import FaultAck, FaultReport, Finished, Progress, Recovered, Stop
 
-ToLeader = Join | Quiesced | Steps | WorkerExited | Staged | Uploaded | UploadProblem | Leaving | Examined | Beat
+ToLeader = (
+    Join | Quiesced | Steps | WorkerExited | Staged | Uploaded | UploadProblem | Leaving | Examined | Injected | Beat
+)
 ToMember = Start | Abandon | Kept | Void | Upload | TakeSnapshot | Committed | Examine | Beat | Release
 FromOperator = Membership | Stop | FaultAck
 ToOperator = Inventory | Progress | FaultReport | Recovered | ReplaceRequest | EpochRequest | Finished
@@ -76,6 +81,8 @@ __all__ = [
     "Finished",
     "FromOperator",
     "GroupCalls",
+    "Injected",
+    "Injection",
     "Inventory",
     "Invite",
     "Join",

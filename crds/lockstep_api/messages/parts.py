@@ -164,3 +164,14 @@ class CorruptVerdict:
     evidence: str
     at: float  # Unix seconds at which it was first found
     ended: float | None = None  # Unix seconds at which they were put aside, or were under suspicion no more
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """A fault that somebody has made on purpose, by ``lockstep inject``."""
+
+    id: str  # 12 hex digits
+    rank: int  # global
+    at: float  # Unix seconds at which it was ordered
+    what: str  # a clause without a full stop
+    node: str = ""  # of the rank, as the leader knows it

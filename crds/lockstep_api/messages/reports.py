@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lockstep_api.messages.parts import CorruptVerdict, RestorePoint, SlowVerdict, StateId, StepSummary, Term
+from lockstep_api.messages.parts import CorruptVerdict, Injection, RestorePoint, SlowVerdict, StateId, StepSummary, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Progress:
     durable_verified: tuple[str, ...] = ()  # checks that `durable` passed before it was written, by its manifest
     slow: tuple[SlowVerdict, ...] = ()  # the newest, those that are over among them
     corrupt: tuple[CorruptVerdict, ...] = ()  # likewise
+    injected: tuple[Injection, ...] = ()  # the newest
     kind: Literal["Progress"] = "Progress"
 
 

@@ -244,6 +244,21 @@ class Verdict(StatusModel):
     """When it was seen to be over, or was put aside, RFC 3339."""
 
 
+class Injection(StatusModel):
+    """A fault that somebody has made on purpose, by `lockstep inject`."""
+
+    id: str
+    """Tells it from others."""
+    rank: int
+    """Global rank."""
+    node: str = ""
+    """Kubernetes node of that rank."""
+    what: str
+    """What was done."""
+    at: str
+    """When, RFC 3339."""
+
+
 class ExcludedNode(StatusModel):
     """A node that this job's new pods stay away from."""
 
@@ -320,6 +335,8 @@ class TrainingJobStatus(StatusModel):
     """The last ten."""
     verdicts: list[Verdict] = Field(default_factory=list)
     """Slow and corrupt ranks: the last 10 findings, those that are over among them."""
+    injections: list[Injection] = Field(default_factory=list)
+    """Faults made on purpose, by `lockstep inject`: the last ten."""
     excluded_nodes: list[ExcludedNode] = Field(default_factory=list)
     """Nodes that new pods stay away from because of this job's own faults."""
     checked_nodes: list[str] = Field(default_factory=list)

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
         "--workdir", type=Path, help="folder of the run (default: a new one in ~/.local/state/lockstep)"
     )
     parser.add_argument("--report", type=Path, help="where the report goes (default: report.html in the run's folder)")
+    parser.add_argument(
+        "--fault-injection", action="store_true", help="allow `lockstep inject` to make faults in this run on purpose"
+    )
     parser.set_defaults(handler=handle)
     return parser
 
@@ -49,7 +53,7 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     output.note(f"[dim]run folder[/] {folder}")
     _prefer_own_python()
     _make_importable(arguments.file)
-    status = asyncio.run(_run(job, folder, output))
+    status = asyncio.run(_run(job, folder, output, fault_injection=arguments.fault_injection))
     job = job.model_copy(update={"status": status})
     written = _report(job, arguments.report or folder / "report.html", output)
     output.result(_summary(job, folder, written), statustable.table(job, time.time()))
@@ -90,7 +94,7 @@ def _make_importable(file: str) -> None:
     os.environ["LOCKSTEP_MODULE_PATH"] = os.pathsep.join([*own, *beside, str(Path.cwd())])
 
 
-async def _run(job: TrainingJob, folder: Path, output: Output) -> TrainingJobStatus:
+async def _run(job: TrainingJob, folder: Path, output: Output, *, fault_injection: bool) -> TrainingJobStatus:
     try:
         from lockstep_operator import local_run
     except ImportError as error:
@@ -100,16 +104,17 @@ async def _run(job: TrainingJob, folder: Path, output: Output) -> TrainingJobSta
     assert task is not None
     # SIGINT cancels through asyncio.run; a supervisor's SIGTERM must clean up as well.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    start = partial(local_run.run, job, state_dir=folder, fault_injection=fault_injection)
     started = time.time()
     if not output.live:
         lines = live.Lines(output.note, started)
-        return await local_run.run(job, state_dir=folder, on_status=lambda status: lines.show(status, time.time()))
+        return await start(on_status=lambda status: lines.show(status, time.time()))
     history = live.History(started)
     with Live(console=output.console, auto_refresh=False, transient=True) as screen:
         show = _shower(job, history, screen)
         ticker = asyncio.create_task(_tick(show))
         try:
-            return await local_run.run(job, state_dir=folder, on_status=show)
+            return await start(on_status=show)
         finally:
             ticker.cancel()
 

@@ -81,6 +81,8 @@ class LocalBackend:
         on_event: Callable[[Event], None] = lambda event: None,
         gpus: tuple[str, ...] | None = None,
         credentials: Credentials | None = None,
+        *,
+        fault_injection: bool = False,
     ) -> None:
         self._state_dir, self._on_status, self._on_event = state_dir, on_status, on_event
         self._gpus = _gpus_of_this_machine() if gpus is None else gpus
@@ -90,6 +92,7 @@ class LocalBackend:
         # An authority for this run alone.
         self.credentials = credentials or Credentials(MasterKeys(secrets.token_bytes(32)))
         self.tls = True
+        self._fault_injection = fault_injection
         self.changed: Callable[[], None] = lambda: None
         self.job_deleted = asyncio.Event()
 
@@ -217,6 +220,7 @@ class LocalBackend:
             "LOCKSTEP_CONFIG_DIR": str(self._folder("config")),
             "LOCKSTEP_TOKEN_DIR": str(self._folder("token")),
             "LOCKSTEP_TLS": "on" if new.tls else "off",
+            "LOCKSTEP_FAULT_INJECTION": "on" if self._fault_injection else "off",
             "LOCKSTEP_DIE_WITH_PARENT": "1",
             "LOCKSTEP_CHECKED_NODES": ",".join(new.checked_nodes),
             "LOCKSTEP_TERMINATION_LOG": str(run_dir / "termination-log"),

@@ -129,6 +129,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     events += status_rules.checkpoint_events(job.status, status)
     events += story.fault_events(job.status, status)
     events += story.verdict_events(job.status, status)
+    events += story.injection_events(job.status, status)
     moving = departures.moving(status, leaving)
     status = swap.follow(status, job, observed, leaving=leaving.keys(), ready=heirs >= len(moving), now=now)
     events += swap.events(job.status, status)

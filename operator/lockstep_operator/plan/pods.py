@@ -31,6 +31,7 @@ class PodDefaults:
     image: str = "ghcr.io/lockstep/trainer:0.1.0"
     tls: bool = True  # agents of jobs that start speak TLS
     findings: str = ""  # the administrator's rows of the table of findings, as YAML
+    fault_injection: bool = False  # `lockstep inject` is allowed
 
 
 def render(job: TrainingJob, new: NewPod, defaults: PodDefaults) -> Manifest:
@@ -107,7 +108,9 @@ def _container(
     container["command"] = ["python3", "-m", "lockstep_trainer.supervisor"]
     container.pop("args", None)
     ended = {"name": "LOCKSTEP_TERMINATION_LOG", "value": container.get("terminationMessagePath", TERMINATION_LOG)}
-    own = [*_environment(job, new, port), ended]
+    # Always said: whether faults may be made is the administrator's word, not a template's.
+    allowed = {"name": "LOCKSTEP_FAULT_INJECTION", "value": "on" if defaults.fault_injection else "off"}
+    own = [*_environment(job, new, port), ended, allowed]
     names = {variable["name"] for variable in own}
     container["env"] = [*own, *(one for one in container.get("env", []) if one["name"] not in names)]
     container["ports"] = [

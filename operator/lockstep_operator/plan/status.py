@@ -10,6 +10,7 @@ from lockstep_api.v1alpha1 import (
     CheckpointStatus,
     Condition,
     DurableCheckpoint,
+    Injection,
     Members,
     MemorySnapshot,
     Phase,
@@ -26,6 +27,7 @@ from lockstep_operator.plan.times import rfc3339
 
 MESSAGE_LIMIT = 1024
 VERDICTS_KEPT = 10
+INJECTIONS_KEPT = 10
 PROGRESS_PATIENCE = 2.0
 """Seconds between status writes when only progress moved: one job's writes stay below 1 per second at any size."""
 LEDGER_PATIENCE = 30.0
@@ -91,6 +93,7 @@ def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed, now:
         total = f"/{progress.steps}" if progress.steps is not None else ""
         update |= {"step": f"{progress.step}{total}", "loss": f"{newest.loss:.3f}"}
     update["verdicts"] = _verdicts(status.verdicts, heard, now)
+    update["injections"] = _injections(status.injections, heard)
     update["checkpoint"] = _checkpoints(status.checkpoint, job, heard, now)
     return status.model_copy(update=update)
 
@@ -137,6 +140,17 @@ def _corrupt(one: messages.CorruptVerdict) -> Verdict:
         at=rfc3339(one.at),
         ended=rfc3339(one.ended) if one.ended is not None else None,
     )
+
+
+def _injections(old: Sequence[Injection], heard: messages.Progress) -> list[Injection]:
+    """What was known, and what the leader says of further faults made on purpose."""
+    known = {one.id for one in old}
+    new = [
+        Injection(id=one.id, rank=one.rank, node=one.node, what=one.what, at=rfc3339(one.at))
+        for one in heard.injected
+        if one.id not in known
+    ]
+    return [*old, *new][-INJECTIONS_KEPT:]
 
 
 def _checkpoints(old: CheckpointStatus, job: TrainingJob, heard: messages.Progress, now: float) -> CheckpointStatus:

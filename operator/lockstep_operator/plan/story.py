@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockstep_api.v1alpha1 import Fault, TrainingJobStatus, Verdict
+from lockstep_api.v1alpha1 import Fault, Injection, TrainingJobStatus, Verdict
 from lockstep_operator.plan.actions import Event
 
 if TYPE_CHECKING:
@@ -163,6 +163,19 @@ def verdict_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple
         if old is not None and old.ended is None and one.ended is not None:
             events.append(Event("Normal", f"{reason}Ended", sentence(f"no longer: {verdict(one)}")))
     return tuple(events)
+
+
+def injected(injection: Injection) -> str:
+    """A fault that somebody has made: one clause without a full stop."""
+    place = f" (node {injection.node})" if injection.node else ""
+    return f"made on purpose, by `lockstep inject`, on rank {injection.rank}{place}: {injection.what}"
+
+
+def injection_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[Event, ...]:
+    """Faults that somebody has made, so that nobody takes them for real ones."""
+    known = {one.id for one in before.injections}
+    new = (one for one in after.injections if one.id not in known)
+    return tuple(Event("Warning", "FaultInjected", f"A fault {injected(one)}.") for one in new)
 
 
 def _verdict_key(found: Verdict) -> tuple[str, str, tuple[int, ...]]:

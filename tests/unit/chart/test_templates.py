@@ -220,6 +220,14 @@ def test_the_operator_understands_its_command_line(render: Render, tmp_path: Pat
     assert (options.metrics_port, options.health_port, options.log_level) == (8080, 8081, "debug")
 
 
+def test_faults_on_purpose_are_off_until_the_administrator_allows_them(render: Render, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    for values, allowed in ({}, False), ({"faultInjection": {"enabled": True}}, True):
+        given = [one for one in container(render(values))["args"] if not one.startswith("--master-key-file=")]
+        assert parse([*given, f"--master-key-file={key}"]).fault_injection is allowed
+
+
 def test_an_administrators_findings_reach_the_operator_and_change_it(render: Render, tmp_path: Path) -> None:
     rows = {"gpu": {"nvlink-down": {"severity": "warn"}}, "xids": {63: {"severity": "fatal"}}}
     manifests = render({"preflight": {"findings": rows}, "podAnnotations": {"own": "1"}})

@@ -60,6 +60,17 @@ CORRUPT = {
             "Running. Corrupt: rank 3 (node gpu-9) computed wrong numbers, first at step 40, now and then. Unit 3 was "
             "outvoted by two other units.",
         ),
+        (
+            {
+                "phase": "Running",
+                "injections": [
+                    {"id": "a", "rank": 1, "node": "gpu-9", "what": "it was slow", "at": rfc3339(900)},
+                    {"id": "b", "rank": 3, "what": "it does not come to its next collective", "at": rfc3339(40)},
+                ],
+            },
+            "Running. A fault was made on purpose, by `lockstep inject`, on rank 3: it does not come to its next "
+            "collective, 40 s ago.",
+        ),
         ({"phase": "Pending", "members": {"starting": 2}}, "Pending: 0 of 2 members are ready, 2 pods are not up yet."),
         (
             {"phase": "Running", "progress": {"step": 41230, "at": rfc3339(1.9)}, "faults": [FAULT]},

@@ -51,6 +51,7 @@ def test_every_variable_of_the_contract_is_set() -> None:
         *("LOCKSTEP_BIND", "LOCKSTEP_AGENT_PORT", "LOCKSTEP_STORE_PORT", "LOCKSTEP_ORDINAL", "LOCKSTEP_INCARNATION"),
         *("LOCKSTEP_RUN_DIR", "LOCKSTEP_CONFIG_DIR", "LOCKSTEP_TOKEN_DIR", "LOCKSTEP_GRACE_SECONDS"),
         *("LOCKSTEP_TLS", "LOCKSTEP_METRICS_PORT", "LOCKSTEP_TERMINATION_LOG"),
+        "LOCKSTEP_FAULT_INJECTION",
     }
 
 
@@ -236,3 +237,12 @@ def test_prometheus_finds_a_port_that_asks_for_nothing() -> None:
     ports = {port["name"]: port["containerPort"] for port in container(pod)["ports"]}
     assert ports == {"agent": 31000, "metrics": 31001}
     assert {"name": "LOCKSTEP_METRICS_PORT", "value": "31001"} in container(pod)["env"]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_only_the_administrator_allows_faults(allowed: bool) -> None:
+    own = {"name": "trainer", "env": [{"name": "LOCKSTEP_FAULT_INJECTION", "value": "on"}]}
+    job = make_job(template={"spec": {"containers": [own]}})
+    pod = pods.render(job, NewPod("run-0-0", 0, 0), pods.PodDefaults(fault_injection=allowed))
+    said = [one["value"] for one in container(pod)["env"] if one["name"] == "LOCKSTEP_FAULT_INJECTION"]
+    assert said == ["on" if allowed else "off"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lockstep_api.messages import CorruptVerdict, Recovered, SlowVerdict, Term
+from lockstep_api.messages import CorruptVerdict, Injection, Recovered, SlowVerdict, Term
 from unit.operator.builders import START, World, fault, make_job
 
 STUCK = "rank 3 keeps the others waiting: it is in loader.py:88 batch (step 7, section load)"
@@ -114,3 +114,23 @@ def test_a_corrupt_rank_is_an_event_with_its_gpu_and_so_is_one_that_was_put_asid
         ("Corrupt", "Permanent"),
         ("Corrupt", "Undecided"),
     ]
+
+
+def test_a_fault_made_on_purpose_is_an_event_once_and_outlives_the_leader_that_knew_it() -> None:
+    world = World(make_job(nodes=2))
+    world.train(step=100)
+    world.events.clear()
+    made = Injection("0123456789ab", 3, START, "it does not come to its next collective", "node-1")
+    assert world.leader is not None
+    assert world.leader.progress is not None
+    progress = world.leader.progress
+    for heard in ((made,), (), (made,)):
+        world.leader = replace(world.leader, progress=replace(progress, injected=heard))
+        world.settle()
+    (event,) = world.events
+    assert (event.type, event.reason) == ("Warning", "FaultInjected")
+    assert event.message == (
+        "A fault made on purpose, by `lockstep inject`, on rank 3 (node node-1): it does not come to its next "
+        "collective."
+    )
+    assert [one.id for one in world.job.status.injections] == [made.id]

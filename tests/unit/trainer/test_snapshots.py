@@ -22,6 +22,7 @@ from torch.distributed.checkpoint import load as dcp_load
 
 from forked import run_ranks, start_all, wait_all
 from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_trainer.agent.spoil import spoil_memory
 from lockstep_trainer.checkpoint.buffers import check_room, in_memory
 from lockstep_trainer.checkpoint.planning import Planned, plan_snapshots
 from lockstep_trainer.checkpoint.recall import recall
@@ -238,6 +239,18 @@ def test_a_wrong_byte_is_refused_before_it_is_copied(tmp_path: Path, where: str)
         store = open_store(f"file://{tmp_path}/store")
         with pytest.raises(Corrupt):
             upload_rank(stage.buffers.folder, state_id(1), None, store)
+
+    one_rank(tmp_path, body)
+
+
+def test_a_byte_that_is_flipped_on_purpose_is_refused_in_the_newest_snapshot_alone(tmp_path: Path) -> None:
+    def body(state: dict[str, torch.Tensor], planned: Planned, stage: Stage) -> None:
+        assert take(stage, state, 1, never)
+        assert take(stage, state, 2, lambda one: one == state_id(1))
+        assert spoil_memory(tmp_path, 0) == "a byte of model.w is flipped in its snapshot of step 2 in memory"
+        with pytest.raises(Corrupt, match=r"model\.w differs"):
+            recall(stage.buffers.folder, planned, state_id(2), planned.sources({"model": state}))
+        recall(stage.buffers.folder, planned, state_id(1), planned.sources({"model": state}))
 
     one_rank(tmp_path, body)
 

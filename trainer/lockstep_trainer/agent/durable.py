@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockstep_api.messages import Term
+from lockstep_trainer.agent.spoil import spoil_store
 from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError, UserError
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.effects import Commit
@@ -71,6 +72,10 @@ class DurableStore:
         del self._lines[:-_LONGEST_BACKLOG]
         if line["kind"] in _URGENT:
             self._urgent.set()
+
+    async def spoil(self, rank: int) -> str:
+        """Flip a byte in a shard of ``rank`` of the newest checkpoint, on purpose; raises TrainerError."""
+        return await self._call(lambda: spoil_store(self._open(), rank))
 
     async def write_journal(self) -> None:
         """Flush every few seconds, at once where it matters; never returns."""

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lockstep_api.messages import Start
+from lockstep_trainer import faultorders
 from lockstep_trainer.agent.settings import Settings
 
 
@@ -31,6 +32,7 @@ def worker_orders(settings: Settings, start: Start, *, rank: int, local_rank: in
         "memory": start.memory and {"state": asdict(start.memory.state)},
         "data_dir": str(settings.data_dir),
         "stays": True,
+        "faults": str(settings.run_dir / faultorders.FOLDER / str(local_rank)) if settings.fault_injection else None,
     }
 
 

@@ -1,4 +1,5 @@
-"""The agent's port: streams of members and operator, inventory, invitations, metrics, logs and profiles of workers."""
+"""The agent's port: streams of members and operator, inventory, invitations, metrics, and workers' logs, profiles and
+faults."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from lockstep_api.messages import Invite, Join, ToMember, ToOperator
 from lockstep_api.wire import WireError, decode, encode
 from lockstep_trainer.agent.channel import MAX_MESSAGE_BYTES, Channel
 from lockstep_trainer.agent.copies import CopyRoutes
+from lockstep_trainer.agent.faults import Faults
 from lockstep_trainer.agent.output import tail
 from lockstep_trainer.agent.profiles import Profiles
 from lockstep_trainer.protocol import events
@@ -54,6 +56,7 @@ class Server:
                 web.get(_OPERATORS_PATH, self._operator),
                 web.get("/v1/workers/{rank:\\d+}/log", self._log),
                 *Profiles(agent).routes(),
+                *Faults(agent).routes(),
                 *CopyRoutes(agent.snapshots).routes(),
             ]
         )

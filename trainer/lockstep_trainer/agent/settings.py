@@ -41,6 +41,7 @@ class Settings:
     tls: bool
     grace: float = 25.0  # seconds from SIGTERM to the end
     checked: bool = False  # this job's full preflight checks were passed on this node
+    fault_injection: bool = False  # faults may be made on purpose
     termination_log: Path | None = None  # where the pod's last words go
 
     @property
@@ -84,6 +85,7 @@ class Settings:
             token_dir=Path(need("LOCKSTEP_TOKEN_DIR")),
             tls=tls == "on",
             checked=env.get("LOCKSTEP_NODE_NAME", "") in _words(env.get("LOCKSTEP_CHECKED_NODES", "")),
+            fault_injection=env.get("LOCKSTEP_FAULT_INJECTION") == "on",
             termination_log=Path(env["LOCKSTEP_TERMINATION_LOG"]) if env.get("LOCKSTEP_TERMINATION_LOG") else None,
         )
 

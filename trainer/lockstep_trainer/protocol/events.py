@@ -8,6 +8,7 @@ from typing import Any
 from lockstep_api.messages import (
     Copies,
     FromOperator,
+    Injection,
     Inventory,
     Invite,
     Join,
@@ -153,6 +154,13 @@ class Warmed:
 
 
 @dataclass(frozen=True, slots=True)
+class FaultOrdered:
+    """Somebody has ordered a fault of a worker of this node; it comes next."""
+
+    injection: Injection
+
+
+@dataclass(frozen=True, slots=True)
 class PodEnding:
     """This pod was told to end and has so many seconds left."""
 
@@ -277,7 +285,7 @@ class WorkerReported:
 MemberEvent = (
     Tick | Invited | StreamOpened | StreamClosed | LeaderSaid | WorkerEnded | WorkerIdle | WorkersStepped
     | StateStaged | StateCopied | StateUploaded | UploadFailed | SnapshotsHeld | Warmed | PodEnding
-    | WorkersExamined
+    | WorkersExamined | FaultOrdered
 )  # fmt: skip
 LeaderEvent = (
     Tick | OperatorConnected | OperatorClosed | OperatorSaid | MemberConnected | MemberClosed | MemberSaid

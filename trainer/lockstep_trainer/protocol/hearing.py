@@ -9,6 +9,7 @@ from lockstep_api.messages import (
     Abandon,
     Beat,
     Examined,
+    Injected,
     Join,
     Leaving,
     Quiesced,
@@ -93,6 +94,8 @@ def member_said(leader: Leader, event: events.MemberSaid, now: float) -> list[Ef
             if leader.examination:
                 leader.examination.answers[message.slot] = message.positions
             return []
+        case Injected():
+            return leader.reports.injected_there(leader, message, now)
         case Leaving():
             return leader.keeping.leaving(leader, message, now)
 

@@ -18,6 +18,8 @@ from lockstep_api.messages import (
     Committed,
     Examine,
     Examined,
+    Injected,
+    Injection,
     Inventory,
     Invite,
     Join,
@@ -46,6 +48,7 @@ from lockstep_trainer.protocol.effects import (
     SendLeader,
 )
 from lockstep_trainer.protocol.events import (
+    FaultOrdered,
     Invited,
     LeaderSaid,
     MemberEvent,
@@ -75,6 +78,8 @@ RESEND_SECONDS = 2.0
 """What was not acknowledged is said again after so long."""
 RETAINED_STEPS = 64
 """Summaries kept for a leader that was away while steps went on."""
+RETAINED_INJECTIONS = 8
+"""Faults made on purpose that a new leader hears of."""
 ABANDONED_EXIT = -9
 """How workers end that their agent kills."""
 
@@ -138,6 +143,7 @@ class Member:
         self._abandoned_at = 0.0
         self._exits: dict[int, WorkerExited] = {}
         self._recent: deque[StepSummary] = deque(maxlen=RETAINED_STEPS)
+        self._injected: deque[Injection] = deque(maxlen=RETAINED_INJECTIONS)
         self.holdings = Holdings(memory.holdings)
         self._section = "starting"
         self._said_at = now
@@ -155,6 +161,7 @@ class Member:
             WorkerIdle: self._worker_idle,
             WorkersStepped: self._workers_stepped,
             WorkersExamined: self._workers_examined,
+            FaultOrdered: self._fault_ordered,
             StateStaged: lambda event, now: self._say(self.holdings.staged(event), now),
             StateCopied: lambda event, now: self._say(self.holdings.copied(event), now),
             StateUploaded: lambda event, now: self._say(self.holdings.uploaded(event), now),
@@ -257,6 +264,7 @@ class Member:
             steps = Steps(self.me.job_uid, term, self.slot, tuple(self._recent), self._section)
             effects.append(SendLeader(steps))
             effects += [SendLeader(ended) for ended in self._exits.values()]
+            effects += self._say_injected()
         return [*effects, *self._say_holdings(now)]
 
     def _stream_closed(self, epoch: int) -> list[Effect]:
@@ -407,6 +415,16 @@ class Member:
             return []
         self._said_at = now
         return [SendLeader(Examined(self.me.job_uid, event.term, self.slot, event.positions))]
+
+    def _fault_ordered(self, event: FaultOrdered, now: float) -> list[Effect]:
+        self._injected.append(event.injection)
+        self._said_at = now
+        return self._say_injected()
+
+    def _say_injected(self) -> list[Effect]:
+        if not self._injected or not self.running or self.slot is None:
+            return []
+        return [SendLeader(Injected(self.me.job_uid, self.running.term, self.slot, tuple(self._injected)))]
 
     def _warmed(self, event: Warmed, _: float) -> list[Effect]:
         self.warm = event.warm

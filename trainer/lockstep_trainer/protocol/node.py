@@ -113,5 +113,6 @@ _MEMBER_EVENTS = frozenset(
         events.SnapshotsHeld,
         events.Warmed,
         events.PodEnding,
+        events.FaultOrdered,
     }
 )

@@ -7,11 +7,13 @@ else is a state that the next report repeats.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lockstep_api.messages import (
     FaultReport,
+    Injected,
+    Injection,
     Leaving,
     Position,
     Progress,
@@ -43,9 +45,11 @@ REMEMBER_SECONDS = 5.0
 LEDGER_SECONDS = 10.0
 """Between two ledger lines in the journal."""
 PACE_STEPS = 20
+"""Steps that throughput is taken over."""
 HANG_RANKS = 32
 """Places of a stuck generation's ranks, and lines of its wait-for graph, that the journal gets at most."""
-"""Steps that throughput is taken over."""
+INJECTIONS = 10
+"""Faults made on purpose that are remembered."""
 
 Rung = Literal["inProcess", "process", "container", "pod"]
 NodeBlame = Literal["", "Suspected", "Named"]
@@ -62,6 +66,7 @@ class Reports:
     eval_loss: float | None = None
     slow: list[SlowVerdict] = field(default_factory=list)
     replays: Replays = Replays()  # noqa: RUF009  (frozen)
+    injected: list[Injection] = field(default_factory=list)
     sequence: int = 0
     judged: list[tuple[str, str, int]] = field(default_factory=list)  # (cause, rung, how many)
     pace: list[tuple[float, int]] = field(default_factory=list)  # (end of step, its tokens)
@@ -153,6 +158,7 @@ class Reports:
             durable_verified=durability.verified,
             slow=tuple(self.slow),
             corrupt=self.replays.verdicts,
+            injected=tuple(self.injected),
         )
         return [SendOperator(progress)]
 
@@ -250,6 +256,19 @@ class Reports:
         self.slow, self.dirty = over(self.slow, ended, now), True
         told = {"cause": ended.cause, "ranks": list(ended.ranks), "nodes": list(ended.nodes), "since": ended.since}
         return [self._line(leader, now, "straggler_ended", **told), Persist()]
+
+    def injected_there(self, leader: Leader, message: Injected, now: float) -> list[Effect]:
+        """Faults were made on purpose on a member; some of them may be known."""
+        known = {one.id for one in self.injected}
+        node = leader.roster.members[message.slot].info
+        new = [
+            replace(one, node=one.node or node.domain or node.pod) for one in message.injections if one.id not in known
+        ]
+        if not new:
+            return []
+        self.injected, self.dirty = [*self.injected, *new][-INJECTIONS:], True
+        lines = [self._line(leader, now, "injected", **asdict(one)) for one in new]
+        return [*lines, Persist()]
 
     def checkpoint(self, leader: Leader, done: CommitDone, now: float) -> list[Effect]:
         """A state is durable."""
