@@ -193,7 +193,7 @@ class Cluster:
             access_key=f"LS{secrets.token_hex(9).upper()}",
             secret_key=secrets.token_hex(20),
         )
-        record = {"name": layout.name, "nodes": 0, "gpus": gpus, "ports": ports, "s3": asdict(s3), "images": []}
+        record = {"name": layout.name, "nodes": 0, "gpus": gpus, "ports": ports, "s3": asdict(s3), "owed": {}}
         self._write(record)
         self.network.add_control_plane()
         self.services.start_forwarder(ports)
@@ -285,10 +285,14 @@ class Cluster:
             self.network.link(number, up=True)
             if not node.powered:
                 node.start()
-                for path in map(Path, self.record["images"]):  # loaded while it was off
+                # Only what was loaded while it was off: all clusters of this user share the files of images, and what
+                # another checkout has built since must not get in.
+                owed = dict(self.record["owed"])
+                for path in map(Path, owed.pop(node.name, [])):
                     wait_for(f"{node.name}'s containerd", lambda: _up(node), 30, node.log("containerd"))
                     if path.exists():
                         node.containerd.load(path)
+                self._write(self.record | {"owed": owed})
 
     def partition(self, number: int, other: int | None = None) -> None:
         """Cut a node off from all others and the control plane, or only from one other node."""
@@ -342,9 +346,10 @@ class Cluster:
         if not self.exists:
             return
         with self._lock():
-            record = self.record
-            self._write(record | {"images": sorted({*record["images"], *map(str, files)})})
-            powered = [node for node in self.nodes if node.powered]
+            powered, off = ([node for node in self.nodes if node.powered is on] for on in (True, False))
+            owed = self.record["owed"]
+            owed |= {node.name: sorted({*owed.get(node.name, []), *map(str, files)}) for node in off}
+            self._write(self.record | {"owed": owed})
             large = [n for n in powered if sum(map(n.containerd.missing, files)) > _LARGE and not self._pods_on(n)]
             if large:
                 self._exchange_disks(large)
