@@ -44,10 +44,10 @@ SEED = 1
 class Bench:
     """Does what is not yet in the state file, until time is up."""
 
-    def __init__(self, kept: Kept, seconds: float, say: Callable[[str], None]) -> None:
-        self.kept, self._say = kept, say
+    def __init__(self, kept: Kept, seconds: float, folder: Path, say: Callable[[str], None]) -> None:
+        """``folder`` is for what ranks print."""
+        self.kept, self._folder, self._say = kept, folder, say
         self._end = time.monotonic() + seconds
-        self._folder = Path(tempfile.mkdtemp(prefix="sdc-"))
 
     def trials(self, worlds: Sequence[list[Trial]]) -> None:
         """World after world."""
@@ -156,24 +156,26 @@ def main() -> None:
             if name and name not in known:
                 parser.error(f"argument {option}: there is no {name!r}; there are {', '.join(known)}")
     console = Console(width=140)
-    bench = Bench(Kept(arguments.state), 60 * arguments.minutes, console.print)
-    if "cost" in parts:
-        bench.cost(arguments.rounds)
-    if "delays" in parts:
-        bench.virtual(300)
-    if "trials" in parts:
-        bench.trials(list(rounds(arguments.each, arguments.beyond, SEED, layouts)))
-    if "delays" in parts:
-        bench.trials(list(delays(arguments.delays, SEED)))
-    if "clean" in parts:
-        bench.clean(arguments.steps)
-    for table in tables(bench.kept):
+    kept = Kept(arguments.state)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(kept, 60 * arguments.minutes, Path(folder), console.print)
+        if "cost" in parts:
+            bench.cost(arguments.rounds)
+        if "delays" in parts:
+            bench.virtual(300)
+        if "trials" in parts:
+            bench.trials(list(rounds(arguments.each, arguments.beyond, SEED, layouts)))
+        if "delays" in parts:
+            bench.trials(list(delays(arguments.delays, SEED)))
+        if "clean" in parts:
+            bench.clean(arguments.steps)
+    for table in tables(kept):
         console.print(table)
     if arguments.write:
         what = "bits flipped on 8 ranks, and which of them ring replay finds"
         head = results.origin(what, f"torch {torch.__version__}, CPU, gloo")
-        results.add({**head, "seed": SEED, **summary(bench.kept)}, results.RESULTS / "sdc.json")
-        draw(bench.kept, results.RESULTS / "sdc.svg")
+        results.add({**head, "seed": SEED, **summary(kept)}, results.RESULTS / "sdc.json")
+        draw(kept, results.RESULTS / "sdc.svg")
 
 
 if __name__ == "__main__":

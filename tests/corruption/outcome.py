@@ -128,10 +128,10 @@ class Tally:
         return cls(
             len(each),
             sum(one.found for one in each),
-            Counter(one.located for one in each if one.located is not None),
+            dict(Counter(one.located for one in each if one.located is not None)),
             len(in_time),
             sum(one.equal for one in in_time),
-            Counter(one.reason for one in each if one.reason is not None),
+            dict(Counter(one.reason for one in each if one.reason is not None)),
         )
 
     @property

@@ -91,16 +91,16 @@ def summary(kept: Kept) -> dict[str, Any]:
     each = within_reach(kept)
 
     def grouped(key: Callable[[Outcome], str]) -> dict[str, Any]:
-        return {name: _numbers(tally) for name, tally in by(each, key).items()}
+        return {name: asdict(tally) for name, tally in by(each, key).items()}
 
     return {
         "injections": sum(one.kind != "delay" for one in outcomes(kept)),
-        "sampled": _numbers(Tally.of(each)),
+        "sampled": asdict(Tally.of(each)),
         "layouts": grouped(lambda one: one.layout),
         "sites": grouped(lambda one: one.site),
         "rates": grouped(lambda one: f"{one.rate:g}"),
         "verdicts": grouped(lambda one: f"{one.layout} {_rate(one.rate)}"),
-        "beyond": {name: _numbers(tally) for name, tally in beyond(kept).items()},
+        "beyond": {name: asdict(tally) for name, tally in beyond(kept).items()},
         "not_as_expected": [asdict(one) for one in outcomes(kept) if strange(one)],
         "delays": curves(kept),
         "clean": without_faults(kept),
@@ -139,10 +139,6 @@ def tables(kept: Kept) -> list[Table]:
 
 def _rate(rate: float) -> str:
     return "permanent" if rate == 1 else "intermittent"
-
-
-def _numbers(tally: Tally) -> dict[str, Any]:
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(tally).items()}
 
 
 def _table(title: str, rows: Mapping[str, Tally], total: Tally | None = None) -> Table:

@@ -47,8 +47,10 @@ EARLY = 6
 steps are those of the clean run. Each draw is independent of those before, so that nothing else changes by it."""
 STEPS: Mapping[Kind, int] = {"sampled": 1, "unsampled": 4, "shard": 1, "optimizer": 3, "delay": 1000, "everywhere": 1}
 """Steps of a trial whose fault is always there; 2 where it isn't named."""
-PIECE = 10
-"""Trials within reach that a world does before the next layout's turn."""
+PIECE = 20
+"""Trials within reach that a world does before the next layout's turn: each site with each rate."""
+PIECE_BEYOND = 1
+"""Of each kind that is not within reach."""
 SHARES = (0.5, 0.25)
 """Shares of steps that are replayed in trials of the delay."""
 
@@ -75,10 +77,10 @@ class Trial:
 def rounds(each: int, beyond: int, seed: int, layouts: Sequence[str]) -> Iterator[list[Trial]]:
     """The trials of a world after the other: layout by layout, a few of each, and again, so that a campaign that is
     stopped has seen all. ``each`` of what is within reach, ``beyond`` of each kind that is not, or barely."""
-    for start in range(0, max(each, beyond * PIECE), PIECE):
+    for turn in range(max(-(-each // PIECE), -(-beyond // PIECE_BEYOND))):
+        numbers = range(turn * PIECE, min((turn + 1) * PIECE, each))
+        rest = range(turn * PIECE_BEYOND, min((turn + 1) * PIECE_BEYOND, beyond))
         for layout in layouts:
-            numbers = range(start, min(start + PIECE, each))
-            rest = range(start // PIECE, min(start // PIECE + 1, beyond))
             yield [
                 *(sampled(layout, number, seed) for number in numbers),
                 *(out_of_reach(layout, kind, number, seed) for kind in kinds(layout) for number in rest),
@@ -113,7 +115,7 @@ def out_of_reach(layout: str, kind: Kind, number: int, seed: int) -> Trial:
     fault = replace(_draw(LAYOUTS[layout], drawn, number, 1.0), bit=_high(LAYOUTS[layout], kind, drawn))
     if kind == "between":
         fault = replace(fault, site="product" if number % 2 else "activation")
-    return Trial(name, layout, kind, fault, share=0.5 if kind == "unsampled" else 1.0, bound=STEPS.get(kind, 2))
+    return Trial(name, layout, kind, fault, share=0.25 if kind == "unsampled" else 1.0, bound=STEPS.get(kind, 2))
 
 
 def _delay(share: float, rate: float, number: int, seed: int) -> Trial:

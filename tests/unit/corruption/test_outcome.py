@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -80,7 +81,8 @@ def test_why_it_was_not_found(fields: dict[str, Any], reason: str) -> None:
 def test_misses_count_as_within_reach() -> None:
     tally = Tally.of([judged(heard=heard([STRUCK])), judged(), judged(harmed_at=1)])
     assert (tally.trials, tally.found, tally.within_reach) == (3, 1, 2)
-    assert tally.reasons == {"no change": 1, "missed": 1}
+    assert asdict(tally)["reasons"] == {"no change": 1, "missed": 1}
+    assert asdict(tally)["located"] == {"rank": 1}
 
 
 @pytest.mark.parametrize(("rate", "share"), [(1.0, 0.1), (0.5, 0.1), (0.1, 0.5)])
