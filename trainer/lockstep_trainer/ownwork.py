@@ -27,88 +27,21 @@ On a GPU it lies between two events of its stream, which are read when the step'
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lockstep_trainer.batch import Batch
+from lockstep_trainer.clocks import Clock, Gaps, clock_of
 from lockstep_trainer.model.decoder import Block, Decoder
 from lockstep_trainer.model.feedforward import FeedForward
 from lockstep_trainer.own import blocks_of
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.layout import Layout
-
-
-class Clock(Protocol):
-    """Adds up the time between pairs of marks."""
-
-    def mark(self) -> Any:
-        """Now."""
-        ...
-
-    def add(self, begun: Any, ended: Any) -> None:
-        """Count what lies between."""
-        ...
-
-    def take(self) -> float:
-        """Seconds counted since the last call."""
-        ...
-
-
-class HostClock:
-    """Wall time, where the host computes itself. It stands still while the host does (``hostpauses``)."""
-
-    def __init__(self, stood: Callable[[], float] = lambda: 0.0) -> None:
-        """``stood``: seconds until now that the host stood still."""
-        self._stood = stood
-        self._seconds = 0.0
-
-    def mark(self) -> float:
-        """Now."""
-        return time.perf_counter() - self._stood()
-
-    def add(self, begun: float, ended: float) -> None:
-        """Count what lies between."""
-        self._seconds += ended - begun
-
-    def take(self) -> float:
-        """Seconds counted since the last call."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-
-class DeviceClock:
-    """Time of the device, by events of the current stream; they are used again and again."""
-
-    def __init__(self) -> None:
-        self._free: list[torch.cuda.Event] = []
-        self._pairs: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-
-    def mark(self) -> torch.cuda.Event:
-        """When the device gets here."""
-        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def add(self, begun: torch.cuda.Event, ended: torch.cuda.Event) -> None:
-        """Count what lies between."""
-        self._pairs.append((begun, ended))
-
-    def take(self) -> float:
-        """Seconds of the pairs that the device has passed; it is not waited for: the others come with the next call."""
-        seconds = 0.0
-        while self._pairs and self._pairs[0][1].query():  # type: ignore[no-untyped-call]
-            begun, ended = self._pairs.popleft()
-            seconds += begun.elapsed_time(ended) / 1000
-            self._free += (begun, ended)
-        return seconds
 
 
 class OwnWork:
@@ -119,6 +52,8 @@ class OwnWork:
         self.blocks = 0
         self.active = False
         """In a training step; evaluations are not counted."""
+        self.gaps: Gaps | None = None
+        """Of the backward pass: hears where windows begin and end (``waits``)."""
 
     @classmethod
     def of(
@@ -132,7 +67,7 @@ class OwnWork:
             recomputed: Blocks are computed again in the backward pass, wholly or in part.
             stood: Seconds until now that the host stood still: no work where it computes itself.
         """
-        own = cls(HostClock(stood) if engine.device.type == "cpu" else DeviceClock())
+        own = cls(clock_of(engine.device, stood))
         layout = engine.layout
         for part in engine.parts:
             if isinstance(part, Decoder):
@@ -202,11 +137,15 @@ class OwnWork:
         begun: list[Any] = []
 
         def begin(_: tuple[Tensor, ...]) -> None:
+            if self.gaps:
+                self.gaps.begin()
             begun[:] = [clock.mark()]
 
         def end(_: Tensor) -> None:
             if begun:
                 clock.add(begun.pop(), clock.mark())
+                if self.gaps:
+                    self.gaps.end()
 
         # Of the node, not of the tensor: FSDP's hook on the tensor, which gathers weights, comes before it.
         node.register_prehook(begin)
@@ -243,6 +182,8 @@ class _Between:
 def _forward(own: OwnWork, forward: Callable[..., Any], backward: bool, *args: Any, **named: Any) -> Any:
     if not own.active:
         return forward(*args, **named)
+    if own.gaps:
+        own.gaps.drop()
     begun = own.clock.mark()
     try:
         output = forward(*args, **named)

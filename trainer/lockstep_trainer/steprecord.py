@@ -9,7 +9,8 @@ Layout, little-endian::
     0     magic, capacity, record size, records written so far, section, number of section names
     64    32 section names of 24 bytes, UTF-8, zero padded
     1024  ring of `capacity` records: index, step, at, seconds, loss, tokens, grad_norm, lr, trained, mfu, memory,
-          own work (compute, tokens, squares, product, copy, host, garbage, throttled), 32 × seconds, CRC-32
+          own work (compute, tokens, squares, product, copy, host, garbage, throttled, 4 × waited, peer, link, clock),
+          32 × seconds, CRC-32
 
 The checksum covers the record's index too. A reader that meets a half-written or overwritten slot sees a checksum or
 an index that does not fit and tries again later; that holds on machines that reorder stores as well.
@@ -24,7 +25,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,10 +40,12 @@ _COUNT = struct.Struct("<Q")
 _COUNT_OFFSET, _SECTION_OFFSET, _SECTIONS_OFFSET = 16, 24, 25
 _NAMES_OFFSET, _NAME_BYTES = 64, 24
 _RING_OFFSET = 1024
-_OWN = "dQQddddd"
+DIMENSIONS = ("data", "pipeline", "tensor", "context")
+"""Of the mesh, in the order of what is waited in them."""
+_OWN = "dQQdddddddddqdd"
 _FIELDS = struct.Struct(f"<QQdddQddQdQ{_OWN}{MAX_SECTIONS}d")
 _CRC = struct.Struct("<I")
-_NO_WORK = (math.nan, 0, 0, *[math.nan] * 5)
+_NO_WORK = (math.nan, 0, 0, *[math.nan] * 9, -1, math.nan, math.nan)
 _RECORD_BYTES = _FIELDS.size + 8  # the checksum, padded so that records stay aligned
 
 
@@ -67,6 +70,14 @@ class OwnStep:
     """Of the host's standstill: seconds that it collected garbage."""
     throttled: float = 0.0
     """Seconds that a quota held up its control group's processes, over all CPUs."""
+    waited: dict[str, float] = field(default_factory=dict)
+    """Dimension of the mesh → seconds in its collectives (``waits``), where they are measured."""
+    peer: int | None = None
+    """The rank that it exchanged data with since the last step; None for none."""
+    link: float | None = None
+    """Seconds that this took."""
+    clock: float | None = None
+    """MHz that its device runs at; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,16 +272,37 @@ class StepReader:
 
 def _own_fields(own: OwnStep) -> tuple[float, ...]:
     measured = (_or_nan(own.product), _or_nan(own.copy))
-    return (own.compute, own.tokens, own.squares, *measured, own.host, own.garbage, own.throttled)
+    waited = (own.waited.get(name, math.nan) for name in DIMENSIONS)
+    link = (-1 if own.peer is None else own.peer, _or_nan(own.link), _or_nan(own.clock))
+    return (own.compute, own.tokens, own.squares, *measured, own.host, own.garbage, own.throttled, *waited, *link)
 
 
 def _own_step(fields: Sequence[Any]) -> OwnStep | None:
-    compute, tokens, squares, product, copy, *host = fields
-    return None if math.isnan(compute) else OwnStep(compute, tokens, squares, _or_none(product), _or_none(copy), *host)
+    compute, tokens, squares, product, copy, host, garbage, throttled, *waits, peer, link, clock = fields
+    if math.isnan(compute):
+        return None
+    return OwnStep(
+        compute,
+        tokens,
+        squares,
+        _or_none(product),
+        _or_none(copy),
+        host,
+        garbage,
+        throttled,
+        waited={name: value for name, value in zip(DIMENSIONS, waits, strict=True) if not math.isnan(value)},
+        peer=_peer(peer),
+        link=_or_none(link),
+        clock=_or_none(clock),
+    )
 
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _peer(rank: int) -> int | None:
+    return None if rank < 0 else rank
 
 
 def _or_none(value: float) -> float | None:

@@ -169,9 +169,12 @@ class Trainer:
             if self.garbage.due(self.step):
                 with self.sections("garbage"):
                     self.garbage.collect()
-            if self.work.due(self.step):
+            if self.work.device_due(self.step):
                 with self.sections("yardstick"):
                     self.work.measure_device()
+            if self.work.link_due(self.step):
+                with self.sections("collective"):
+                    self.work.measure_link(self.step)
             self.profiler.step(self.step)
 
     def finish(self) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 
 from lockstep_api.v1alpha1 import StragglerAction
 from lockstep_trainer.batch import Batch
+from lockstep_trainer.clockrate import ClockRate
+from lockstep_trainer.clocks import clock_of
 from lockstep_trainer.config import Job
 from lockstep_trainer.drag import Drag
 from lockstep_trainer.hostpauses import HostPauses, Stood
 from lockstep_trainer.ownwork import Amount, OwnWork
+from lockstep_trainer.pairmeter import LEAST, PairMeter
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.steprecord import OwnStep
+from lockstep_trainer.waits import Waits
 from lockstep_trainer.yardstick import Yardstick
 
 
@@ -26,13 +31,17 @@ class WorkMeter:
         own: OwnWork | None,
         device: torch.device,
         *,
+        waits: Waits | None = None,
+        pairs: PairMeter | None = None,
         host: HostPauses | None = None,
+        rate: ClockRate | None = None,
         context: int = 1,
         local_step: bool = False,
     ) -> None:
-        """``host`` is closed with it; ``context``: ranks that share a sequence; ``local_step``: the optimizer's step
-        does not communicate."""
-        self._own, self._host, self._device = own, host, device
+        """``host`` and ``rate`` are closed with it; ``context``: ranks that share a sequence; ``local_step``: the
+        optimizer's step does not communicate."""
+        self._own, self._waits, self._pairs = own, waits, pairs
+        self._host, self._rate, self._device = host, rate, device
         self._context, self._local_step = context, local_step
         self._ahead = device.type == "cuda"
         self._yardstick = Yardstick(device) if own and own.blocks else None
@@ -49,19 +58,36 @@ class WorkMeter:
         recomputed = recipe.activation_checkpointing != "none"
         host = HostPauses()
         own = OwnWork.of(engine, compiled=recipe.compile, recomputed=recomputed, stood=host.seconds)
+        waits = Waits.of(engine, own, compiled=recipe.compile, clock=partial(clock_of, engine.device, host.seconds))
+        ranks, pairs = engine.layout.world_size, None
+        if ranks >= LEAST:  # on all ranks, whether they have windows or not
+            pairs = PairMeter(engine.meshes.rank, ranks, engine.device)
         # Others exchange gradients, or may.
         local = isinstance(optimizer, torch.optim.AdamW)
-        return cls(own, engine.device, host=host, context=engine.layout.context, local_step=local)
+        return cls(
+            own,
+            engine.device,
+            waits=waits,
+            pairs=pairs,
+            host=host,
+            rate=ClockRate.of(engine.device),
+            context=engine.layout.context,
+            local_step=local,
+        )
 
     def begin(self) -> None:
         """Before the first step, by the thread that makes them."""
         if self._host:
             self._host.begin()
+        if self._rate:
+            self._rate.begin()
 
     def close(self) -> None:
         """Nothing is measured any more."""
         if self._host:
             self._host.close()
+        if self._rate:
+            self._rate.close()
 
     def batch(self, batch: Batch) -> None:
         """The step's batch, still on the host."""
@@ -75,8 +101,11 @@ class WorkMeter:
         # A GPU works behind its host and need not wait for it here. It has nothing to do elsewhere: between two steps
         # the host knows the loss.
         hidden = self._host.hidden() if self._host and self._ahead else nullcontext()
-        with hidden, self._own.step() if self._own and measured else nullcontext():
-            yield
+        own = self._own.step() if self._own and measured else nullcontext()
+        waits = self._waits.step() if self._waits and measured else nullcontext()
+        with hidden, own:
+            with waits:
+                yield
             if self._own and self._drag is not None:
                 with self._own.window():
                     self._drag.work()
@@ -97,7 +126,7 @@ class WorkMeter:
         """Around the optimizer's step."""
         return self._own.window() if self._own and self._local_step else nullcontext()
 
-    def due(self, step: int) -> bool:
+    def device_due(self, step: int) -> bool:
         """Whether the device is measured behind this step."""
         return self._yardstick is not None and self._yardstick.due(step)
 
@@ -106,15 +135,26 @@ class WorkMeter:
         if self._yardstick:
             self._yardstick.measure()
 
+    def link_due(self, step: int) -> bool:
+        """Whether the link to another rank is measured behind this step: the same ones on all ranks."""
+        return self._pairs is not None and self._pairs.due(step)
+
+    def measure_link(self, step: int) -> None:
+        """Measure it, on all ranks. The figures come as those of the device."""
+        if self._pairs:
+            self._pairs.measure(step)
+
     def take(self) -> OwnStep | None:
         """Of the step that ends now; None where nothing is measured."""
         seconds = self._own.take() if self._own else None
         host = self._host.take() if self._host else Stood(0.0, 0.0, 0.0)
+        waited = self._waits.take() if self._waits else {}
         if seconds is None or not self._measured:
             return None
         if self._drag is not None:
             self._drag.measured(seconds)
         product, copy = (self._yardstick and self._yardstick.take()) or (None, None)
+        peer, link = (self._pairs and self._pairs.take()) or (None, None)
         return OwnStep(
             seconds,
             self._amount.tokens,
@@ -124,4 +164,8 @@ class WorkMeter:
             host=host.seconds,
             garbage=host.garbage,
             throttled=host.throttled,
+            waited=waited,
+            peer=peer,
+            link=link,
+            clock=self._rate.newest() if self._rate else None,
         )

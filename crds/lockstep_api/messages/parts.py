@@ -131,6 +131,10 @@ class RankWork:
     host: float = 0.0  # seconds that its device waited because its host stood still
     garbage: float = 0.0  # of the host's standstill: seconds that it collected garbage
     throttled: float = 0.0  # seconds that a quota held up its container's processes, over all CPUs
+    waited: dict[str, float] = field(default_factory=dict)  # dimension of the mesh → seconds in its collectives
+    peer: int | None = None  # rank that it exchanged data with, to measure their links; None: not measured now
+    link: float | None = None  # seconds that this took
+    clock: float | None = None  # MHz that its device runs at; None: not known
 
 
 @dataclass(frozen=True, slots=True)

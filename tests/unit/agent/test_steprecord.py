@@ -9,6 +9,9 @@ import pytest
 
 from lockstep_trainer.steprecord import MAX_SECTIONS, STARTING, OwnStep, StepReader, StepRecordError, StepWriter
 
+WHOLE = OwnStep(0.0, 512, 9000, 1e-3, 2e-3, 0.5, 0.25, 1.5, {"data": 0.0, "context": 0.5}, 0, 2e-3, 1980.0)
+"""A rank of which all that there is was measured, in two dimensions of the mesh."""
+
 
 def write(writer: StepWriter, step: int) -> None:
     writer.record(
@@ -41,7 +44,7 @@ def test_what_a_step_was_worth_arrives(tmp_path: Path, mfu: float | None) -> Non
         assert (record.tokens, record.trained, record.mfu, record.memory) == (64, 160, mfu, 2**36)
 
 
-@pytest.mark.parametrize("own", [None, OwnStep(0.25, 512, 9000), OwnStep(0.0, 512, 9000, 1e-3, 2e-3, 0.5, 0.25, 1.5)])
+@pytest.mark.parametrize("own", [None, OwnStep(0.25, 512, 9000), WHOLE])
 def test_a_ranks_own_work_arrives(tmp_path: Path, own: OwnStep | None) -> None:
     """What was not measured stays unknown: it is not 0."""
     with StepWriter.create(tmp_path / "steps", capacity=2) as writer:

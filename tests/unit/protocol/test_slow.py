@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,29 +21,36 @@ from lockstep_api.messages import (
     StepSummary,
     Term,
 )
+from lockstep_trainer import pairmeter
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.effects import Effect, Journal
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.leader import Leader, LeaderMemory
 from lockstep_trainer.protocol.slow import KEPT, SlowRules, remember
+from lockstep_trainer.yardstick import EVERY
 
-JOB, NODES, PER_NODE = "uid", 2, 2
-MEASURED_EVERY = 8
+JOB = "uid"
 
 
 class Run:
-    """Four ranks on two nodes that make steps of a second; ``slow`` is by how much rank 2 computes longer, and
-    ``device`` by how much its matrix product takes longer."""
+    """Ranks, two on each of two nodes, that make steps of a second; ``slow`` is by how much rank 2 computes longer,
+    ``device`` by how much its matrix product takes longer, ``link`` its exchanges with others, ``transfer`` what all
+    ranks wait in collectives."""
 
-    def __init__(self, rules: SlowRules | None, memory: LeaderMemory | None = None) -> None:
-        infos = [SlotInfo(n, f"pod-{n}", f"uid-{n}", "boot", f"10.0.0.{n}:1", f"node-{n}") for n in range(NODES)]
-        plan = JobPlan(JOB, NODES, PER_NODE, steps=10_000, checkpoints=False, slow=rules)
+    def __init__(
+        self, rules: SlowRules | None, memory: LeaderMemory | None = None, *, nodes: int = 2, per_node: int = 2
+    ) -> None:
+        self.per_node, self.ranks = per_node, nodes * per_node
+        infos = [SlotInfo(n, f"pod-{n}", f"uid-{n}", "boot", f"10.0.0.{n}:1", f"node-{n}") for n in range(nodes)]
+        plan = JobPlan(JOB, nodes, per_node, steps=10_000, checkpoints=False, slow=rules)
         self.leader = Leader(plan, Membership(JOB, 1, tuple(infos)), memory, 0.0)
         self.random = random.Random(7)
-        self.slow = self.device = 1.0
+        self.slow = self.device = self.link = self.transfer = 1.0
         self.stood: Callable[[int, int], tuple[float, float, float]] = lambda *_: (0.0, 0.0, 0.0)
         """Of rank and step: host, garbage, throttled."""
+        self.low = False
+        """Clocks are told, and a slow device is slow for its own."""
         self.lines: list[dict[str, Any]] = []
         self.now, self.step = 1.0, 0
         self.take(self.leader.begin(0.0))
@@ -64,18 +72,27 @@ class Run:
             self.now += 1.0
             self.step += 1
             done = StepSummary(self.step, self.now, 1.0, 2.0, 4096, 1.0, 1e-3)
-            for slot in range(NODES):
-                ranks = range(slot * PER_NODE, (slot + 1) * PER_NODE)
+            for slot in range(self.ranks // self.per_node):
+                ranks = range(slot * self.per_node, (slot + 1) * self.per_node)
                 work = tuple(self.work(rank) for rank in ranks)
                 self.tell(events.MemberSaid(slot, Steps(JOB, self.leader.term, slot, (done,), "forward", work)))
 
     def work(self, rank: int) -> RankWork:
         slow, device = (self.slow, self.device) if rank == 2 else (1.0, 1.0)
         compute = 0.5 * slow * self.random.gauss(1.0, 0.01)
-        product = 1e-3 * device * self.random.gauss(1.0, 0.01) if self.step % MEASURED_EVERY == 0 else None
+        product = 1e-3 * device * self.random.gauss(1.0, 0.01) if self.step % EVERY == 0 else None
         copy = 1e-3 if product else None
-        host = self.stood(rank, self.step)
-        return RankWork(rank, self.step, compute, 0.001, 1024, 1024 * 64, product, copy, *host)
+        clock = 1980.0 / device if self.low else None
+        told = RankWork(
+            rank, self.step, compute, 0.001, 1024, 1024 * 64, product, copy, *self.stood(rank, self.step), clock=clock
+        )
+        waited = {"data": 0.05 * self.transfer * self.random.gauss(1.0, 0.01)}
+        turn, between = divmod(self.step - 1, pairmeter.EVERY)
+        peer = pairmeter.partners(self.ranks, turn).get(rank)
+        if between or peer is None:
+            return replace(told, waited=waited)
+        link = 1e-3 * (self.link if 2 in (rank, peer) else 1.0) * self.random.gauss(1.0, 0.01)
+        return replace(told, waited=waited, peer=peer, link=link)
 
     def said(self, kind: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["kind"] == kind]
@@ -98,6 +115,16 @@ def test_a_slow_device_is_named_with_its_node_and_no_longer_once_it_is_well() ->
     assert len(run.said("straggler_ended")) == 1
     (verdict,) = run.leader.reports.slow
     assert verdict.ended is not None
+
+
+def test_a_device_that_is_slow_for_its_clock_is_told_apart_from_others() -> None:
+    run = Run(SlowRules())
+    run.low = True
+    run.train(60)
+    run.slow = run.device = 1.5
+    run.train(60)
+    (line,) = run.said("straggler")
+    assert (line["ranks"], line["cause"]) == ((2,), "Clock")
 
 
 def test_slow_work_on_a_device_as_fast_as_the_others_names_nobody() -> None:
@@ -127,6 +154,36 @@ def test_pauses_now_of_one_rank_now_of_another_are_found_and_blame_no_node() -> 
     lines = run.said("straggler")
     assert [(line["ranks"], line["nodes"], line["cause"]) for line in lines] == [((), (), "Pauses")]
     assert "garbage" in lines[0]["evidence"]
+
+
+def test_a_rank_whose_link_is_slow_in_training_and_with_each_partner_is_named() -> None:
+    run = Run(SlowRules(), nodes=4, per_node=1)
+    run.train(60)
+    assert not run.said("straggler")
+    run.link = run.transfer = 2.0
+    run.train(80)
+    (line,) = run.said("straggler")
+    assert (line["ranks"], line["nodes"], line["cause"]) == ((2,), ("node-2",), "Network")
+    assert 55 <= line["since"] <= 65
+    run.link = run.transfer = 1.0
+    run.train(60)
+    assert len(run.said("straggler_ended")) == 1
+
+
+def test_a_link_that_is_slow_from_the_first_step_is_named_while_it_has_no_past_to_show_it() -> None:
+    run = Run(SlowRules(), nodes=4, per_node=1)
+    run.link = run.transfer = 2.0
+    run.train(60)
+    (line,) = run.said("straggler")
+    assert (line["ranks"], line["cause"]) == ((2,), "Network")
+
+
+def test_transfers_that_take_longer_than_usual_between_fast_links_accuse_nobody() -> None:
+    run = Run(SlowRules(), nodes=4, per_node=1)
+    run.train(60)
+    run.transfer = 2.0
+    run.train(100)
+    assert not run.said("straggler")
 
 
 def test_nothing_is_looked_for_where_the_job_does_not_want_it() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lockstep_trainer.batch import Batch
+from lockstep_trainer.clocks import HostClock
 from lockstep_trainer.hostpauses import HostPauses
-from lockstep_trainer.ownwork import HostClock, OwnWork
+from lockstep_trainer.ownwork import OwnWork
 from lockstep_trainer.stragglers.settings import PATIENCE
 from lockstep_trainer.workmeter import WorkMeter
 from lockstep_trainer.yardstick import EVERY
@@ -27,7 +28,7 @@ def test_where_it_is_off_nothing_is_told() -> None:
     off.batch(Batch(TOKENS, TOKENS))
     with off.windows(), off.optimizer():
         pass
-    assert not any(off.due(step) for step in range(100))
+    assert not any(off.device_due(step) for step in range(100))
     assert off.take() is None
 
 
@@ -35,7 +36,7 @@ def test_a_rank_without_windows_tells_nothing_rather_than_something_wrong() -> N
     blind = meter(blocks=0)
     with blind.optimizer():
         pass
-    assert not any(blind.due(step) for step in range(100))
+    assert not any(blind.device_due(step) for step in range(100))
     assert blind.take() is None
 
 
@@ -71,7 +72,7 @@ def test_what_a_host_stands_still_while_its_gpu_has_work_makes_nobody_wait(devic
 def test_the_device_is_measured_in_time_for_an_answer_and_told_once() -> None:
     assert EVERY < PATIENCE
     one = meter(blocks=2)
-    assert [step for step in range(1, 33) if one.due(step)] == [8, 16, 24, 32]
+    assert [step for step in range(1, 33) if one.device_due(step)] == [8, 16, 24, 32]
     one.measure_device()
     first, second = one.take(), one.take()
     assert first is not None

@@ -14,7 +14,7 @@ from lockstep_trainer.agent.output import Output
 from lockstep_trainer.agent.process import Watched
 from lockstep_trainer.control import CONTROL, CONTROL_SIGNAL, IDLE
 from lockstep_trainer.position import STACKS
-from lockstep_trainer.steprecord import STARTING, StepReader, StepRecordError
+from lockstep_trainer.steprecord import STARTING, OwnStep, StepReader, StepRecordError
 from lockstep_trainer.supervisor import read_json, write_json
 
 LEAVE_SECONDS = 5.0
@@ -105,23 +105,7 @@ class Worker:
         records = self._reader.new_records()
         if records:
             self.step = records[-1].step
-        self._work += [
-            RankWork(
-                self.rank,
-                r.step,
-                own.compute,
-                r.sections.get("load", 0.0),
-                own.tokens,
-                own.squares,
-                own.product,
-                own.copy,
-                own.host,
-                own.garbage,
-                own.throttled,
-            )
-            for r in records
-            if (own := r.own) is not None
-        ]
+        self._work += [_work(self.rank, r.step, r.sections.get("load", 0.0), r.own) for r in records if r.own]
         return [
             StepSummary(
                 r.step, r.at, r.seconds, r.loss, r.tokens, r.grad_norm, r.lr, r.sections, r.trained, r.mfu, r.memory
@@ -167,3 +151,29 @@ class Worker:
         if self._reader:
             self._reader.close()
             self._reader = None
+
+
+def _work(rank: int, step: int, data: float, own: OwnStep) -> RankWork:
+    """What goes to the leader each step of each rank: no more digits than a clock has."""
+    return RankWork(
+        rank,
+        step,
+        compute=_short(own.compute),
+        data=_short(data),
+        tokens=own.tokens,
+        squares=own.squares,
+        product=None if own.product is None else _short(own.product),
+        copy=None if own.copy is None else _short(own.copy),
+        host=_short(own.host),
+        garbage=_short(own.garbage),
+        throttled=_short(own.throttled),
+        waited={name: _short(seconds) for name, seconds in own.waited.items()},
+        peer=own.peer,
+        link=None if own.link is None else _short(own.link),
+        clock=own.clock,
+    )
+
+
+def _short(seconds: float) -> float:
+    """To a tenth of a microsecond."""
+    return round(seconds, 7)

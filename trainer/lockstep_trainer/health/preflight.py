@@ -61,7 +61,7 @@ def check(
 ) -> Report:
     """Do it. ``gpus``: how many the pod was given. A node at fault already is spared the load. Raises UserError where
     the recorded answers can't be read."""
-    nvml = _nvml(env)
+    nvml = open_nvml(env)
     readings = _read(nvml, run_dir, gpus)
     node, findings = env.get("LOCKSTEP_NODE_NAME", ""), classify(readings, table)
     quick = Report(tier, node, readings, findings)
@@ -102,7 +102,7 @@ def _listening(nvml: Nvml | str) -> Iterator[XidEvents | None]:
         yield events
 
 
-def _nvml(env: Mapping[str, str]) -> Nvml | str:
+def open_nvml(env: Mapping[str, str]) -> Nvml | str:
     """NVML, or why there is none."""
     if answers := env.get(ANSWERS_VARIABLE):
         return RecordedNvml.read(Path(answers))

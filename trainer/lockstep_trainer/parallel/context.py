@@ -136,7 +136,7 @@ class GatheredCore(Core):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """query (B, H, T, E), key and value (B, K, T, E) → (B, H, T, E); ``mask`` is (B or 1, 1 or H, T, S) or None."""
-        key, value = _GatherKeysValues.apply(key, value, self.ranks, self.name)
+        key, value = self.exchange(key, value)
         chunk = query.shape[2] // 2
         mixed = []
         for half, number in enumerate(held(self.rank, self.ranks)):
@@ -145,6 +145,10 @@ class GatheredCore(Core):
             seen = None if mask is None else mask[:, :, rows, :end]
             mixed.append(prefix_attention(query[:, :, rows], key[:, :, :end], value[:, :, :end], seen))
         return torch.cat(mixed, 2)
+
+    def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """This rank's keys and values, (B, K, T, E) each, to those of the whole sequence, (B, K, S, E)."""
+        return cast(tuple[Tensor, Tensor], _GatherKeysValues.apply(key, value, self.ranks, self.name))
 
 
 def prefix_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -228,13 +232,17 @@ class UlyssesCore(Core):
         # Rank r's heads are the r-th part of the queries' and of the keys': groups of queries stay with their key.
         parts = [torch.unflatten(x, 1, (n, -1)) for x in (query, key, value)]  # B, n, heads, T, E
         sent = torch.cat(parts, 2).transpose(0, 1)  # n, B, heads of all three, T, E
-        received = _AllToAll.apply(sent, self.name)
+        received = self.exchange(sent)
         whole = received.permute(1, 2, 0, 3, 4).flatten(2, 3)  # B, heads of all three, S, E
-        query, key, value = whole.split((heads, kv_heads, kv_heads), 1)
+        query, key, value = torch.split(whole, (heads, kv_heads, kv_heads), 1)
         mixed = super().forward(query, key, value, mask)  # B, H / n, S, E
         back = torch.unflatten(mixed, 2, (n, -1)).permute(2, 0, 1, 3, 4)  # n, B, H / n, T, E
-        returned: Tensor = _AllToAll.apply(back, self.name)
+        returned = self.exchange(back)
         return returned.transpose(0, 1).flatten(1, 2)
+
+    def exchange(self, rows: Tensor) -> Tensor:
+        """The i-th row (first dimension) goes to rank i; the j-th row of the result came from rank j."""
+        return cast(Tensor, _AllToAll.apply(rows, self.name))
 
 
 class _AllToAll(Function):

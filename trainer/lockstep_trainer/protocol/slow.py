@@ -1,9 +1,9 @@
 """The leader's search for slow ranks: their work goes to the detector, what it finds to status, journal and metrics.
 
-Each worker measures its device by itself every few steps (``yardstick``). So a probe of devices is answered by the
-first measurements of its ranks that are newer than the question. A probe of links is not answered: the detector drops
-it, and a suspected link gets no verdict. What was found is kept with the reports; measurements begin anew with each
-agent.
+Each worker measures its device by itself every few steps (``yardstick``), and its link to another rank (``pairmeter``).
+So a probe is answered by the first measurements that are newer than the question: of devices by those of its ranks, of
+links by those of all pairs, which are other ones than the question names, and more. What was found is kept with the
+reports; measurements begin anew with each agent.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class SlowRanks:
         self._work: dict[int, list[RankWork]] = defaultdict(list)
         self._measured: dict[int, RankWork] = {}
         """Rank → its newest measurement of its device."""
+        self._linked: dict[tuple[int, int], tuple[int, float]] = {}
+        """Pair → step of whose report its newest measurement is, and seconds."""
         self._probes: list[tuple[Probe, int]] = []
         """What is asked, and the step behind which."""
         self._standstill = Standstill()
@@ -68,6 +70,7 @@ class SlowRanks:
         self._work.clear()
         self._probes.clear()
         self._measured.clear()
+        self._linked.clear()
         self._standstill.clear()
 
     def heard(self, work: Iterable[RankWork]) -> None:
@@ -93,11 +96,17 @@ class SlowRanks:
 
         effects = self._begin(leader, now)
         assert self._detector is not None
-        told = [Work(one.rank, one.compute, one.data, one.host, {}, one.tokens, one.squares) for one in work]
+        told = [
+            Work(one.rank, one.compute, one.data, one.host, one.waited, one.tokens, one.squares, clock=one.clock)
+            for one in work
+        ]
         self._standstill.add(work)
         said = list(self._detector.step(summary.step, told, summary.seconds))
         self._measured.update({one.rank: one for one in work if one.product is not None and one.copy is not None})
-        said += self._answered()
+        for one in work:
+            if one.peer is not None and one.link is not None:
+                self._linked[min(one.rank, one.peer), max(one.rank, one.peer)] = (one.step, one.link)
+        said += self._answered(summary.step)
         return effects + self._take(leader, said, summary.step, now)
 
     def _begin(self, leader: Leader, now: float) -> list[Effect]:
@@ -118,7 +127,7 @@ class SlowRanks:
         standing = [one for one in leader.reports.slow if one.ended is None]  # of an earlier agent
         return [effect for one in standing for effect in leader.reports.no_longer_slow(leader, one, now)]
 
-    def _answered(self) -> list[Said]:
+    def _answered(self, now: int) -> list[Said]:
         """Probes of which all measurements are there, and what the detector says to them."""
         assert self._detector is not None
         from lockstep_trainer.stragglers.work import Probed
@@ -126,6 +135,13 @@ class SlowRanks:
         said: list[Said] = []
         for asked in list(self._probes):
             probe, step = asked
+            if probe.kind == "link":
+                newer = {pair: (told, seconds) for pair, (told, seconds) in self._linked.items() if told > step}
+                if newer and min(told for told, _ in newer.values()) < now:  # some GPUs tell it a step later
+                    self._probes.remove(asked)
+                    pairs = {pair: seconds for pair, (_, seconds) in newer.items()}
+                    said += self._detector.probed(Probed("link", pairs=pairs))
+                continue
             found = {rank: self._measured[rank] for rank in probe.ranks if rank in self._measured}
             if len(found) < len(probe.ranks) or any(one.step <= step for one in found.values()):
                 continue
@@ -146,8 +162,9 @@ class SlowRanks:
                 case Ended(finding=finding):
                     standing = self._verdict(leader, finding, now)
                     effects += leader.reports.no_longer_slow(leader, standing, now)
-                case _ if one.kind != "link":
-                    self._probes.append((one, step))
+                case _:  # whoever asks again no longer waits for the answer to the question before
+                    others = [asked for asked in self._probes if asked[0].kind != one.kind]
+                    self._probes = [*others, (one, step)]
         patience = 2 * WAITING  # by then the detector has long dropped the question
         self._probes = [(probe, asked) for probe, asked in self._probes if step - asked < patience]
         return effects

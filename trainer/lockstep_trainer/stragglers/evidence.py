@@ -98,7 +98,7 @@ def pauses(seen: Seen) -> Finding:
         seen,
         seen.excess,
         f"Hosts stood still now and then, no rank more often than others; all waited, {_percent(seen.excess)} of a "
-        "step's work on average; collect garbage on all ranks in the same step.",
+        "step's work on average.",
     )
 
 
