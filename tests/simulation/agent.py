@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lockstep_api.messages import Finished, Kept, Position, Progress, Start, Term
+from lockstep_api.messages import FaultReport, Finished, Kept, Position, Progress, Start, Term
 from lockstep_trainer.protocol import effects, events
 from lockstep_trainer.protocol.member import Identity
 from lockstep_trainer.protocol.node import Node
+from lockstep_trainer.protocol.policy import CORRUPTION
 from simulation.storage import Refused, Superseded, Unavailable
 from simulation.transfers import Transfers
 from simulation.written import Written
@@ -252,6 +253,8 @@ class Agent:
     def _send_operator(self, effect: effects.SendOperator) -> None:
         if isinstance(effect.message, Finished):
             self.world.invariants.ended(effect.message)
+        if isinstance(effect.message, FaultReport) and effect.message.cause == CORRUPTION and self.node.leader:
+            self.world.invariants.put_aside(self.node.leader.keeping.cut, effect.message)
         operator, message = self.world.operator, self.world.on_the_wire(effect.message)
         if isinstance(message, Progress):
             return  # read by people only
@@ -312,7 +315,7 @@ class Agent:
             if not self.alive:
                 return
             try:
-                restore = self.world.store.fence(effect.term)
+                restore = self.world.store.fence(effect.term, effect.cut)
             except Superseded:
                 self.tell(events.RestoreUnavailable(effect.term, "superseded"))
             except Unavailable:

@@ -23,6 +23,10 @@ class Faults:
             self._reboot, self._power_off, self._delete, self._store, self._rendezvous, self._operator,
             self._drain, self._corrupt, self._mute, self._slow_commits, self._no_room, self._no_room,
         ]  # fmt: skip
+        if world.replays:
+            # Between other faults there is time to train, and to make durable, what is wrong.
+            self.pause = 2 * pause
+            world.clockwork.after(world.clockwork.between(0.2, 0.7) * (until - world.clockwork.now), self._corrupting)
         self._next()
 
     def _next(self) -> None:
@@ -48,6 +52,7 @@ class Faults:
         for pod in world.pods.values():
             if pod.powered:
                 world.network.cut_off.discard(pod.name)
+            pod.corrupts = False
             if not pod.exists:
                 pod.delete()  # now its kubelet hears of it
         world.network.cut_off.discard("operator")
@@ -101,6 +106,11 @@ class Faults:
             victim = self.world.random.choice(pod.volume.snapshots)
             victim.intact = False
             self.world.invariants.corrupt.add(victim.state)
+
+    def _corrupting(self) -> None:
+        """From now on a pod's GPU computes wrong numbers. Once in a schedule: the same rank found at the same step in
+        two pods would be no GPU."""
+        self.world.random.choice(self.world.current_pods()).corrupts = True
 
     def _store(self, _: Pod) -> None:
         self.world.store.away = True

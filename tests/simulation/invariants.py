@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockstep_api.messages import Finished, Kept, RestorePoint, Start, StateId, Term
+from lockstep_api.messages import Cut, FaultReport, Finished, Kept, RestorePoint, Start, StateId, Term
 
 if TYPE_CHECKING:
     from lockstep_trainer.protocol.leader import Leader
@@ -33,6 +33,8 @@ class Invariants:
         self.newest_kept: Kept | None = None
         self.corrupt: set[StateId] = set()
         """States of which some copy was damaged."""
+        self.cuts: list[Cut] = []
+        """Of faults that were judged."""
         self.newest_step = 0
         self.stop_at: int | None = None
         """Newest step when the operator ended the job."""
@@ -70,10 +72,33 @@ class Invariants:
             raise Violation(f"{prefix} starts from {start.memory.state}, which does not descend from {newest}")
 
     def began(self, term: Term, state: StateId | None, *, fell_back: bool) -> None:
-        """Workers have restored."""
+        """Workers have restored. What a cut excludes, or descends from that, is not started from any more."""
+        for cut in self.cuts:
+            if cut.term < term and self.spoiled(state, cut):
+                raise Violation(f"{term} begins from {state}, beyond step {cut.step} that {cut.term} was cut at")
         self.begun[term] = state
         self.fell_back = self.fell_back or fell_back
         self.newest_step = state.step if state else 0
+
+    def put_aside(self, cut: Cut | None, report: FaultReport) -> None:
+        """A fault of wrong numbers is told of: its cut holds whatever comes."""
+        if any(known.term == report.term for known in self.cuts):
+            return  # said again
+        if cut is None or cut.term != report.term:
+            raise Violation(f"{report} without a cut: {cut}")
+        wrong = self.starts[f"{report.term.epoch}/{report.term.generation}"]
+        if report.slot is None or report.rung != "pod" or wrong.nodes <= report.slot:
+            raise Violation(f"nobody is put aside: {report}")
+        self.cuts.append(cut)
+
+    def spoiled(self, state: StateId | None, cut: Cut) -> bool:
+        """True where a state that ``cut`` excludes is ``state`` itself or an ancestor."""
+        while state is not None:
+            term = Term(state.epoch, state.generation)
+            if term <= cut.term and state.step > cut.step:
+                return True
+            state = self.begun[term]
+        return False
 
     def descends(self, state: StateId | None, ancestor: StateId) -> bool:
         """True where ``ancestor`` is ``state`` itself or a state that it was trained from."""
@@ -159,6 +184,9 @@ class Invariants:
             raise Violation(f"(f) step {point.state.step} is on the chain twice")
         if parent is not None and not self.descends(point.state, parent.state):
             raise Violation(f"(f) {point.state} was not trained from {parent.state}")
+        for cut in self.cuts:
+            if self.spoiled(point.state, cut):
+                raise Violation(f"{point.state} becomes durable, beyond step {cut.step} that {cut.term} was cut at")
         newest = self.world.store.newest
         if newest is not None and parent != newest and not self.fell_back:
             raise Violation(f"(f) {point.state} descends from {parent}, and leaves {newest.state} off the chain")

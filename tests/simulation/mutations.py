@@ -144,6 +144,16 @@ MUTATIONS = (
         "a generation starts from memory where every slot has a copy",
     ),
     Mutation(
+        "start-from-what-was-cut-off", "lineage",
+        "if state not in set(refused) and not excluded(state, cut)]", "if state not in set(refused)]",
+        "states that wrong numbers may have spoiled are not started from",
+    ),
+    Mutation(
+        "leave-the-chain-where-it-is", "durability",
+        "return [ChooseRestore(term, self.cut)]", "return [ChooseRestore(term)]",
+        "the chain goes back behind what wrong numbers may have spoiled",
+    ),
+    Mutation(
         "give-up-a-copy-that-is-busy", "transfers",
         "self._copy_again(effect, 0.2)", "pass",
         "an agent goes on trying until the buddy has the copy", package="simulation.",
@@ -272,6 +282,36 @@ GUARDS = (
         "return origin is None or term_of(state) >= origin.term or state.step <= origin.step", "return True",
         "a copy that the newest generation does not descend from is not started from",
         test="unit/protocol/test_lineage.py",
+    ),
+    Mutation(
+        "forget-the-cut", "holdings",
+        "self.memory = replace(self.memory, cut=newest)", "pass",
+        "members remember what must not be started from, since the leader may be who computes wrong numbers",
+        test="unit/protocol/test_rollback.py",
+    ),
+    Mutation(
+        "pass-over-what-a-member-remembers", "hearing",
+        "leader.keeping.exclude(leader, event.join.cut)", "pass",
+        "a new leader learns of it from members",
+        test="unit/protocol/test_rollback.py",
+    ),
+    Mutation(
+        "give-the-pod-up-before-the-chain-knows", "leader",
+        "cut_off = quiet and (self.durability.known or not self.keeping.cuts(self.abandoned))", "cut_off = quiet",
+        "the chain has gone back before the leader's own pod may go",
+        test="unit/protocol/test_rollback.py",
+    ),
+    Mutation(
+        "believe-what-the-chain-named-before", "durability",
+        "        if is_cut_off(restore, self.cut):\n            return False\n", "",
+        "an answer of the chain from before a cut is asked for again",
+        test="unit/protocol/test_rollback.py",
+    ),
+    Mutation(
+        "count-replays-of-what-was-left", "keeping",
+        "self.agreed = leader.durability.agreed = min(self.agreed, begun.step if begun else 0)", "pass",
+        "a replay verifies only what it was trained from",
+        test="unit/protocol/test_rollback.py",
     ),
     Mutation(
         "copy-over-what-is-newer", "copies",

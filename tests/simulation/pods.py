@@ -28,6 +28,8 @@ class Pod:
         self.exists = True  # for the API server
         self.scheduled = self.powered = world.room
         self.node_ready = True
+        self.corrupts = False
+        """Its GPU computes wrong numbers."""
         self.agent: Agent | None = None
         self.workers: list[Worker] = []
         self.memory: Written | None = None

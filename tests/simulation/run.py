@@ -33,6 +33,8 @@ class Outcome:
     faults: int
     epoch: int
     generations: int
+    rollbacks: int = 0
+    """Of wrong numbers that were found, and who computed them put aside."""
 
 
 def run(seed: int, *, short: bool = False) -> Outcome:
@@ -65,7 +67,8 @@ def run(seed: int, *, short: bool = False) -> Outcome:
     except AssertionError as error:
         when = f"seed {seed}{' (short)' if short else ''} at {clockwork.now - START:.2f} s"
         raise Violation(f"{when}: {error}") from error
-    return Outcome(seed, invariants.steps, faults.count, world.status["epoch"], len(invariants.starts))
+    epoch, generations, rollbacks = world.status["epoch"], len(invariants.starts), len(invariants.cuts)
+    return Outcome(seed, invariants.steps, faults.count, epoch, generations, rollbacks)
 
 
 def _unhealed(world: World) -> str | None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lockstep_api.messages import RestorePoint, StateId, StoredFile, Term
+from lockstep_api.messages import Cut, RestorePoint, StateId, StoredFile, Term
 from lockstep_trainer.protocol.effects import Commit
+from lockstep_trainer.protocol.lineage import term_of
 from simulation.clockwork import Clockwork
 
 
@@ -69,12 +70,14 @@ class SimulatedStore:
             point = self.manifests[point.manifest].parent
         return states
 
-    def fence(self, term: Term) -> RestorePoint | None:
-        """Take ``latest`` for this term."""
+    def fence(self, term: Term, cut: Cut | None = None) -> RestorePoint | None:
+        """Take ``latest`` for this term, and move it behind what ``cut`` excludes."""
         lost_answer = self._call(latest=True)
         if self.term > term:
             raise Superseded
         self.term = term
+        while self.newest and cut and term_of(self.newest.state) <= cut.term and self.newest.state.step > cut.step:
+            self.newest = self.manifests[self.newest.manifest].parent
         self.version += 1
         if lost_answer:
             raise Unavailable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lockstep_api.messages import Start, StateId, StepSummary, Term
 from lockstep_trainer.protocol.events import StateStaged, WorkerEnded, WorkerIdle, WorkerReported, WorkersStepped
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STEP_SECONDS = 0.5
 SNAPSHOT_EVERY = 2
+REPLAY_EVERY = 15
 
 
 @dataclass
@@ -32,6 +33,10 @@ class Group:
     """Step of the state whose sample log is in the store."""
     ending: set[str] = field(default_factory=set)
     """Pods that have the last state."""
+    agreed: int | None = None
+    """The last step whose replay agreed."""
+    replayed: bool = False
+    """The first step was."""
 
 
 @dataclass(eq=False)
@@ -59,6 +64,8 @@ class Workers:
     def __init__(self, world: World) -> None:
         self.world = world
         self.groups: dict[str, Group] = {}
+        self.agreed: dict[StateId, int | None] = {}
+        """What a snapshot says of the replays before it."""
 
     def launch(self, pod: Pod, start: Start, rank: int) -> Worker:
         """Fork; imports and rendezvous take a moment."""
@@ -147,6 +154,11 @@ class Workers:
                 group.joined[0].pod.tell(WorkerReported({"kind": "restore", "source": "store", "manifest": manifest}))
         self.world.invariants.began(start.term, begun, fell_back=bool(start.memory) and begun != start.memory.state)  # type: ignore[union-attr]
         group.step = begun.step if begun else 0
+        group.agreed = self.agreed.get(begun) if begun else None
+        if self.world.replays and begun:
+            source = "memory" if start.memory and begun == start.memory.state else "store"
+            told = {"step": begun.step, "agreed": group.agreed, "manifest": _manifest(start)}
+            self._say(group, kind="restore", source=source, **told)
         group.durable = start.restore.state.step if start.restore else 0
         if group.step >= self.world.steps:
             self._end_well(group)
@@ -165,6 +177,8 @@ class Workers:
         if group.step < self.world.steps:
             group.step += 1
             self.world.invariants.stepped(group)
+            if self.world.replays:
+                self._replay(group)
             now = self.world.clockwork.now
             summary = StepSummary(group.step, now, STEP_SECONDS, 2.0, 64, 1.0, 1e-3, {"forward": STEP_SECONDS})
             for worker in workers:
@@ -183,6 +197,25 @@ class Workers:
             self._end_well(group)
             return
         self.world.clockwork.after(STEP_SECONDS, lambda: self._step(group))
+
+    def _replay(self, group: Group) -> None:
+        """Some steps, and the first, are computed twice; a GPU that is wrong is wrong each time."""
+        if group.replayed and (group.step + self.world.seed) % REPLAY_EVERY:
+            return
+        group.replayed = True
+        wrong = [rank for rank, worker in sorted(group.joined.items()) if worker.pod.corrupts]
+        if not wrong:
+            group.agreed = group.step
+            self._say(group, kind="replayed", step=group.step)
+            return
+        found = {"kind": "permanent", "ranks": wrong[:1], "confidence": 1.0, "evidence": "outvoted"}
+        for run in (1, 2):
+            told = {"step": group.step, "run": run, "rejected": run == 1, "calibration": False, "verdicts": [found]}
+            self._say(group, kind="corruption", **told)
+
+    def _say(self, group: Group, **line: Any) -> None:
+        """A line of rank 0's."""
+        group.joined[0].pod.tell(WorkerReported(line))
 
     def _end_well(self, group: Group) -> None:
         """Once the last state is in memory on all pods, or was restored."""
@@ -205,6 +238,7 @@ class Workers:
     def _stage(self, group: Group, pod: Pod) -> None:
         """Copy the pod's ranks into a free buffer, beside the next step."""
         state, volume = self._state(group), pod.volume
+        self.agreed[state] = group.agreed
         mine = [rank for rank, worker in group.joined.items() if worker.pod is pod]
         slot = mine[0] // group.start.gpus_per_node
         fresh = volume.begin(state, slot, group.durable, group.start.nodes, own=True)
@@ -224,3 +258,7 @@ class Workers:
             pod.tell(StateStaged(group.start.term, state, 1, 0.01))
 
         self.world.clockwork.after(self.world.clockwork.between(0.05, 0.4), staged)
+
+
+def _manifest(start: Start) -> str | None:
+    return start.restore.manifest if start.restore else None

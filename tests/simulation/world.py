@@ -40,9 +40,12 @@ class World:
         self.crashes()
         self.gives_up = seed % 4 < 2
         """Whether workers end, or begin from the store at once, where a copy does not verify."""
+        self.replays = seed % 5 == 2
+        """Steps are replayed, and who computes wrong numbers is put aside."""
         self.plan = JobPlan(
             JOB, nodes, gpus, steps, checkpoint_every=every, memory_buddy=seed % 5 != 1,
             ladder=Ladder(process_budget=1000, crash_loops=False),
+            rollback=self.replays,
             hang=HangBounds(factor=5.0, minimum_seconds=8.0, first_step_seconds=20.0),
         )  # fmt: skip
         self.invariants = Invariants(self)

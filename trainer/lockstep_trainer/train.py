@@ -218,6 +218,8 @@ class Trainer:
         measured = self.work.windows(measured=not self.replay.includes(step))
         with refusing(recipe.deterministic and self.ranks.device.type == "cuda"), measured:
             sums = self.replay.forward_backward(step, batch, tokens)
+        if self.replay.agreed(step):
+            self.keeper.replayed(step)
         with section("collective"):
             loss, norm, vote = self._totals(sums, tokens, self.keeper.vote(step))
             taking = self.keeper.agreed(step, vote)

@@ -42,13 +42,14 @@ class Abandon:
     job_uid: str
     term: Term
     cause: str
+    cut: Cut | None = None  # the newest that the leader knows of
     kind: Literal["Abandon"] = "Abandon"
 
 
 @dataclass(frozen=True, slots=True)
 class Quiesced:
     """Member → leader: no worker of ``term`` or older is left, all are reaped or rest between generations; these
-    snapshots are. Said again when they change."""
+    snapshots are, and the cut that came with Abandon is written down. Said again when they change."""
 
     job_uid: str
     term: Term

@@ -44,9 +44,9 @@ class FaultReport:
     job_uid: str
     term: Term
     at: float
-    cause: str  # WorkerExited, AgentLost, StoreLost, Hang, ContainerRestarted, MemberLost
+    cause: str  # WorkerExited, AgentLost, StoreLost, Hang, ContainerRestarted, MemberLost, Corruption
     rung: Literal["inProcess", "process", "container", "pod"]
-    witness: str  # exit, stream, heartbeat, progress
+    witness: str  # exit, stream, heartbeat, progress, arbiter
     slot: int | None = None
     rank: int | None = None
     exit_code: int | None = None  # minus the signal

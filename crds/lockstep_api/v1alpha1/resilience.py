@@ -125,14 +125,18 @@ class CorruptionAction(StrEnum):
     """Nothing is looked for."""
     REPORT = "Report"
     """Some steps are computed twice, on different GPUs. Where these disagree the step is rejected and computed again,
-    and who is wrong goes into the run's journal. Training goes on even where they keep disagreeing."""
+    and who is wrong is told. Training goes on even where they keep disagreeing."""
+    ROLLBACK = "Rollback"
+    """And who is wrong is put aside: its pod is replaced, its node excluded, and training goes on from the newest state
+    that is verified: not beyond the last step on which all agreed. The job fails where they keep disagreeing and nobody
+    can say who is wrong."""
 
 
 class CorruptionSpec(Model):
     """The search for numbers that hardware got wrong without saying so."""
 
     action: CorruptionAction = CorruptionAction.OFF
-    """Action. Report needs trainer.recipe.deterministic: only what gives the same bits each time can be compared."""
+    """Action. All but Off need trainer.recipe.deterministic: only what gives the same bits can be compared."""
     sample: float = Field(default=0.0025, ge=0, le=1)
     """Share of the steps that is compared; more of them while GPUs are suspected. A fault that spoils a share f of the
     micro-batches is found after 1 / (f × sample) steps on average, half of that where f is small."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_api.messages import Cut, RestorePoint, StateId, Term
 from lockstep_trainer.checkpoint.chain import Chain, resolve
 from lockstep_trainer.checkpoint.garbage import collect_garbage
 from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing
@@ -241,3 +241,21 @@ def test_a_job_resumes_from_a_manifest_of_another(tmp_path: Path) -> None:
     assert first.newest() == points[1]
     with pytest.raises(UserError, match="is no manifest"):
         resolve(f"file://{tmp_path}/first")
+
+
+def test_a_cut_moves_latest_behind_what_it_excludes(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 3)
+    cut = Cut(ONE, 25, "wrong numbers")
+    assert chain.fence(Term(1, 2), "a", cut) == points[1]
+    assert chain.newest() == points[1]
+    chain.store.put("step-30-e1-g3/.metadata", b"x")
+    again = chain.commit(listing(30, Term(1, 3), points[1]), Term(1, 3), "a")
+    assert [point for point, _ in chain.lineage(chain.latest())] == [again, points[1], points[0]]
+    assert chain.fence(Term(1, 3), "a", cut) == again, "a later generation made it"
+
+
+def test_a_cut_behind_all_states_goes_back_to_where_the_job_began(store: ObjectStore) -> None:
+    chain, _ = chain_of(store, 2)
+    assert chain.fence(Term(1, 2), "a", Cut(ONE, 5, "wrong numbers")) is None
+    fresh = chain.commit(listing(10, Term(1, 2)), Term(1, 2), "a")
+    assert chain.newest() == fresh

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_api.messages import Cut, RestorePoint, StateId, Term
 from lockstep_trainer.checkpoint import ancestors
 from lockstep_trainer.checkpoint.chain import Chain
 from lockstep_trainer.checkpoint.garbage import collect_garbage
@@ -119,6 +119,23 @@ def test_each_multiple_keeps_one_for_good(chain: list[Member], last: int, every:
     ascending = [member.state.step for member in reversed(history)]
     first = {step // every: step for step in reversed(ascending) if step >= every}
     assert {member.state.step for member in seen} == set(first.values()) | set(ascending[-last:])
+
+
+def test_the_newest_verified_state_stays_beside_the_window() -> None:
+    chain = [Member(StateId(step, 1, 1), True, step != 20) for step in (50, 40, 30, 20, 10)]
+    assert {state.step for state in kept(chain, Keep(last=2))} == {50, 40}
+    assert {state.step for state in kept(chain, Keep(last=2, verified=45))} == {50, 40}
+    assert {state.step for state in kept(chain, Keep(last=2, verified=25))} == {50, 40, 10}, "20 is not whole"
+    assert {state.step for state in kept(chain, Keep(last=2, verified=5))} == {50, 40}
+
+
+def test_a_rollback_finds_the_verified_state_behind_the_gap(store: ObjectStore) -> None:
+    chain = chain_of(store, 10, 20, 30, 40, 50)
+    collect_garbage(chain, Keep(last=2, verified=25), now=NEVER)
+    assert steps(chain) == [50, 40, 20]
+    target = chain.fence(Term(1, 2), "leader", Cut(ONE, 25, "wrong numbers"))
+    assert target is not None
+    assert target.state.step == 20
 
 
 # --- the store ------------------------------------------------------------------------------------------------------

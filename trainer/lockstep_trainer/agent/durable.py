@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lockstep_api.messages import Term
+from lockstep_api.messages import Cut, Term
 from lockstep_trainer.agent.spoil import spoil_store
 from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError, UserError
 from lockstep_trainer.protocol import events
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _FLUSH_SECONDS = 2.0
-_URGENT = frozenset({"fault", "recovered", "checkpoint", "finished"})
+_URGENT = frozenset({"fault", "recovered", "rollback", "checkpoint", "finished"})
 _LONGEST_BACKLOG = 50_000  # journal lines kept while the store is away; then the oldest go
 
 
@@ -54,11 +54,12 @@ class DurableStore:
         self._urgent = asyncio.Event()
         self._flushing = asyncio.Lock()
 
-    def choose(self, term: Term) -> None:
-        """Fence to ``term`` and tell the newest restore point; tries until it has an answer."""
+    def choose(self, term: Term, cut: Cut | None = None) -> None:
+        """Fence to ``term``, move ``latest`` behind ``cut``, and tell the newest restore point; tries until it has an
+        answer."""
         if self._choosing:
             self._choosing.cancel()
-        self._choosing = self._spawn(self._choose(term))
+        self._choosing = self._spawn(self._choose(term, cut))
 
     def commit(self, order: Commit) -> None:
         """Make this state the newest, and tell."""
@@ -131,11 +132,11 @@ class DurableStore:
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    async def _choose(self, term: Term) -> None:
+    async def _choose(self, term: Term, cut: Cut | None) -> None:
         attempt = 0
         while True:
             try:
-                chosen = await self._call(lambda: self._choose_now(term))
+                chosen = await self._call(lambda: self._choose_now(term, cut))
             except Superseded as error:
                 log.warning("%s", error)
                 self._tell(events.RestoreUnavailable(term, str(error)))
@@ -170,7 +171,7 @@ class DurableStore:
             return
         self._tell(done)
         try:
-            await self._call(lambda: self._collect_garbage(order.term))
+            await self._call(lambda: self._collect_garbage(order.term, order.agreed))
         except TrainerError as error:
             log.warning("retention: %s", error)
 
@@ -187,9 +188,9 @@ class DurableStore:
             self._chain = Chain(store, self._job.checkpoint_prefix, s3=spec.s3, resume_from=resume)
         return self._chain
 
-    def _choose_now(self, term: Term) -> events.RestoreChosen:
+    def _choose_now(self, term: Term, cut: Cut | None) -> events.RestoreChosen:
         chain = self._open()
-        restore = chain.fence(term, self._nonce)
+        restore = chain.fence(term, self._nonce, cut)
         if restore is None or "://" in restore.manifest:
             return events.RestoreChosen(term, restore)
         listing = chain.manifest(restore)
@@ -205,11 +206,12 @@ class DurableStore:
         uri, seconds = f"{chain.store.uri}/{restore.manifest}", time.monotonic() - begun
         return events.CommitDone(restore, uri, seconds, listing.size, listing.verified)
 
-    def _collect_garbage(self, term: Term) -> None:
+    def _collect_garbage(self, term: Term, agreed: int | None) -> None:
         from lockstep_trainer.checkpoint.garbage import collect_garbage
         from lockstep_trainer.checkpoint.retention import Keep
 
-        collect_garbage(self._open(), Keep(**self._job.spec["checkpoint"].get("keep", {})), term=term)
+        keep = Keep(**self._job.spec["checkpoint"].get("keep", {}), verified=agreed)
+        collect_garbage(self._open(), keep, term=term)
 
     def _put_lines(self, lines: list[dict[str, Any]]) -> int:
         """Write a file of these lines; returns how many of them, from the first on, are in the store then."""

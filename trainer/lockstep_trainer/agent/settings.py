@@ -160,6 +160,7 @@ class Job:
                 ),
                 crash_loops=trainer is not None,
             ),
+            rollback=resilience.get("corruption", {}).get("action") == "Rollback",
             slow=_slow_rules(spec) if trainer is not None else None,
             hang=HangBounds(
                 factor=hang.get("factor", 5.0),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
-from lockstep_api.messages import RestorePoint, Term
+from lockstep_api.messages import Cut, RestorePoint, Term
 from lockstep_api.v1alpha1 import S3Spec
 from lockstep_trainer.checkpoint import ancestors
 from lockstep_trainer.checkpoint import commit as swap_protocol
@@ -37,6 +37,7 @@ from lockstep_trainer.errors import (
     Superseded,
     UserError,
 )
+from lockstep_trainer.protocol.lineage import is_cut_off
 from lockstep_trainer.storage import ObjectStore, open_store
 from lockstep_trainer.storage.probe import probe
 
@@ -145,11 +146,12 @@ class Chain:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def fence(self, term: Term, nonce: str) -> RestorePoint | None:
+    def fence(self, term: Term, nonce: str, cut: Cut | None = None) -> RestorePoint | None:
         """Take ``latest`` for ``term`` and return the state that this term descends from.
 
-        From here on no older term can commit. Where the newest manifest is corrupt, ``latest`` moves back to the newest
-        whole one. A job's first fence probes the store. Raises Superseded where a newer term has ``latest``.
+        From here on no older term can commit. Where the newest manifest is corrupt, or ``cut`` excludes it, ``latest``
+        moves back to the newest whole one that may be used; where there is none, to where the job began. A job's first
+        fence probes the store. Raises Superseded where a newer term has ``latest``.
         """
         latest = self.latest()
         if latest.pointer is None:
@@ -157,7 +159,7 @@ class Chain:
         for _ in range(_MOVES):
             if latest.pointer and latest.pointer.term > term:
                 raise Superseded(_superseded(term, latest.pointer))
-            target = self._newest(latest)
+            target = self._newest(latest, cut)
             moved = self._swap(latest, self._pointer(latest, term, nonce, target, latest.behind(target)))
             if moved is None:
                 return target
@@ -190,14 +192,21 @@ class Chain:
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _newest(self, latest: Latest) -> RestorePoint | None:
-        """The newest whole state that ``latest`` leads to."""
+    def _newest(self, latest: Latest, cut: Cut | None = None) -> RestorePoint | None:
+        """The newest whole state that ``latest`` leads to and ``cut`` allows."""
         if latest.point is None:
             return self._resume_from
+        passed = unreadable = False
         for point, manifest in self.lineage(latest):
-            if isinstance(manifest, Manifest):
+            if is_cut_off(point, cut):
+                passed = True
+            elif isinstance(manifest, Manifest):
                 return point
-            self._report(str(manifest))
+            else:
+                unreadable = True
+                self._report(str(manifest))
+        if passed and not unreadable:
+            return self._resume_from
         raise Corrupt(
             f"{self.store.uri}: no checkpoint can be read ({self.problems[-1]}); "
             "restore the files from a backup, or start another job with checkpoint.resumeFrom"

@@ -105,6 +105,7 @@ class Keeper:
         self._requests = Requests(snapshots)
         self._holding = False
         self._left_out = 0
+        self._agreed: int | None = None
         self._step_at = time.perf_counter()
         self._step_seconds = 0.0
 
@@ -143,6 +144,7 @@ class Keeper:
                 # Where this is not what was ordered, the leader goes by what is said here.
                 sha256=point and point.sha256,
                 state=point and [point.state.step, point.state.epoch, point.state.generation],
+                agreed=self._agreed,
             )
         return step if snapshot is not None or self._root.point is not None else None
 
@@ -183,6 +185,7 @@ class Keeper:
         snapshot, text = found
         sampler = SamplerState.model_validate(snapshot.header["sampler"])
         self._check_data(sampler, f"the snapshot of step {wanted.step}", foreign=False)
+        self._agreed = snapshot.header.get("agreed")
         self._root, self._recalled = snapshot.root, wanted
         self._log.recalled(wanted.step, snapshot.since, text, snapshot.root.term)
         return snapshot
@@ -213,6 +216,7 @@ class Keeper:
     def _load(self, point: RestorePoint, manifest: Manifest, state: dict[str, Any]) -> None:
         # Another job's checkpoint may have had other data: it is only said.
         self._check_data(manifest.sampler, point.manifest, foreign="://" in point.manifest)
+        self._agreed = None if "://" in point.manifest else manifest.agreed
         store, _ = locate(self._store, point, self._job.checkpoint.s3)
         self._until_stored(lambda: load_state(state, store, manifest.folder, manifest, group=self._ranks.control))
 
@@ -238,6 +242,10 @@ class Keeper:
         log.warning("%s was trained on other data (%s); this job's go on at step %d", where, change, step)
         if self._ranks.leads:
             self._outbox.event("data_changed", step=step, manifest=where, message=change)
+
+    def replayed(self, step: int) -> None:
+        """The replay of that step gave the same bits on all ranks."""
+        self._agreed = step
 
     # --- snapshots ----------------------------------------------------------------------------------------------
 
@@ -364,10 +372,14 @@ class Keeper:
             layout=Layout(**self._degrees(), data_width=self._layout.data_width),
             sampler=self._sampler.behind(step),
             versions={"lockstep": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
-            verified=("loss and gradient norm are finite",),
+            verified=(
+                "loss and gradient norm are finite",
+                *(() if self._agreed is None else (f"all ranks agreed on step {self._agreed}",)),
+            ),
             written_at=time.time(),
             seconds=0.0,
             model=self._model,
+            agreed=self._agreed,
         )
         return listing.model_dump(mode="json", exclude={"files", "parent"})
 

@@ -169,6 +169,9 @@ class Listing(Document):
     seconds: float  # that training stood still for it
     model: dict[str, bool | int | float | str] | None = None
     """Fields of the architecture (``DecoderConfig``); None for a model of the user's own, and in older manifests."""
+    agreed: int | None = None
+    """The last step up to this state whose replay gave the same bits on all ranks; None where there was none. A state
+    that is not beyond such a step is verified by it."""
 
     @model_validator(mode="after")
     def _files_are_distinct(self) -> Self:

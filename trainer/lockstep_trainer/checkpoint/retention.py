@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from lockstep_api.messages import StateId, Term
 
@@ -14,6 +15,9 @@ class Keep:
 
     last: int = 3
     every: int | None = None
+    verified: int | None = None
+    """No field of the job's: the last step whose replay agreed. The newest whole state that is not beyond it stays, as
+    a rollback goes there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +91,14 @@ def window(chain: Sequence[Member], last: int) -> int:
 def kept(chain: Sequence[Member], keep: Keep) -> frozenset[StateId]:
     """The states of the chain (newest first) that stay.
 
-    Those in the window, so that the newest whole one always does; for each multiple of ``keep.every`` the first whole
-    one at or behind it; and one that can't be read where nothing readable is older, since what lies behind it is out
-    of sight.
+    Those in the window, so that the newest whole one always does; the newest whole one that is verified; for each
+    multiple of ``keep.every`` the first whole one at or behind it; and one that can't be read where nothing readable is
+    older, since what lies behind it is out of sight.
     """
     stay = {member.state for member in chain[: window(chain, keep.last)]}
+    if keep.verified is not None:
+        verified = (member.state for member in chain if member.whole and member.state.step <= keep.verified)
+        stay.update(islice(verified, 1))
     if keep.every is not None:
         reached = 0
         for member in reversed(chain):

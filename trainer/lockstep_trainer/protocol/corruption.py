@@ -15,6 +15,10 @@ from lockstep_trainer.replay.sampling import SUSPICIOUS_STEPS
 
 KEPT = 10
 """Verdicts that are remembered."""
+PERSISTENT = 3
+WINDOW = 20
+"""So many disagreements without a culprit among so many replayed steps persist. One or two may be a particle's doing;
+with two units the third is a fault that is always there, or one that the next two computations happened to share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,13 @@ class Replays:
     """Computations of steps that were dropped."""
     accused: tuple[tuple[str, str, int], ...] = ()
     """Kind of verdict, node, on how many steps."""
+    doubts: tuple[int, ...] = ()
+    """The last disagreements without a culprit, each by how many steps had been compared."""
+
+    @property
+    def persist(self) -> bool:
+        """Disagreements without a culprit come again and again."""
+        return len(self.doubts) == PERSISTENT and self.compared - self.doubts[0] < WINDOW
 
     def agreed(self) -> Replays:
         """A step was replayed, and all units agreed."""
@@ -91,6 +102,8 @@ class Replays:
         """With a disagreement in it. The runs of one step count once."""
         first = what.run == 1
         fresh = replace(self, compared=self.compared + first, rejected=self.rejected + what.rejected)
+        if first and not what.calibration and culprit(what, places) is None:
+            fresh = replace(fresh, doubts=(*fresh.doubts, fresh.compared)[-PERSISTENT:])
         for accusation in what.accusations:
             fresh = fresh._accused(accusation, what.step, places, now)
         return fresh
@@ -139,6 +152,17 @@ class Replays:
             return self
         verdicts = tuple(replace(one, ended=now) if one.ended is None and over(one) else one for one in self.verdicts)
         return replace(self, verdicts=verdicts)
+
+
+def culprit(found: Disagreement, places: Mapping[int, Place]) -> Accusation | None:
+    """Whom to put aside: the ranks of one pod, those that were wrong most often first. None where nobody can say who
+    is wrong, or only that it is among ranks of several pods."""
+    named = [
+        one
+        for one in found.accusations
+        if one.decided and len({places[rank].pod if rank in places else "" for rank in one.ranks}) == 1
+    ]
+    return min(named, key=lambda one: (-one.confidence, one.ranks), default=None)
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lockstep_api.messages import RestorePoint, StateId, StoredFile, Term
+from lockstep_api.messages import Cut, RestorePoint, StateId, StoredFile, Term
 from lockstep_trainer.protocol.effects import ChooseRestore, Commit, Effect
 from lockstep_trainer.protocol.events import RestoreChosen
-from lockstep_trainer.protocol.lineage import Lineage
+from lockstep_trainer.protocol.lineage import Lineage, excluded, is_cut_off
 
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds before a failed commit is tried again."""
@@ -48,6 +48,10 @@ class Durability:
     superseded: bool = False
     doubtful: set[StateId] = field(default_factory=set)
     """Commits without an answer: the chain may name one of them."""
+    cut: Cut | None = None
+    """What must not be started from any more, durable or not."""
+    agreed: int | None = None
+    """The last step whose replay agreed; None: none did, or nobody looks."""
     _waiting: Pending | None = None
     _committing: Pending | None = None
     _asked: Term | None = None
@@ -77,14 +81,16 @@ class Durability:
         if self.known or self.busy or self.superseded or self._asked == term:
             return []
         self._asked, self._asked_at = term, now
-        return [ChooseRestore(term)]
+        return [ChooseRestore(term, self.cut)]
 
     def chosen(self, answer: RestoreChosen, now: float) -> bool:
-        """The chain is fenced and has answered; false: to a question of another term."""
+        """The chain is fenced and has answered; false: to a question of another term, or without the newest cut."""
         if answer.term != self._asked:
             return False
         restore = answer.restore
         self._asked = None
+        if is_cut_off(restore, self.cut):
+            return False
         self.known = self.fenced = True
         self.problem = None
         self.doubtful.clear()
@@ -128,7 +134,7 @@ class Durability:
         this, self._waiting = self._waiting, None
         self._committing = this
         self.doubtful.add(this.state)
-        return [Commit(term, this.state, this.parent, this.header, this.files)]
+        return [Commit(term, this.state, this.parent, this.header, this.files, self.agreed)]
 
     def awaits(self, state: StateId) -> bool:
         """True where the commit under way is of this state. An answer to a commit of this agent's earlier epoch is
@@ -142,6 +148,7 @@ class Durability:
         self._committing = None
         self._failures = 0
         self._retry_at = 0.0
+        self._forget_what_is_cut_off()
 
     def failed(self, problem: str, superseded: bool, now: float) -> None:
         """It is not, or nobody knows: it is tried again, unless another leader holds the chain."""
@@ -152,6 +159,19 @@ class Durability:
         self._committing = None
         self._retry_at = now + _PAUSES[min(self._failures, len(_PAUSES) - 1)]
         self._failures += 1
+        self._forget_what_is_cut_off()
+
+    def exclude(self, cut: Cut) -> None:
+        """The generation is over, and these states must not be started from: the chain goes back behind them."""
+        self.cut = cut
+        self._forget_what_is_cut_off()
+
+    def _forget_what_is_cut_off(self) -> None:
+        if self._waiting and excluded(self._waiting.state, self.cut):
+            self._waiting = None
+        named = is_cut_off(self.durable, self.cut) or any(excluded(state, self.cut) for state in self.doubtful)
+        if self.enabled and named:  # the chain may name it, and must not be passed over
+            self.known = self.fenced = False
 
     def abandon(self) -> None:
         """The generation is over. A commit that has failed may have taken effect all the same: ask the chain."""

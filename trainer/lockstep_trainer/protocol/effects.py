@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstep_api.messages import (
+    Cut,
     Invite,
     RestorePoint,
     Start,
@@ -107,9 +108,10 @@ class SendOperator:
 @dataclass(frozen=True, slots=True)
 class ChooseRestore:
     """Leader: fence the chain to this term and name the newest restore point; answered by RestoreChosen or
-    RestoreUnavailable."""
+    RestoreUnavailable. What ``cut`` excludes leaves the chain: ``latest`` goes back behind it."""
 
     term: Term
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class Commit:
     parent: RestorePoint | None
     header: str
     files: tuple[StoredFile, ...]
+    agreed: int | None = None  # the newest state that is not beyond this step is not removed: see ``rollback``
 
 
 @dataclass(frozen=True, slots=True)

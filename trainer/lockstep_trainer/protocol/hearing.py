@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lockstep_api.messages import (
-    Abandon,
     Beat,
     Examined,
     Injected,
@@ -19,7 +18,7 @@ from lockstep_api.messages import (
     UploadProblem,
     WorkerExited,
 )
-from lockstep_trainer.protocol import events
+from lockstep_trainer.protocol import events, rollback
 from lockstep_trainer.protocol.effects import Effect
 from lockstep_trainer.protocol.roster import Peer
 
@@ -33,6 +32,7 @@ def member_connected(leader: Leader, event: events.MemberConnected, now: float) 
     inventory = event.join.inventory
     if peer is None or inventory.slot is None or leader.finished or leader.superseded:
         return effects  # a stranger was sent away; a spare is only listened to
+    leader.keeping.exclude(leader, event.join.cut)
     if leader.running is None:  # steps of a generation that goes on are still to be reported, and are no repetition
         leader.ledger.highest = max(leader.ledger.highest, inventory.step)
         if leader.recovery:
@@ -43,7 +43,7 @@ def member_connected(leader: Leader, event: events.MemberConnected, now: float) 
         peer.quiet = False
         if peer.container_restarted:  # its workers' peers were heard first, who only lost them
             leader.fault(leader.suspect("ContainerRestarted", "stream", now, slot=peer.info.slot), now)
-        return effects + leader.roster.say(peer, Abandon(leader.plan.job_uid, leader.abandoned, "forming"), now)
+        return effects + leader.roster.say(peer, leader.abandon("forming"), now)
     if inventory.running == leader.running.term:
         return effects
     if inventory.term < leader.running.term:
@@ -147,7 +147,8 @@ def worker_reported(leader: Leader, event: events.WorkerReported, now: float) ->
         if leader.recovery:
             leader.recovery.source = str(event.line.get("source") or "")
         effects = leader.keeping.restored(leader, event.line, now)
-    return [*effects, *leader.reports.worker_reported(leader, event.line, now)]
+    effects += leader.reports.worker_reported(leader, event.line, now)
+    return [*effects, *rollback.heard(leader, event.line, now)]
 
 
 def invite_refused(leader: Leader, event: events.InviteRefused, now: float) -> list[Effect]:

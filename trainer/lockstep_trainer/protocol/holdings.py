@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from lockstep_api.messages import (
     Copies,
+    Cut,
     Kept,
     Leaving,
     Origin,
@@ -36,7 +37,7 @@ from lockstep_trainer.protocol.effects import (
     UploadState,
 )
 from lockstep_trainer.protocol.events import PodEnding, StateCopied, StateStaged, StateUploaded, UploadFailed
-from lockstep_trainer.protocol.lineage import order_of, term_of
+from lockstep_trainer.protocol.lineage import newer_cut, order_of, term_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class HoldingsMemory:
     """The newest that was staged since."""
     kept: StateId | None = None
     upload: UploadOrder | None = None
+    cut: Cut | None = None
+    """The newest that a leader has told of."""
 
 
 class Holdings:
@@ -132,13 +135,23 @@ class Holdings:
         if upload and (moved or upload.order.state.step > step):
             upload = None  # of no lineage, or of other ranks
         buddy = start.buddies[slot] if start.buddies else ""
-        self.memory = HoldingsMemory(Origin(start.term, step), buddy, upload=upload)
+        cut = newer_cut(self.memory.cut, start.cut)
+        self.memory = HoldingsMemory(Origin(start.term, step), buddy, upload=upload, cut=cut)
         self._again = start if start.memory else None
         effects: list[Effect] = [DropSnapshots(start.term, step)]
         if start.memory:
             self.memory = replace(self.memory, kept=start.memory.state)
             effects.append(KeepSnapshot(start.memory.state))
         return effects
+
+    def heard_cut(self, cut: Cut | None) -> list[Effect]:
+        """It is written down before it is answered: the leader that comes next may know it only from here. What it
+        excludes goes with the next Start."""
+        newest = newer_cut(self.memory.cut, cut)
+        if newest == self.memory.cut:
+            return []
+        self.memory = replace(self.memory, cut=newest)
+        return [Persist()]
 
     def fell_back(self, first: int) -> list[Effect]:
         """The workers' first step shows that they began earlier than ordered: a copy was corrupt."""

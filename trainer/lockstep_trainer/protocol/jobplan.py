@@ -25,4 +25,5 @@ class JobPlan:
     rejoin_grace: float = 5.0
     ladder: Ladder = Ladder()  # noqa: RUF009  (frozen)
     hang: HangBounds = HangBounds()  # noqa: RUF009  (frozen)
+    rollback: bool = False  # a rank that computes wrong numbers is put aside, and what it may have spoiled left
     slow: SlowRules | None = None  # None: slow ranks are not looked for

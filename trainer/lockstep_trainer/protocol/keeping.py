@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockstep_api.messages import (
     Committed,
+    Cut,
     Kept,
     Leaving,
     MemoryPoint,
@@ -15,6 +16,7 @@ from lockstep_api.messages import (
     Start,
     StateId,
     TakeSnapshot,
+    Term,
     Upload,
     Uploaded,
     UploadProblem,
@@ -28,6 +30,8 @@ from lockstep_trainer.protocol.lineage import (
     Lineage,
     begun_from,
     buddies,
+    excluded,
+    newer_cut,
     newest_complete,
     newest_elsewhere,
     order_of,
@@ -62,6 +66,8 @@ class KeepingMemory:
     order: Upload | None = None
     ordered_at: float = 0.0
     asked: int | None = None
+    agreed: int | None = None
+    cut: Cut | None = None
 
 
 class Keeping:
@@ -74,6 +80,9 @@ class Keeping:
         self.lineage = Lineage()
         self.since = memory.since if memory else now
         self.tries: dict[StateId, int] = dict(memory.tries) if memory else {}
+        self.agreed = memory.agreed if memory else None
+        """The last step on the lineage whose replay agreed, None where none is known of: see ``rollback``."""
+        self.cut = memory.cut if memory else None
         self.restore_problem: str | None = None
         """What the workers met when they restored, until they make steps."""
         self._said_at = now
@@ -99,6 +108,8 @@ class Keeping:
             order=None if self.uploads.shares else self.uploads.order,
             ordered_at=self.uploads.ordered_at,
             asked=self.uploads.asked,
+            agreed=self.agreed,
+            cut=self.cut,
         )
 
     # -------------------------------------------------------------------------------- what members say
@@ -245,7 +256,7 @@ class Keeping:
         if self.uploads.shares:
             return False, None
         held = {slot: Holding(peer.origin, peer.snapshots) for slot, peer in leader.roster.members.items()}
-        point = newest_complete(leader.membership.slots, held, durability.durable, self._refused())
+        point = newest_complete(leader.membership.slots, held, durability.durable, self._refused(), self.cut)
         if durability.known:
             return not durability.busy, point
         if point is None or not durability.silent(now):
@@ -261,7 +272,7 @@ class Keeping:
         if not self.plan.checkpoints or leader.generation or not idle:
             return []
         held = {slot: Holding(peer.origin, peer.snapshots) for slot, peer in leader.roster.members.items()}
-        found = newest_elsewhere(leader.membership.slots, held, durability.durable, self._refused())
+        found = newest_elsewhere(leader.membership.slots, held, durability.durable, self._refused(), self.cut)
         if found is None:
             return []
         self.uploads.give(Upload(self.plan.job_uid, leader.term, found.state, durability.durable), now, found.shares)
@@ -327,12 +338,46 @@ class Keeping:
         ``state`` [step, epoch, generation]."""
         start, manifest = leader.running, line.get("manifest")
         if start is None or line.get("source") == "memory":
-            return []
+            return self._agreed_before(leader, line)
         if manifest == (start.restore.manifest if start.restore else None):
-            return self.fell_back(leader, start.restore, now) if start.memory else []
-        if manifest and line.get("sha256") and line.get("state"):
-            return self.fell_back(leader, RestorePoint(StateId(*line["state"]), manifest, line["sha256"]), now)
-        return []
+            effects = self.fell_back(leader, start.restore, now) if start.memory else []
+        elif manifest and line.get("sha256") and line.get("state"):
+            effects = self.fell_back(leader, RestorePoint(StateId(*line["state"]), manifest, line["sha256"]), now)
+        else:
+            return []
+        return [*effects, *self._agreed_before(leader, line)]
+
+    def replayed(self, leader: Leader, step: int) -> list[Effect]:
+        """The replay of that step agreed: so it is with what the running generation descends from."""
+        if leader.running is None or (self.agreed is not None and step <= self.agreed):
+            return []
+        self.agreed = leader.durability.agreed = step
+        return [Persist()]
+
+    def _agreed_before(self, leader: Leader, line: dict[str, Any]) -> list[Effect]:
+        """What the state that was restored says of itself: a new leader has not heard those replays."""
+        agreed, step = line.get("agreed"), line.get("step")
+        if not isinstance(agreed, int) or not isinstance(step, int):
+            return []
+        return self.replayed(leader, min(agreed, step))
+
+    def cuts(self, term: Term) -> bool:
+        """That generation was ended by a cut."""
+        return self.cut is not None and self.cut.term == term
+
+    def exclude(self, leader: Leader, cut: Cut | None) -> bool:
+        """From now on nothing starts from what ``cut`` excludes; false: that was known."""
+        if cut is None or newer_cut(self.cut, cut) == self.cut:
+            return False
+        self.cut = cut
+        self.agreed = leader.durability.agreed = None if self.agreed is None else min(self.agreed, cut.step)
+        self.lineage = self.lineage.up_to(cut.step)
+        kept, order = self.snapshots.kept, self.uploads.order
+        self.snapshots.begin(kept if kept and not excluded(kept, cut) else None)
+        if order and excluded(order.state, cut):
+            self.uploads.drop()
+        leader.durability.exclude(cut)
+        return True
 
     def stepped(self, leader: Leader, first: int, now: float) -> list[Effect]:
         """A member's first reported step shows where its workers began."""
@@ -343,6 +388,8 @@ class Keeping:
 
     def _descend(self, leader: Leader, begun: StateId | None) -> None:
         self.lineage = self.lineage.grown(leader.term, begun)
+        if self.agreed is not None:  # later steps were of states that are left behind
+            self.agreed = leader.durability.agreed = min(self.agreed, begun.step if begun else 0)
         self.snapshots.begin(None)
         if self.uploads.order and not self.lineage.holds(self.uploads.order.state):
             self.uploads.drop()

@@ -77,6 +77,7 @@ class Leader:
         self.superseded = False
         self.durability = Durability(plan.checkpoints)
         self.keeping = Keeping(plan, memory.keeping if memory else None, same, now)
+        self.durability.cut, self.durability.agreed = self.keeping.cut, self.keeping.agreed
         if memory and same and plan.checkpoints and self.generation:
             # This leader made every commit of the epoch; what it remembers may miss the last one, so the chain is
             # asked again before a restore, but not before the running generation goes on.
@@ -227,7 +228,11 @@ class Leader:
             self._store = None
         for peer in self.roster.members.values():
             peer.quiet = False
-        return [*self.roster.say_all(Abandon(self.plan.job_uid, self.abandoned, cause), now), Persist()]
+        return [*self.roster.say_all(self.abandon(cause), now), Persist()]
+
+    def abandon(self, cause: str) -> Abandon:
+        """The order to end the last generation."""
+        return Abandon(self.plan.job_uid, self.abandoned, cause, self.keeping.cut)
 
     def _judge(self, now: float) -> list[Effect]:
         """Decide what the last fault leads to."""
@@ -257,7 +262,9 @@ class Leader:
             return []
         effects = self.durability.choose(self.abandoned, now) + self.durability.push(self.term, now)
         quiet = self.roster.all_quiet
-        if self.verdicts.suspects and (quiet or self.verdicts.fatal):
+        # Who is to blame for a cut may be the leader's own pod: the chain has to know of it before that is given up.
+        cut_off = quiet and (self.durability.known or not self.keeping.cuts(self.abandoned))
+        if self.verdicts.suspects and (cut_off or self.verdicts.fatal):
             effects += self._judge(now)
         over = now >= self._stop_until or not self.keeping.in_flight(self)
         if self._stopping is not None and not self.finished and over and self.verdicts.gone:
@@ -299,6 +306,7 @@ class Leader:
             memory=memory,
             buddies=self.keeping.buddies(self),
             fresh=self._fresh,
+            cut=self.keeping.cut,
         )
         self._fresh = False
         self.last_start = self.running

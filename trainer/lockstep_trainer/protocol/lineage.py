@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lockstep_api.messages import Copies, MemoryPoint, Origin, RestorePoint, SlotInfo, Start, StateId, Term
+from lockstep_api.messages import Copies, Cut, MemoryPoint, Origin, RestorePoint, SlotInfo, Start, StateId, Term
 
 _NO_END = 1 << 62
 
@@ -18,6 +18,23 @@ def term_of(state: StateId) -> Term:
 def order_of(state: StateId) -> tuple[int, int, int]:
     """Sorts the states of one lineage, and those of a member's time: a later generation's come later."""
     return (state.epoch, state.generation, state.step)
+
+
+def excluded(state: StateId, cut: Cut | None) -> bool:
+    """Whether ``cut`` forbids to start from that state."""
+    return cut is not None and term_of(state) <= cut.term and state.step > cut.step
+
+
+def is_cut_off(point: RestorePoint | None, cut: Cut | None) -> bool:
+    """The same of a durable state. Another job's is what this one begins with: no cut of this one speaks of it."""
+    return point is not None and "://" not in point.manifest and excluded(point.state, cut)
+
+
+def newer_cut(one: Cut | None, other: Cut | None) -> Cut | None:
+    """That of the higher term."""
+    if one is None or other is None:
+        return one or other
+    return other if other.term > one.term else one
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,10 @@ class Lineage:
         origin = term_of(begun)
         return Lineage((*((term, bound) for term, bound in self.bounds if term < origin), (origin, begun.step)))
 
+    def up_to(self, step: int) -> Lineage:
+        """Without the states beyond that step."""
+        return Lineage(tuple((term, min(bound, step)) for term, bound in self.bounds))
+
     def grown(self, term: Term, begun: StateId | None) -> Lineage:
         """With a new generation, which begins from ``begun``."""
         return Lineage((*self.cut(begun).bounds, (term, _NO_END)))
@@ -56,8 +77,10 @@ def newest_complete(
     holdings: Mapping[int, Holding],
     durable: RestorePoint | None,
     refused: Iterable[StateId] = (),
+    cut: Cut | None = None,
 ) -> MemoryPoint | None:
-    """The newest state that every slot has a copy of, at home or at any member, and that is newer than ``durable``.
+    """The newest state that every slot has a copy of, at home or at any member, that is newer than ``durable`` and that
+    ``cut`` allows.
 
     ``holdings`` are by the slot that the agent holds now. Only copies that the newest origin among them admits count:
     a pod that was away for a generation may hold what all others have dropped, and what it holds descends from nothing
@@ -75,7 +98,7 @@ def newest_complete(
             if fits and _admits(origin, copy.state) and _descends(copy.state, durable) and copy.durable <= since:
                 places.setdefault(copy.state, {}).setdefault(copy.slot, set()).add(holder)
     whole = [state for state, found in places.items() if len(found) == len(members)]
-    whole = [state for state in whole if state not in set(refused)]
+    whole = [state for state in whole if state not in set(refused) and not excluded(state, cut)]
     if not whole:
         return None
     state = max(whole, key=lambda state: (state.step, order_of(state)))
@@ -99,6 +122,7 @@ def newest_elsewhere(
     holdings: Mapping[int, Holding],
     durable: RestorePoint | None,
     refused: Iterable[StateId] = (),
+    cut: Cut | None = None,
 ) -> Elsewhere | None:
     """As ``newest_complete``, of the states that another number of nodes has made: no worker can begin from it, but
     the store can have it, and from there it is loaded at any number of nodes."""
@@ -109,6 +133,8 @@ def newest_elsewhere(
     for holder, held in sorted(holdings.items()):
         for copy in held.copies:
             if copy.nodes in (0, nodes) or copy.state in set(refused) or copy.durable > since:
+                continue
+            if excluded(copy.state, cut):
                 continue
             if _admits(origin, copy.state) and _descends(copy.state, durable):
                 places.setdefault((copy.state, copy.nodes), {}).setdefault(copy.slot, []).append(holder)

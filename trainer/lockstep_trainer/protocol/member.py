@@ -257,7 +257,7 @@ class Member:
             return []
         self.connected = True
         self.last_heard = self._said_at = now
-        join = Join(self.me.job_uid, self.epoch, self.slot, self.inventory(now, None))
+        join = Join(self.me.job_uid, self.epoch, self.slot, self.inventory(now, None), self.holdings.memory.cut)
         effects: list[Effect] = [SendLeader(join)]
         if self.running:
             term = self.running.term
@@ -281,7 +281,7 @@ class Member:
             case Start():
                 return self._start(message, now)
             case Abandon():
-                return self._abandon(message.term, now)
+                return [*self.holdings.heard_cut(message.cut), *self._abandon(message.term, now)]
             case Committed():
                 self.holdings.committed(message.restore.state)
                 return []

@@ -11,6 +11,8 @@ USER_ERROR_EXIT = 65
 """EX_DATAERR of sysexits.h: the worker says that its configuration or data is wrong."""
 PEER_LOST_EXIT = 75
 """EX_TEMPFAIL: a collective failed since another worker went away; never the root of a fault."""
+CORRUPTION = "Corruption"
+"""Cause of a fault that ranks were found to compute wrong numbers."""
 CRASH_LOOP_REPLACE = 2
 CRASH_LOOP_FAIL = 3
 """So many faults in a row of one rank at one step are no chance: another pod is tried, then the job fails."""
@@ -55,8 +57,8 @@ class Ladder:
 class Fault:
     """A fault of one generation, as far as it is known."""
 
-    cause: str  # WorkerExited, AgentLost, StoreLost, Hang, ContainerRestarted, MemberLost
-    witness: str  # exit, stream, heartbeat, progress
+    cause: str  # WorkerExited, AgentLost, StoreLost, Hang, ContainerRestarted, MemberLost, Corruption
+    witness: str  # exit, stream, heartbeat, progress, arbiter
     at: float
     """When it happened, as near as is known."""
     noticed: float
@@ -69,6 +71,8 @@ class Fault:
     error: str | None = None
     user_error: bool = False
     log_tail: tuple[str, ...] = ()
+    pod: str = ""
+    """Of a rank that computes wrong numbers."""
     answer: str = ""
     """The rung that answered it, once it is judged."""
 
@@ -113,11 +117,14 @@ def root_cause(suspects: Iterable[Fault]) -> Fault:
     """The fault that the others follow from.
 
     One dead worker makes its peers' collectives fail, so several exits are reported within milliseconds, in any order.
-    A user's error speaks for itself; a signal has a cause outside the process, and so has the restart of a whole
-    container; a worker that says that it lost a peer is a victim; of the rest the earliest is the root.
+    Wrong numbers explain whatever else is said of them; a user's error speaks for itself; a signal has a cause outside
+    the process, and so has the restart of a whole container; a worker that says that it lost a peer is a victim; of the
+    rest the earliest is the root.
     """
 
     def weight(fault: Fault) -> tuple[int, float]:
+        if fault.cause == CORRUPTION:
+            return (-1, fault.at)
         if fault.user_error or fault.exit_code == USER_ERROR_EXIT:
             return (0, fault.at)
         if fault.cause == "ContainerRestarted" or (fault.exit_code is not None and fault.exit_code < 0):
@@ -134,6 +141,8 @@ def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *
 
     ``earlier`` are the faults before it, oldest first; ``intact``: no worker has ended, all of them rest.
     """
+    if fault.cause == CORRUPTION:
+        return _of_corruption(fault, earlier)
     if fault.cause == "WorkerExited" and (said := _rules_say(fault, ladder.rules)):
         return said
     repeats = 1 + _repeats(fault, earlier) if ladder.crash_loops else 1
@@ -170,6 +179,25 @@ def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *
             f"fault: {fault.cause} {where}",
         )
     return Restart("process")
+
+
+def _of_corruption(fault: Fault, earlier: Iterable[Fault]) -> Decision:
+    """A rank that was found to compute wrong numbers loses its pod. The same rank, at the same step, on another pod:
+    then it is no GPU, and another rollback would meet it again."""
+    if fault.slot is None:
+        return Fail("CorruptionUndecided", fault.error or "ranks disagree, and nobody can say who is wrong")
+    same = (CORRUPTION, fault.rank, fault.step)
+    before = [
+        other.pod for other in earlier if (other.cause, other.rank, other.step) == same and other.pod != fault.pod
+    ]
+    if before:
+        return Fail(
+            "CorruptionRepeated",
+            f"rank {fault.rank} was found to compute wrong numbers at step {fault.step} in {before[-1]} and then in "
+            f"{fault.pod}: {fault.error}. Where they were on different nodes it is the program that does not repeat "
+            "itself: set resilience.corruption.action to Report",
+        )
+    return Replace(fault.slot, "its rank computes wrong numbers", names_node=True)
 
 
 def blame(fault: Fault, decision: Decision) -> Literal["", "Suspected", "Named"]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lockstep_api.messages import (
+    Cut,
     FaultReport,
     Injected,
     Injection,
@@ -269,6 +270,11 @@ class Reports:
         self.injected, self.dirty = [*self.injected, *new][-INJECTIONS:], True
         lines = [self._line(leader, now, "injected", **asdict(one)) for one in new]
         return [*lines, Persist()]
+
+    def rolled_back(self, leader: Leader, cut: Cut, ranks: Iterable[int], now: float) -> list[Effect]:
+        """States were cut off."""
+        self.dirty = True
+        return [self._line(leader, now, "rollback", step=cut.step, ranks=list(ranks), message=cut.reason)]
 
     def checkpoint(self, leader: Leader, done: CommitDone, now: float) -> list[Effect]:
         """A state is durable."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lockstep_api.messages import Abandon, Beat, Examine, ReplaceRequest
+from lockstep_api.messages import Beat, Examine, ReplaceRequest
 from lockstep_trainer.protocol.effects import Effect, SendOperator
 from lockstep_trainer.protocol.hangs import Examination, blame
 from lockstep_trainer.protocol.member import BEAT_SECONDS
@@ -90,7 +90,7 @@ def repeat(leader: Leader, now: float) -> list[Effect]:
         if leader.running and (peer.term is None or peer.term < leader.running.term):
             effects += roster.say(peer, leader.running, now)
         elif not leader.running and not leader.finished and not peer.quiet:
-            effects += roster.say(peer, Abandon(job_uid, leader.abandoned, "again"), now)
+            effects += roster.say(peer, leader.abandon("again"), now)
         else:
             effects += roster.say(peer, Beat(job_uid, leader.term, peer.info.slot), now)
     for spare in roster.spares.values():

@@ -61,6 +61,10 @@ class Replay:
             self._say("replayed", step=step)
         return sums
 
+    def agreed(self, step: int) -> bool:
+        """Whether ``step`` was replayed, and all ranks agreed at once."""
+        return self._ring is not None and self._ring.agreed == step
+
 
 def journal_line(found: Disagreement) -> dict[str, Any]:
     """The fields of a journal line of the kind «corruption»."""
