@@ -50,6 +50,10 @@ class Fault:
     when: Literal["always", "step", "replay"] = "always"
     """In the step itself, in replays, or in both."""
     seed: int = 0
+    on: str = ""
+    """Name of the pod or node whose hardware it is; empty: it goes with the rank, wherever that is."""
+    after: int = 0
+    """How often it could have struck before it first does, in one process."""
 
     def stream(self) -> random.Random:
         """Each time that it can strike, the next number is drawn: it does where that is below ``rate``."""
@@ -57,6 +61,19 @@ class Fault:
 
 
 _FAULTS = TypeAdapter(list[Fault])
+
+
+class _Armed:
+    """A fault and its chances so far."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault, self._drawn, self._passed = fault, fault.stream(), 0
+
+    def strikes(self) -> bool:
+        """Whether it does this time."""
+        hit = self._drawn.random() < self.fault.rate
+        self._passed += 1
+        return hit and self._passed > self.fault.after
 
 
 class Injector:
@@ -71,7 +88,7 @@ class Injector:
         """Of all ranks."""
         self.layers: tuple[int, ...] = ()
         """That this rank has, by their numbers in the whole model."""
-        self._faults: dict[tuple[int, Site], list[tuple[Fault, random.Random]]] = {}
+        self._faults: dict[tuple[int, Site], list[_Armed]] = {}
         for part in parts:
             if not isinstance(part, Decoder):
                 raise UserError(f"{VARIABLE}: faults strike the built-in decoder only; train a preset")
@@ -98,9 +115,10 @@ class Injector:
         """From now on these, and no others."""
         self._faults.clear()
         self.armed = tuple(faults)
+        here = ("", os.environ.get("LOCKSTEP_POD_NAME"), os.environ.get("LOCKSTEP_NODE_NAME"))
         for fault in faults:
-            if fault.rank == self._rank:
-                self._faults.setdefault((fault.layer, fault.site), []).append((fault, fault.stream()))
+            if fault.rank == self._rank and fault.on in here:
+                self._faults.setdefault((fault.layer, fault.site), []).append(_Armed(fault))
 
     # --- where --------------------------------------------------------------------------------------------------
 
@@ -159,7 +177,7 @@ class Injector:
         if not armed:
             return []
         now = "replay" if self.replaying() else "step"
-        return [fault for fault, drawn in armed if fault.when in ("always", now) and drawn.random() < fault.rate]
+        return [each.fault for each in armed if each.fault.when in ("always", now) and each.strikes()]
 
 
 def _wrap(module: nn.Module, wrapper: Callable[..., Any]) -> None:

@@ -26,6 +26,7 @@ _WHAT = {
     "ContainerRestarted": "a container was restarted",
     "StaleRestore": "workers began behind a state that the chain had left",
     "Hang": "no step was finished in time",
+    "Corruption": "a rank computed wrong numbers",
     "FinalCheckpointMissing": "the last checkpoint was lost before it was durable",
 }
 _DONE = {

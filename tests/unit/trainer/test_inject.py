@@ -85,6 +85,21 @@ def test_faults_come_and_go_as_they_are_armed() -> None:
     assert not torch.equal(model(TOKENS), clean(TOKENS))
 
 
+def test_a_fault_of_a_pod_or_node_strikes_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCKSTEP_POD_NAME", "run-1-0")
+    monkeypatch.setenv("LOCKSTEP_NODE_NAME", "gpu-9")
+    for on, strikes in (("", True), ("run-1-0", True), ("gpu-9", True), ("run-1-1", False)):
+        model, clean = decoder(), decoder()
+        Injector([model], 0, [Fault(0, "activation", bit=22, on=on)])
+        assert torch.equal(model(TOKENS), clean(TOKENS)) != strikes
+
+
+def test_a_fault_begins_after_its_chances() -> None:
+    model, clean = decoder(), decoder()
+    Injector([model], 0, [Fault(0, "activation", bit=22, after=3)])
+    assert [torch.equal(model(TOKENS), clean(TOKENS)) for _ in range(5)] == [True, True, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

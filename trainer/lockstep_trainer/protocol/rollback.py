@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 def heard(leader: Leader, line: dict[str, Any], now: float) -> list[Effect]:
     """A line of rank 0's about a replayed step; any other is passed over."""
-    if leader.finished or leader.superseded:
-        return []
+    if leader.finished or leader.superseded or leader.last_start is None:
+        return []  # over; or it is the last word of an older epoch's workers, whose ranks may have been others
     if line.get("kind") == "replayed" and isinstance(line.get("step"), int):
         return leader.keeping.replayed(leader, line["step"])
     found = Disagreement.read(line) if line.get("kind") == "corruption" else None
