@@ -19,9 +19,9 @@ from lockstep_trainer.inject import VARIABLE
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 NAME, CLEAN = "corrupt", "uncorrupted"
-STEPS, EVERY, SHARE = 40, 3, 0.15
+STEPS, EVERY, SHARE, SEED = 16, 3, 0.15, 4
 WRONG = f"{NAME}-1-0"
-BEGINS = 14
+BEGINS = 6
 """Steps of three micro-batches that pass before the first wrong gradient; fewer of those that are replayed."""
 PATIENCE = 400.0
 
@@ -34,7 +34,7 @@ def training(target: Target, name: str, action: str) -> RunningJob:
     ]
     pod = copy.deepcopy(POD_SPEC)
     pod["containers"][0]["env"].append({"name": VARIABLE, "value": json.dumps(faults)})
-    recipe = {**TRAINER["recipe"], "steps": STEPS, "globalBatchTokens": 288, "microBatchSize": 1}
+    recipe = {**TRAINER["recipe"], "steps": STEPS, "globalBatchTokens": 288, "microBatchSize": 1, "seed": SEED}
     running = RunningJob.training(target, name, STEPS, every=EVERY, nodes=3, template={"spec": pod})
     running.manifest["spec"]["trainer"]["recipe"] = recipe
     running.manifest["spec"]["resilience"] = {"corruption": {"action": action, "sample": SHARE}}

@@ -183,7 +183,7 @@ class Fault(StatusModel):
     generation: int = 0
     """Generation that it ended."""
     cause: str
-    """WorkerExited, AgentLost, PodLost, NodeLost, PreflightFailed, Straggler, Hang, StoreLost, LeaderLost …"""
+    """WorkerExited, AgentLost, PodLost, NodeLost, PreflightFailed, Straggler, Corruption, Hang, StoreLost …"""
     rung: str
     """inProcess, process, container, spare, pod, shrink or requeue."""
     node: str | None = None
@@ -196,7 +196,7 @@ class Fault(StatusModel):
     """Exit code, or minus the signal."""
     witness: str = ""
     """Who noticed: exit, stream, heartbeat, podStatus, nodeCondition, devicePlugin, taint, preflight, progress,
-    ownWork (the leader, by how long each rank computes)."""
+    ownWork (the leader, by how long each rank computes), arbiter (ranks, by comparing what they compute)."""
     blame: str = ""
     """Named: a rule or a verdict says that the node is to blame; Suspected: the worker's error may be its GPU's."""
     message: str = ""

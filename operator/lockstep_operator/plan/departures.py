@@ -56,8 +56,9 @@ def departures(job: TrainingJob, status: TrainingJobStatus, observed: Observed, 
     if slow and not slow.held and not members & found.keys():
         found[slow.pod] = Departure(swap.CAUSE, "ownWork", slow.why)
         kept_away |= {slow.node}
+    elsewhere = observed.nodes.keys() - kept_away  # a single machine has no other node
     for pod in pods:
-        if pod.node in kept_away and pod.name not in members:
+        if elsewhere and pod.node in kept_away and pod.name not in members:
             # It would be given a slot one day, on a node that no new pod is given.
             found.setdefault(pod.name, Departure("NodeExcluded", "memory", f"{pod.node} is excluded"))
     return found

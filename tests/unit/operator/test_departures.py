@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 
 from lockstep_api.messages import Stop
+from lockstep_api.v1alpha1 import ExcludedNode
+from lockstep_operator.plan.departures import departures
+from lockstep_operator.plan.nodes.blame import told_by
 from lockstep_operator.plan.nodes.jobwide import avoided, excluded
-from lockstep_operator.plan.observed import Node
-from unit.operator.builders import World, fault, finished, make_job, replace_request, summary
+from lockstep_operator.plan.nodes.score import THRESHOLD
+from lockstep_operator.plan.observed import Node, Observed, Pod
+from lockstep_operator.plan.times import rfc3339
+from unit.operator.builders import START, World, fault, finished, make_job, replace_request, summary
 
 SPOT = Node("node-1", leaving="spot interruption (taint aws-node-termination-handler/spot-itn)")
 
@@ -243,6 +248,35 @@ def test_a_node_that_a_rule_named_gets_no_new_pod_of_the_job_for_a_day() -> None
     world.say(newest=summary(11, world.now))
     world.step()
     assert world.status.excluded_nodes == []
+
+
+def test_a_rank_that_computes_wrong_numbers_costs_its_node_the_job_and_a_hard_word_across_jobs() -> None:
+    world = running()
+    assert world.leader is not None
+    why = "unit 1 was outvoted at step 9"
+    named = fault(1, 1, cause="Corruption", witness="arbiter", rung="pod", blame="Named", message=why, at=world.now)
+    request = replace_request(1, 1, cause="Corruption")
+    world.leader = replace(world.leader, faults=(named,), replace=request)
+    decided = world.step()
+    (new,) = decided.create
+    assert new.exclude_nodes == ("node-1",)
+    (told,) = [one for one in world.status.faults if one.cause == "Corruption"]
+    assert (told.node, told.message) == ("node-1", why)
+    assert [(one.node, one.reason) for one in world.status.excluded_nodes] == [("node-1", "Corruption")]
+    (remembered,) = told_by(world.job)["node-1"]
+    assert (remembered.weight, remembered.hard) == (THRESHOLD, True)
+
+
+def test_where_there_is_no_other_node_a_pod_stays_on_an_excluded_one() -> None:
+    """On a single machine each new pod would be given up for the next one."""
+    job = make_job(nodes=1)
+    named = ExcludedNode(node="local", since=rfc3339(START), until=rfc3339(START + 60), reason="Corruption")
+    status = job.status.model_copy(update={"excluded_nodes": [named]})
+    pod = Pod("run-0-1", "uid", 0, 1, "Running", START, node="local", running=True)
+    status = status.model_copy(update={"incarnations": {"0": 1}})
+    assert not departures(job, status, Observed((pod,)), START)
+    two = Observed((pod,), {name: Node(name) for name in ("local", "other")})
+    assert [why.cause for why in departures(job, status, two, START).values()] == ["NodeExcluded"]
 
 
 def test_a_job_that_names_many_nodes_is_stopped_by_its_breaker() -> None:

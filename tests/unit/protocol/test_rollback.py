@@ -164,7 +164,9 @@ def test_a_named_rank_loses_its_pod_and_the_run_goes_back_behind_the_last_step_t
     run, verified = trained()
     first = run.leader.term
     told = run.wrong(25)
-    cut = Cut(first, 12, told and sent(told, Abandon)[0].cut.reason)  # type: ignore[union-attr]
+    cut = sent(told, Abandon)[0].cut
+    assert cut is not None
+    assert (cut.term, cut.step) == (first, 12)
     assert [order.cut for order in sent(told, Abandon)] == [cut, cut]
     assert "step 25" in cut.reason
     assert asked(told) == [ChooseRestore(first, cut)], "step 20 is durable, and must leave the chain"
