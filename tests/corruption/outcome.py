@@ -15,11 +15,10 @@ from lockstep_trainer.replay.units import Units
 Located = Literal["rank", "stage", "undecided", "wrong"]
 """rank: the one that was struck, alone. stage: several of its unit, it among them. undecided: ranks of more than one
 unit, it among them. wrong: somebody else."""
-Reason = Literal["no strike", "no change", "unsampled", "other", "memory", "everywhere", "left out", "missed"]
+Reason = Literal["no strike", "no change", "unsampled", "other", "memory", "everywhere", "missed"]
 """Why it was not found. no strike: it never came to it. no change: gradients have the bits of the clean run, in replays
 too nothing differs. unsampled, other: it struck only on steps that were not replayed, only in micro-batches that were
-not. memory, everywhere: all units computed with the same wrong numbers. left out: found in calibration, and then taken
-for a difference between libraries. missed: none of these."""
+not. memory, everywhere: all units computed with the same wrong numbers. missed: none of these."""
 
 
 @dataclass(frozen=True, slots=True)

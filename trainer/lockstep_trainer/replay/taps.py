@@ -110,6 +110,8 @@ class Taps:
             return
 
         def record(gradient: Tensor) -> None:
+            if self._found is None or not self._within:
+                return  # before anything is copied or waited for: most steps come by here
             # In bfloat16 or float32, as FSDP happens to add up: the values are the same.
             local = _local(gradient)
             self._record(point, local.float() if local.dtype == torch.bfloat16 else local)
