@@ -31,6 +31,7 @@ from lockstep_trainer.evaluate import evaluate, own_tokens, reference_loss
 from lockstep_trainer.faultwatch import FaultWatch, first_moment
 from lockstep_trainer.generate import generate
 from lockstep_trainer.inject import Injector
+from lockstep_trainer.lookout import Lookout
 from lockstep_trainer.model.export import export_model
 from lockstep_trainer.optim.build import build_optimizer, set_learning_rate, start_fresh
 from lockstep_trainer.optim.schedule import learning_rate
@@ -85,6 +86,15 @@ class Trainer:
         self.replay = Replay.of(job, self.engine, ranks.control, injector, self._say)
         self.parameters = list(self.engine.named_parameters())
         self.optimizer = build_optimizer(self.parameters, recipe.optimizer)
+        self.lookout = Lookout.of(
+            job,
+            self.parameters,
+            self.optimizer,
+            self.layout,
+            self.engine.second_copies,
+            say=self._say,
+            suspect=self.replay.suspect,
+        )
         self.work = WorkMeter.of(job, self.engine, self.optimizer)
         self.faults: FaultWatch | None = None
         if orders.faults is not None:
@@ -233,6 +243,8 @@ class Trainer:
                 self.optimizer.step()
             self.optimizer.zero_grad()
             update_balance(self.engine.parts, self.meshes)
+        with section("collective"):
+            self.lookout.updated(step)
         self.step = step
         at, seconds = time.time(), time.perf_counter() - begun
         trained = self.batches.samples(step) * self.length
@@ -264,6 +276,7 @@ class Trainer:
         dist.all_reduce(totals)
         loss_sum, square, *votes, count = torch.cat([totals, tokens.double().reshape(1)]).tolist()
         loss, norm = loss_sum / count, math.sqrt(square)
+        self.lookout.look(self.step + 1, loss, norm)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainerError(
                 f"step {self.step + 1} has loss {loss} and gradient norm {norm}: going back to the last checkpoint; "

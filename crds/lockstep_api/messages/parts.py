@@ -171,6 +171,17 @@ class CorruptVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class OutlierVerdict:
+    """A figure of the whole job that is far above what it lately was, or was."""
+
+    signal: str  # loss, gradientNorm, updateSize
+    since: int  # step at which it began
+    evidence: str
+    at: float  # Unix seconds at which it was found
+    ended: float | None = None  # Unix seconds at which it was usual again, or a generation began
+
+
+@dataclass(frozen=True, slots=True)
 class Injection:
     """A fault that somebody has made on purpose, by ``lockstep inject``."""
 

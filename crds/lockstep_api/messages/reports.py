@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lockstep_api.messages.parts import CorruptVerdict, Injection, RestorePoint, SlowVerdict, StateId, StepSummary, Term
+from lockstep_api.messages.parts import (
+    CorruptVerdict,
+    Injection,
+    OutlierVerdict,
+    RestorePoint,
+    SlowVerdict,
+    StateId,
+    StepSummary,
+    Term,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,7 @@ class Progress:
     durable_verified: tuple[str, ...] = ()  # checks that `durable` passed before it was written, by its manifest
     slow: tuple[SlowVerdict, ...] = ()  # the newest, those that are over among them
     corrupt: tuple[CorruptVerdict, ...] = ()  # likewise
+    outliers: tuple[OutlierVerdict, ...] = ()  # likewise
     injected: tuple[Injection, ...] = ()  # the newest
     kind: Literal["Progress"] = "Progress"
 

@@ -35,6 +35,8 @@ from lockstep_api.v1alpha1.resilience import (
     ResilienceSpec,
     RetryAction,
     RetryRule,
+    SentinelAction,
+    SentinelsSpec,
     StragglerAction,
     StragglersSpec,
 )
@@ -108,6 +110,8 @@ __all__ = [
     "S3Spec",
     "ScheduleSpec",
     "SecretReference",
+    "SentinelAction",
+    "SentinelsSpec",
     "StatusModel",
     "StepsOrAuto",
     "StragglerAction",

@@ -142,6 +142,23 @@ class CorruptionSpec(Model):
     micro-batches is found after 1 / (f × sample) steps on average, half of that where f is small."""
 
 
+class SentinelAction(StrEnum):
+    """What is done about figures of the whole job that are far above what they lately were."""
+
+    OFF = "Off"
+    """Nothing: they are not looked at."""
+    REPORT = "Report"
+    """They are told in status, events, metrics and the journal, and more steps are compared between GPUs where
+    `corruption` does so; nothing else is done."""
+
+
+class SentinelsSpec(Model):
+    """The watch on loss, gradient norm and the size of AdamW's update."""
+
+    action: SentinelAction = SentinelAction.REPORT
+    """Action."""
+
+
 class StragglerAction(StrEnum):
     """What is done about ranks that are slow."""
 
@@ -184,6 +201,8 @@ class ResilienceSpec(Model):
     """Nodes."""
     corruption: CorruptionSpec = Field(default_factory=CorruptionSpec)
     """Silent data corruption."""
+    sentinels: SentinelsSpec = Field(default_factory=SentinelsSpec)
+    """Unusual figures of the whole job."""
     rejoin_grace_seconds: float = Field(default=5, ge=0.1, le=3600)
     """How long a member without a stream may take to come back once steps have stopped."""
     leader_deadline_seconds: float = Field(default=60, ge=1, le=3600)

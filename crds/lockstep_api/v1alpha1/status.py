@@ -212,14 +212,15 @@ class Fault(StatusModel):
 
 
 class Verdict(StatusModel):
-    """Ranks that make the others wait, or compute wrong numbers, and why."""
+    """Ranks that make the others wait, or compute wrong numbers, and why; and figures that may come of such numbers."""
 
     kind: str = "Slow"
-    """Slow or Corrupt."""
+    """Slow, Corrupt, or Outlier."""
     cause: str
     """Of a slow one: Clock, Memory, Compute, Host, Network, Data: of these ranks; Pauses, PipelineImbalance,
     LengthImbalance: of the workload, which no node is to blame for. Of a corrupt one: Permanent, wrong each time that
-    it was looked at; Intermittent; Undecided, of these ranks some are wrong, and nobody can say which."""
+    it was looked at; Intermittent; Undecided, of these ranks some are wrong, and nobody can say which. Of an outlier,
+    the job's figure that is far above what it lately was: loss, gradientNorm, updateSize."""
     ranks: list[int] = Field(default_factory=list)
     """Global ranks; none where all are alike."""
     nodes: list[str] = Field(default_factory=list)
@@ -334,7 +335,7 @@ class TrainingJobStatus(StatusModel):
     faults: list[Fault] = Field(default_factory=list)
     """The last ten."""
     verdicts: list[Verdict] = Field(default_factory=list)
-    """Slow and corrupt ranks: the last 10 findings, those that are over among them."""
+    """Slow and corrupt ranks, and unusual figures: the last 10 findings, those that are over among them."""
     injections: list[Injection] = Field(default_factory=list)
     """Faults made on purpose, by `lockstep inject`: the last ten."""
     excluded_nodes: list[ExcludedNode] = Field(default_factory=list)

@@ -99,8 +99,8 @@ def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed, now:
 
 
 def _verdicts(old: Sequence[Verdict], heard: messages.Progress, now: float) -> list[Verdict]:
-    """What the leader says of slow and corrupt ranks, in the order in which they were found. Of earlier ones it may
-    know nothing, being new: they are over then, since nobody looks at them any more."""
+    """What the leader says of slow and corrupt ranks and of unusual figures, in the order in which they were found. Of
+    earlier ones it may know nothing, being new: they are over then, since nobody looks at them any more."""
     told = [
         Verdict(
             kind="Slow",
@@ -115,7 +115,7 @@ def _verdicts(old: Sequence[Verdict], heard: messages.Progress, now: float) -> l
             ended=rfc3339(one.ended) if one.ended is not None else None,
         )
         for one in heard.slow
-    ] + [_corrupt(one) for one in heard.corrupt]
+    ] + [*map(_corrupt, heard.corrupt), *map(_outlier, heard.outliers)]
     told.sort(key=lambda one: one.at)
     known = {(one.at, one.cause, *one.ranks) for one in told}
     gone = [one for one in old if (one.at, one.cause, *one.ranks) not in known]
@@ -136,6 +136,17 @@ def _corrupt(one: messages.CorruptVerdict) -> Verdict:
         since=one.since,
         confidence=one.confidence,
         seen=one.seen,
+        evidence=one.evidence,
+        at=rfc3339(one.at),
+        ended=rfc3339(one.ended) if one.ended is not None else None,
+    )
+
+
+def _outlier(one: messages.OutlierVerdict) -> Verdict:
+    return Verdict(
+        kind="Outlier",
+        cause=one.signal,
+        since=one.since,
         evidence=one.evidence,
         at=rfc3339(one.at),
         ended=rfc3339(one.ended) if one.ended is not None else None,

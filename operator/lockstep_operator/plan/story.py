@@ -61,6 +61,11 @@ _SLOW = {
     "PipelineImbalance": "a pipeline stage with more to do than the others",
     "LengthImbalance": "documents that are longer than those of others",
 }
+_FIGURES = {
+    "loss": "the loss",
+    "gradientNorm": "the gradient's norm",
+    "updateSize": "the size of the optimizer's update",
+}
 _NAMED = 8
 """Ranks that a sentence names at most."""
 _PARTS = ("detect", "decide", "restart", "restore", "first_step", "recompute")
@@ -116,6 +121,8 @@ def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[E
 
 def verdict(found: Verdict) -> str:
     """What is wrong with whom: one clause without a full stop."""
+    if found.kind == "Outlier":
+        return f"{_FIGURES.get(found.cause, found.cause)} was unusually large from step {found.since} on"
     return _corrupt(found) if found.kind == "Corrupt" else _slow(found)
 
 
@@ -149,7 +156,7 @@ def _who(verdict: Verdict) -> str:
     return f"{who} ({place})" if place else who
 
 
-_EVENTS = {"Slow": "SlowRank", "Corrupt": "CorruptRank"}
+_EVENTS = {"Slow": "SlowRank", "Corrupt": "CorruptRank", "Outlier": "UnusualFigure"}
 
 
 def verdict_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[Event, ...]:
@@ -159,7 +166,7 @@ def verdict_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple
     events: list[Event] = []
     for one in after.verdicts:
         old, reason = known.get(_verdict_key(one)), _EVENTS.get(one.kind, one.kind)
-        if old is None and (one.ended is None or one.kind == "Corrupt"):
+        if old is None and (one.ended is None or one.kind != "Slow"):
             events.append(Event("Warning", reason, f"{sentence(verdict(one))} {sentence(one.evidence)}".strip()))
         if old is not None and old.ended is None and one.ended is not None:
             events.append(Event("Normal", f"{reason}Ended", sentence(f"no longer: {verdict(one)}")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lockstep_api.messages import CorruptVerdict, Injection, Recovered, SlowVerdict, Term
+from lockstep_api.messages import CorruptVerdict, Injection, OutlierVerdict, Recovered, SlowVerdict, Term
 from unit.operator.builders import START, World, fault, make_job
 
 STUCK = "rank 3 keeps the others waiting: it is in loader.py:88 batch (step 7, section load)"
@@ -134,3 +134,21 @@ def test_a_fault_made_on_purpose_is_an_event_once_and_outlives_the_leader_that_k
         "collective."
     )
     assert [one.id for one in world.job.status.injections] == [made.id]
+
+
+def test_an_unusual_figure_is_an_event_of_the_whole_job() -> None:
+    world = World(make_job(nodes=2))
+    world.train(step=100)
+    world.events.clear()
+    found = OutlierVerdict("gradientNorm", 40, "the gradient's norm is 80, 80 times its median of 1", START)
+    assert world.leader is not None
+    assert world.leader.progress is not None
+    world.leader = replace(world.leader, progress=replace(world.leader.progress, outliers=(found,)))
+    world.settle()
+    (event,) = world.events
+    assert (event.type, event.reason) == ("Warning", "UnusualFigure")
+    assert event.message == (
+        "The gradient's norm was unusually large from step 40 on. The gradient's norm is 80, 80 times its median of 1."
+    )
+    (verdict,) = world.job.status.verdicts
+    assert (verdict.kind, verdict.cause, verdict.ranks, verdict.nodes) == ("Outlier", "gradientNorm", [], [])

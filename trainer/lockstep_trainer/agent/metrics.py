@@ -63,6 +63,7 @@ NAMES = {
     "at, of each rank that is suspected of wrong numbers at the moment; 0 where nobody can say who is wrong.",
     "lockstep_corruption_verdicts_total": "Steps on which ranks of a node were accused of wrong numbers, by kind of "
     "verdict and node.",
+    "lockstep_outliers_total": "Times that loss, gradientNorm or updateSize began to be far above what it lately was.",
     "lockstep_replayed_steps_total": "Steps that were computed twice and compared.",
     "lockstep_rejected_steps_total": "Computations of steps that were dropped since ranks disagreed.",
     "lockstep_faults_total": "Faults that this leader has judged, by cause and rung.",
@@ -75,6 +76,7 @@ LABELS = {
     "lockstep_slow_rank_ratio": ("cause", "rank", "node"),
     "lockstep_corrupt_rank_confidence_ratio": ("kind", "rank", "node"),
     "lockstep_corruption_verdicts_total": ("kind", "node"),
+    "lockstep_outliers_total": ("signal",),
     "lockstep_faults_total": ("cause", "rung"),
 }
 """Labels beyond those of the job, ``namespace`` and ``job_name``."""
@@ -162,6 +164,11 @@ def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metr
             slow.add_metric([*job.values(), verdict.cause, str(rank), node], verdict.slowdown)
     yield slow
     yield from _of_replays(reports.replays, job)
+    name = "lockstep_outliers_total"
+    outliers = CounterMetricFamily("lockstep_outliers", NAMES[name], labels=[*job, *LABELS[name]])
+    for signal, count in reports.outliers.counts:
+        outliers.add_metric([*job.values(), signal], count)
+    yield outliers
     name = "lockstep_faults_total"
     faults = CounterMetricFamily("lockstep_faults", NAMES[name], labels=[*job, *LABELS[name]])
     for (cause, rung), count in reports.fault_counts().items():

@@ -30,6 +30,7 @@ from lockstep_trainer.protocol.effects import Effect, Journal, Persist, SendOper
 from lockstep_trainer.protocol.events import CommitDone
 from lockstep_trainer.protocol.hangs import Blame, group_alike
 from lockstep_trainer.protocol.lineage import begun_from
+from lockstep_trainer.protocol.outliers import Outliers
 from lockstep_trainer.protocol.policy import Fault
 from lockstep_trainer.protocol.slow import over, remember
 
@@ -67,6 +68,7 @@ class Reports:
     eval_loss: float | None = None
     slow: list[SlowVerdict] = field(default_factory=list)
     replays: Replays = Replays()  # noqa: RUF009  (frozen)
+    outliers: Outliers = Outliers()  # noqa: RUF009  (frozen)
     injected: list[Injection] = field(default_factory=list)
     sequence: int = 0
     judged: list[tuple[str, str, int]] = field(default_factory=list)  # (cause, rung, how many)
@@ -159,6 +161,7 @@ class Reports:
             durable_verified=durability.verified,
             slow=tuple(self.slow),
             corrupt=self.replays.verdicts,
+            outliers=self.outliers.episodes,
             injected=tuple(self.injected),
         )
         return [SendOperator(progress)]
@@ -186,6 +189,7 @@ class Reports:
         self.pace.clear()
         self.dirty = True
         self.replays = self.replays.started(places(leader), now)
+        self.outliers = self.outliers.started(now)
         restore = begun_from(leader.running) if leader.running else None
         memory = leader.running is not None and leader.running.memory is not None
         phases = leader.recovery.seconds(now) if leader.recovery else {"starting": round(now - leader.formed_at, 3)}
@@ -305,6 +309,8 @@ class Reports:
             self.dirty = True
         if line.get("kind") == "replayed":
             self.replays = self.replays.agreed()
+        if line.get("kind") == "outlier":
+            self.outliers, self.dirty = self.outliers.heard(line, now), True
         if line.get("kind") == "corruption" and (found := Disagreement.read(line)):
             self.replays, self.dirty = self.replays.found(found, places(leader), now), True
             effects.append(Persist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -51,6 +52,12 @@ class Replay:
     def includes(self, step: int) -> bool:
         """Whether ``step`` is going to be compared: then more is computed than its batch."""
         return self._ring is not None and self._ring.includes(step)
+
+    def suspect(self, step: int) -> None:
+        """Something else speaks for wrong numbers at ``step``: more steps are compared for a while. All ranks call
+        it."""
+        if self._ring is not None:
+            self._ring.sampling = replace(self._ring.sampling, suspected_at=step)
 
     def forward_backward(self, step: int, batch: Batch, denominator: Tensor | int) -> Tensor:
         """As the engine's, for the training step ``step``."""
