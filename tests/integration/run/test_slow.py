@@ -15,72 +15,20 @@ from lockstep_api.v1alpha1 import TrainingJobStatus
 from lockstep_cli import journal
 from lockstep_cli.store import open_uri
 
+SLOW_DEVICE, SLOW_LINK = (Path(__file__).resolve().parents[2] / name for name in ("slowdevice.py", "slowlink.py"))
 pytestmark = [pytest.mark.run, pytest.mark.timeout(600)]
 
 SLOW = 2
-LOSS = """
-import time
-
-import torch
-import torch.distributed as dist
-from torch.nn.functional import cross_entropy
-
-CALLS = 0
-KERNELS = torch.library.Library("aten", "IMPL")
 
 
-def slow_product(a, b):
-    '''Every matrix product of the process, whoever asks for it, takes twice as long and 0.2 ms.'''
-    begun = time.perf_counter()
-    out = torch.mm(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
-    until = 2 * time.perf_counter() - begun + 2e-4
-    while time.perf_counter() < until:
-        pass
-    return out
-
-
-def loss(logits, targets):
-    global CALLS
-    CALLS += 1
-    if dist.get_rank() == {rank} and CALLS == 20:
-        KERNELS.impl("mm", slow_product, "CPU")
-    return cross_entropy(logits, targets, reduction="sum")
-"""
-LINK = """
-import time
-
-import torch.distributed as dist
-from torch.nn.functional import cross_entropy
-
-DELAYS = {{"all_gather_into_tensor": 0.1, "all_gather_single": 0.1, "batch_isend_irecv": 1.0}}
-# FSDP calls the second from torch 2.15 on.
-
-
-def delayed(transfer, seconds):
-    def late(*args, **named):
-        time.sleep(seconds)
-        return transfer(*args, **named)
-
-    return late
-
-
-def loss(logits, targets):
-    if dist.get_rank() == {rank} and dist.batch_isend_irecv.__name__ != "late":
-        for name, seconds in DELAYS.items():
-            if hasattr(dist, name):
-                setattr(dist, name, delayed(getattr(dist, name), seconds))
-    return cross_entropy(logits, targets, reduction="sum")
-"""
-
-
-def named(status: TrainingJobStatus, cause: str) -> bool:
+def named(status: TrainingJobStatus, cause: str = "Compute") -> bool:
     return any(verdict.ranks == [SLOW] and verdict.cause == cause for verdict in status.verdicts)
 
 
 def test_a_rank_with_a_slow_device_is_named_while_the_job_trains(tmp_path: Path) -> None:
     manifest = tmp_path / "job.yaml"
     shutil.copyfile(QUICKSTART, manifest)
-    (tmp_path / "slowdevice.py").write_text(LOSS.format(rank=SLOW))
+    shutil.copy(SLOW_DEVICE, tmp_path)
     overrides = [
         *small.overrides(100_000, every=100_000),  # until it is named
         "nodes=2",
@@ -88,7 +36,9 @@ def test_a_rank_with_a_slow_device_is_named_while_the_job_trains(tmp_path: Path)
         "trainer.recipe.loss=slowdevice:loss",
     ]
     with LocalRun(tmp_path, overrides, manifest=manifest) as run:
-        status = run.until(lambda now: named(now, "Compute"), 240, "a verdict on the slow rank")
+        pod = run.until_step(20).slots["1"]
+        (run.state / "pods" / pod / "slow").write_text(f"{SLOW} 0.0002")
+        status = run.until(named, 240, "a verdict on the slow rank")
         verdict = next(one for one in status.verdicts if one.ranks == [SLOW])
         assert (verdict.kind, len(verdict.nodes)) == ("Slow", 1)
         assert verdict.slowdown > 0.1
@@ -101,11 +51,10 @@ def test_a_rank_with_a_slow_device_is_named_while_the_job_trains(tmp_path: Path)
 
 
 def test_a_rank_with_a_slow_link_is_named_while_the_job_trains(tmp_path: Path) -> None:
-    """No single pair of a loopback interface can be slowed down: what the rank calls to transfer data is late. By much,
-    as four workers that share two cores differ by ten times in what an exchange takes them."""
+    """No single pair of a loopback interface can be slowed down: what the rank calls to transfer data is late."""
     manifest = tmp_path / "job.yaml"
     shutil.copyfile(QUICKSTART, manifest)
-    (tmp_path / "slowlink.py").write_text(LINK.format(rank=SLOW))
+    shutil.copy(SLOW_LINK, tmp_path)
     overrides = [
         *small.overrides(100_000, every=100_000),
         "nodes=4",
