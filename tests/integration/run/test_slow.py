@@ -50,6 +50,7 @@ def test_a_rank_with_a_slow_device_is_named_while_the_job_trains(tmp_path: Path)
         eventually(lambda: [SLOW] in lines(), "a line of the journal")  # it is written some time after the status
 
 
+@pytest.mark.slow  # three turns of pairs, and the detector's second look, take minutes here
 def test_a_rank_with_a_slow_link_is_named_while_the_job_trains(tmp_path: Path) -> None:
     """No single pair of a loopback interface can be slowed down: what the rank calls to transfer data is late."""
     manifest = tmp_path / "job.yaml"
