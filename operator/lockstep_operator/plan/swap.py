@@ -23,8 +23,8 @@ from lockstep_operator.plan.times import unix
 CAUSE = "Straggler"
 """Of the fault that a move is recorded as, and of the node's exclusion."""
 HARDWARE = frozenset({"Clock", "Memory", "Compute", "Host"})
-"""Causes that another node helps against: those of ``stragglers.work.Cause.blames_node`` of the trainer, but for Network.
-A host that lacks CPU is late at both ends of an exchange, and a sound rank's links were once called slow by that."""
+"""Causes that another node helps against: those of ``stragglers.work.Cause.blames_node`` of the trainer without
+Network. A host that lacks CPU is late at both ends of an exchange, and so a sound rank's links were called slow."""
 RESTART_SECONDS = 60.0
 """What a move is taken to cost: one restart of a large job. ``elastic.shrinkAfterSeconds`` is twice that, for two."""
 ROOM_SECONDS = 60.0
