@@ -35,6 +35,7 @@ from bench import results  # noqa: E402 - the path comes first
 from demonstration import faults, install  # noqa: E402
 from demonstration.target import Target  # noqa: E402
 from e2e.jobs import BUCKET, NAMESPACE, POD_SPEC, RunningJob, eventually  # noqa: E402
+from e2e.matrix.leg import operators_are_ready  # noqa: E402
 from localcluster import Cluster  # noqa: E402
 
 GPUS = 4
@@ -64,7 +65,8 @@ def template() -> dict[str, Any]:
 
 
 def ready(job: RunningJob) -> int:
-    """Waits until it trains and a spare stands by; its step."""
+    """Waits until it trains, and a spare and a second operator stand by; its step."""
+    eventually(lambda: operators_are_ready(job.target), PATIENCE, "both operators")
     now = job.until(
         lambda j: j.status.phase == "Running" and j.status.members.spares >= 1, PATIENCE, "a spare that stands by"
     )

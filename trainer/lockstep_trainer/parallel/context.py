@@ -234,7 +234,7 @@ class UlyssesCore(Core):
         sent = torch.cat(parts, 2).transpose(0, 1)  # n, B, heads of all three, T, E
         received = self.exchange(sent)
         whole = received.permute(1, 2, 0, 3, 4).flatten(2, 3)  # B, heads of all three, S, E
-        query, key, value = torch.split(whole, (heads, kv_heads, kv_heads), 1)
+        query, key, value = torch.split(whole, [heads, kv_heads, kv_heads], 1)
         mixed = super().forward(query, key, value, mask)  # B, H / n, S, E
         back = torch.unflatten(mixed, 2, (n, -1)).permute(2, 0, 1, 3, 4)  # n, B, H / n, T, E
         returned = self.exchange(back)
