@@ -46,6 +46,7 @@ def meet(rank: int, ranks: int, port: int, *, timeout: float = 60.0) -> None:
     client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", store=client, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
+    dist.barrier()  # one that ends at once must not be gone while others still connect to it
     torch.set_num_threads(1)
 
 

@@ -84,7 +84,7 @@ class Invariants:
         """A fault of wrong numbers is told of: its cut holds whatever comes."""
         if any(known.term == report.term for known in self.cuts):
             return  # said again
-        if cut is None or cut.term != report.term:
+        if cut is None or cut.term < report.term:  # a later one: the operator was away, and it came to another cut
             raise Violation(f"{report} without a cut: {cut}")
         wrong = self.starts[f"{report.term.epoch}/{report.term.generation}"]
         if report.slot is None or report.rung != "pod" or wrong.nodes <= report.slot:

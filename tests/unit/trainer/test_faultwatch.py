@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lockstep_api.messages import Rendezvous
 from lockstep_trainer import faultwatch
+from lockstep_trainer.clocks import HostClock
 from lockstep_trainer.config import Orders
 from lockstep_trainer.drag import Drag
 from lockstep_trainer.faultorders import ORDER, STATUS, Order
@@ -19,7 +20,7 @@ from lockstep_trainer.faultwatch import FaultWatch, first_moment
 from lockstep_trainer.inject import Fault, Injector
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Block, Decoder
-from lockstep_trainer.ownwork import HostClock, OwnWork
+from lockstep_trainer.ownwork import OwnWork
 from lockstep_trainer.workmeter import WorkMeter
 from lockstep_trainer.yardstick import Yardstick
 
