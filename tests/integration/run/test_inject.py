@@ -75,6 +75,7 @@ def test_what_can_not_be_done_is_refused_and_training_goes_on(run: LocalRun) -> 
     run.until_step(run.status.progress.step + 5)
 
 
+@pytest.mark.slow  # the detector wants a hundred steps; test_slow has one in CI
 def test_a_slowed_rank_is_named_until_it_is_withdrawn(run: LocalRun) -> None:
     inject(run, "--rank", str(RANK), "--slow", "100")
     assert "has a fault already (its own work takes 100% longer)" in inject(run, "--rank", "2", "--stall", code=1)

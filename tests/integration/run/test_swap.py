@@ -16,7 +16,8 @@ from lockstep_cli import journal
 from lockstep_cli.store import open_uri
 
 SLOW_DEVICE = Path(__file__).resolve().parents[2] / "slowdevice.py"
-pytestmark = [pytest.mark.run, pytest.mark.timeout(1800)]
+# In CI the cluster's test of a slow rank has the same end.
+pytestmark = [pytest.mark.run, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SLOT = 1
 PATIENCE = 600.0
