@@ -41,6 +41,17 @@ def run_ranks(ranks: int, body: Callable[[int], None], *, timeout: float = 60.0)
     assert codes == [0] * ranks, f"exit codes by rank: {codes}"
 
 
+def one_after_the_other(bodies: dict[str, Callable[[int], None]]) -> Callable[[int], None]:
+    """For ``run_ranks``: all bodies in the same processes, whose start would take longer than a body."""
+
+    def body(rank: int) -> None:
+        for name, run in bodies.items():
+            print(name, flush=True)
+            run(rank)
+
+    return body
+
+
 def meet(rank: int, ranks: int, port: int, *, timeout: float = 60.0) -> None:
     """Join the process group of ``ranks``, in one of them."""
     client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)

@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from forked import run_workers, start_all, wait_all
 from lockstep_api.messages import RestorePoint, StateId, Term
+from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer.checkpoint.chain import Chain
 from lockstep_trainer.checkpoint.snapshots import (
     FOLDER,
@@ -100,3 +102,25 @@ def _commit(chain: Chain, folder: Path, state: StateId, term: Term) -> RestorePo
     point = chain.commit(listing_of(header, parent, [file for each in uploads for file in each.files]), term, "test")
     write_state(root / "durable.json", point.state)
     return point
+
+
+def small_job(root: Path, steps: int, resilience: dict[str, Any]) -> Path:
+    """A job of two ranks and a tiny decoder, in a folder that is made for it; the file that workers are given."""
+    root.mkdir()
+    spec = TrainingJobSpec.model_validate(
+        {
+            "nodes": 1,
+            "gpusPerNode": 2,
+            "trainer": {
+                "model": {"preset": "llama-debug", "overrides": {"dim": 32, "layers": 2, "ffn_dim": 64}},
+                "tokenizer": {"train": {"vocabSize": 320}},
+                "data": {"sources": [{"uri": "file://{stdlib}/email/**/*.py"}], "sequenceLength": 16},
+                "recipe": {"steps": steps, "globalBatchTokens": 128, "precision": "fp32", "optimizer": {"lr": 0.01}},
+            },
+            "checkpoint": {"uri": f"file://{root}/store", "every": steps},
+            "resilience": resilience,
+        }
+    )
+    path = root / "job.json"
+    path.write_text(json.dumps({"name": "job", "namespace": "ns", "uid": "uid", "spec": spec.to_wire()}))
+    return path

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from forked import rendezvous_store, worker_folders
-from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer import sentinels
 from lockstep_trainer.inject import VARIABLE, Fault
 from lockstep_trainer.optim.updatesize import EVERY
 from lockstep_trainer.steprecord import StepReader
-from staged import run_kept
+from staged import run_kept, small_job
 
 STEPS = EVERY + 2  # the update's size is measured, and read
 STRUCK = 10
@@ -25,23 +24,7 @@ FAULT: dict[str, Any] = {
 
 def run(root: Path, port: int, action: str) -> tuple[list[tuple[int, float, float]], list[Any]]:
     """Step, loss and gradient norm of each step, and what the journal says of unusual figures."""
-    root.mkdir()
-    spec = TrainingJobSpec.model_validate(
-        {
-            "nodes": 1,
-            "gpusPerNode": 2,
-            "trainer": {
-                "model": {"preset": "llama-debug", "overrides": {"dim": 32, "layers": 2, "ffn_dim": 64}},
-                "tokenizer": {"train": {"vocabSize": 320}},
-                "data": {"sources": [{"uri": "file://{stdlib}/email/**/*.py"}], "sequenceLength": 16},
-                "recipe": {"steps": STEPS, "globalBatchTokens": 128, "precision": "fp32", "optimizer": {"lr": 0.01}},
-            },
-            "checkpoint": {"uri": f"file://{root}/store", "every": STEPS},
-            "resilience": {"sentinels": {"action": action}},
-        }
-    )
-    job = root / "job.json"
-    job.write_text(json.dumps({"name": "job", "namespace": "ns", "uid": "uid", "spec": spec.to_wire()}))
+    job = small_job(root, STEPS, {"sentinels": {"action": action}})
     meeting = {"host": "127.0.0.1", "port": port, "prefix": root.name}
     folders = worker_folders(root, job, ranks=2, port=port, rendezvous=meeting)
     assert run_kept(folders) == [0, 0], (folders[0] / "output.log").read_text()

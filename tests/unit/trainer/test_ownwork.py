@@ -12,7 +12,7 @@ from torch import Tensor
 
 from composed import Case, build, global_batch, share, whole
 from dispatched import Order, Watched, communicates
-from forked import run_ranks
+from forked import one_after_the_other, run_ranks
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.ownwork import Amount, OwnWork
@@ -69,17 +69,6 @@ def same_bits_and_some_time(case: Case, measures: bool) -> Callable[[int], None]
         assert seconds is None or seconds > 0
         engine.evaluate(share(global_batch(case), case.layout, rank))
         assert own.take() == (0.0 if measures else None), "an evaluation is no part of a step"
-
-    return body
-
-
-def one_after_the_other(bodies: dict[str, Callable[[int], None]]) -> Callable[[int], None]:
-    """In the same processes: to start them takes longer than to run them."""
-
-    def body(rank: int) -> None:
-        for name, run in bodies.items():
-            print(name, flush=True)
-            run(rank)
 
     return body
 

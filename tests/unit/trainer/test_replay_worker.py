@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from forked import rendezvous_store, worker_folders
-from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer.inject import VARIABLE, Fault
 from lockstep_trainer.steprecord import StepReader
-from staged import run_kept
+from staged import run_kept, small_job
 
 STEPS = 6
 FAULT: dict[str, Any] = {
@@ -20,33 +19,13 @@ FAULT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_job(root: Path, corruption: dict[str, Any]) -> Path:
-    root.mkdir()
-    spec = TrainingJobSpec.model_validate(
-        {
-            "nodes": 1,
-            "gpusPerNode": 2,
-            "trainer": {
-                "model": {"preset": "llama-debug", "overrides": {"dim": 32, "layers": 2, "ffn_dim": 64}},
-                "tokenizer": {"train": {"vocabSize": 320}},
-                "data": {"sources": [{"uri": "file://{stdlib}/email/**/*.py"}], "sequenceLength": 16},
-                "recipe": {"steps": STEPS, "globalBatchTokens": 128, "precision": "fp32", "optimizer": {"lr": 0.01}},
-            },
-            "checkpoint": {"uri": f"file://{root}/store", "every": STEPS},
-            "resilience": {"corruption": corruption},
-        }
-    )
-    path = root / "job.json"
-    path.write_text(json.dumps({"name": "job", "namespace": "ns", "uid": "uid", "spec": spec.to_wire()}))
-    return path
-
-
 def run(
     root: Path, port: int, corruption: dict[str, Any]
 ) -> tuple[list[tuple[int, float, float]], list[dict[str, Any]]]:
     """Step, loss and gradient norm of each step, and what the journal says of corruption."""
     meeting = {"host": "127.0.0.1", "port": port, "prefix": root.name}
-    folders = worker_folders(root, write_job(root, corruption), ranks=2, port=port, rendezvous=meeting)
+    job = small_job(root, STEPS, {"corruption": corruption})
+    folders = worker_folders(root, job, ranks=2, port=port, rendezvous=meeting)
     assert run_kept(folders) == [0, 0], (folders[0] / "output.log").read_text()
     steps = [(each.step, each.loss, each.grad_norm) for each in StepReader(folders[0] / "steps").new_records()]
     lines = [json.loads(line) for line in (folders[0] / "events.jsonl").read_text().splitlines()]

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from composed import Case, build, global_batch, share
 from dispatched import Order, Watched, communicates
-from forked import run_ranks
+from forked import one_after_the_other, run_ranks
 from lockstep_trainer.clocks import HostClock
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.ownwork import OwnWork
@@ -75,15 +75,6 @@ def windows_are_where_it_waits(case: Case, least: dict[str, float]) -> Callable[
             within = orders[name].within()
             assert sum(map(communicates, within)) >= max(share_of_all * told, 1), name
             assert "aten.mm" not in within, f"{name}: no matrix product is waiting"
-
-    return body
-
-
-def one_after_the_other(bodies: dict[str, Callable[[int], None]]) -> Callable[[int], None]:
-    def body(rank: int) -> None:
-        for name, run in bodies.items():
-            print(name, flush=True)
-            run(rank)
 
     return body
 
