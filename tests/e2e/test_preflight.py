@@ -95,10 +95,10 @@ def test_an_unfit_node_never_gets_a_slot(job: RunningJob) -> None:
 
 def test_nodes_are_checked_without_a_job_and_nothing_is_left(lockstep: Target) -> None:
     where = ("--image", lockstep.trainer_image, "--gpus", "1", "--tier", "Quick", "--namespace", NAMESPACE)
-    done = tool(lockstep, "preflight", "node1", "node3", *where, "--output", "json")
+    done = tool(lockstep, "preflight", "node0", "node1", *where, "--output", "json")
     assert done.returncode == 0, done.stdout + done.stderr
     nodes = json.loads(done.stdout)["nodes"]
-    assert [(one["node"], one["result"]) for one in nodes] == [("node1", "fit"), ("node3", "fit")]
-    assert [one["report"]["node"] for one in nodes] == ["node1", "node3"]
+    assert [(one["node"], one["result"]) for one in nodes] == [("node0", "fit"), ("node1", "fit")]
+    assert [one["report"]["node"] for one in nodes] == ["node0", "node1"]
     found = lockstep.get("jobs", "-n", NAMESPACE, "-l", preflight.LABEL)["items"]
     assert [job for job in found if "deletionTimestamp" not in job["metadata"]] == []
