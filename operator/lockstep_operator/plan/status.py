@@ -101,21 +101,7 @@ def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed, now:
 def _verdicts(old: Sequence[Verdict], heard: messages.Progress, now: float) -> list[Verdict]:
     """What the leader says of slow and corrupt ranks and of unusual figures, in the order in which they were found. Of
     earlier ones it may know nothing, being new: they are over then, since nobody looks at them any more."""
-    told = [
-        Verdict(
-            kind="Slow",
-            cause=one.cause,
-            ranks=list(one.ranks),
-            nodes=list(one.nodes),
-            since=one.since,
-            slowdown=one.slowdown,
-            cost=one.cost,
-            evidence=one.evidence,
-            at=rfc3339(one.at),
-            ended=rfc3339(one.ended) if one.ended is not None else None,
-        )
-        for one in heard.slow
-    ] + [*map(_corrupt, heard.corrupt), *map(_outlier, heard.outliers)]
+    told = [*map(_slow, heard.slow), *map(_corrupt, heard.corrupt), *map(_outlier, heard.outliers)]
     told.sort(key=lambda one: one.at)
     known = {(one.at, one.cause, *one.ranks) for one in told}
     gone = [one for one in old if (one.at, one.cause, *one.ranks) not in known]
@@ -124,6 +110,21 @@ def _verdicts(old: Sequence[Verdict], heard: messages.Progress, now: float) -> l
     while len(kept) > VERDICTS_KEPT:  # of what stands something may have to be done
         kept.remove(next((one for one in kept if one.ended), kept[0]))
     return kept
+
+
+def _slow(one: messages.SlowVerdict) -> Verdict:
+    return Verdict(
+        kind="Slow",
+        cause=one.cause,
+        ranks=list(one.ranks),
+        nodes=list(one.nodes),
+        since=one.since,
+        slowdown=one.slowdown,
+        cost=one.cost,
+        evidence=one.evidence,
+        at=rfc3339(one.at),
+        ended=_ended(one.ended),
+    )
 
 
 def _corrupt(one: messages.CorruptVerdict) -> Verdict:
@@ -138,7 +139,7 @@ def _corrupt(one: messages.CorruptVerdict) -> Verdict:
         seen=one.seen,
         evidence=one.evidence,
         at=rfc3339(one.at),
-        ended=rfc3339(one.ended) if one.ended is not None else None,
+        ended=_ended(one.ended),
     )
 
 
@@ -149,8 +150,12 @@ def _outlier(one: messages.OutlierVerdict) -> Verdict:
         since=one.since,
         evidence=one.evidence,
         at=rfc3339(one.at),
-        ended=rfc3339(one.ended) if one.ended is not None else None,
+        ended=_ended(one.ended),
     )
+
+
+def _ended(at: float | None) -> str | None:
+    return None if at is None else rfc3339(at)
 
 
 def _injections(old: Sequence[Injection], heard: messages.Progress) -> list[Injection]:
