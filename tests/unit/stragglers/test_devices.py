@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 
 from lockstep_trainer.stragglers import settings
+from lockstep_trainer.stragglers.hardware import Clock, Inquiry, cause
 from lockstep_trainer.stragglers.settings import Settings
-from lockstep_trainer.stragglers.work import Cause, Finding, Probe
+from lockstep_trainer.stragglers.work import Cause, Finding, Probe, Probed
 from stragglers.plain import Change, Job, Slow, Step, places
 
 ONSET = 60
@@ -156,6 +158,36 @@ def test_a_slow_node_is_one_finding_with_all_its_ranks() -> None:
     job.play(ONSET + 40, change)
     assert [one.ranks for one in job.findings()] == [(4, 5, 6, 7)]
     assert "node-1" in job.findings()[0].evidence
+
+
+def test_a_rank_named_with_others_of_its_node_is_named_only_as_long_as_it_is_slow_itself() -> None:
+    def change(step: Step) -> None:
+        if step.number >= ONSET:
+            step.compute[4] *= 1.4
+            step.compute[5] *= 1.2 if step.number < ONSET + 60 else 1.0
+
+    job = Job(places(8))
+    job.slow = Slow(compute={4: 1.4, 5: 1.2})
+    job.play(ONSET + 120, change)
+    assert [one.ranks for one in job.findings()] == [(4, 5), (4,)]
+    assert [one.finding.ranks for one in job.ended()] == [(4, 5)]
+    assert job.findings()[1].evidence == job.findings()[0].evidence.replace("Ranks 4, 5", "Rank 4")
+    assert job.detector.standing == (job.findings()[1],)
+
+
+def test_where_two_references_differ_as_much_as_a_suspect_it_is_not_named() -> None:
+    """Microseconds of a product on a machine with two CPUs, whose rank 2 was slow."""
+    inquiry = Inquiry(0, {2: 0.95, 3: 0.05}, references=(0, 1))
+    for told in ((41, 31, 282, 43), (32, 41, 246, 30), (40, 35, 246, 37)):
+        readings = {rank: inquiry.reading(rank, {}) for rank in inquiry.suspects} if inquiry.answers["compute"] else {}
+        assert inquiry.undecided(readings, math.log(1.1))
+        inquiry.take(Probed("compute", dict(enumerate(told))))
+        inquiry.take(Probed("memory", dict.fromkeys(range(4), 100.0)))
+    slow, beside = inquiry.reading(2, {}), inquiry.reading(3, {})
+    assert slow is not None
+    assert cause(slow, Clock(), 0.95, math.log(1.1)) is Cause.COMPUTE
+    assert beside is not None
+    assert cause(beside, Clock(), 0.05, math.log(1.1)) is None
 
 
 def test_a_finding_that_is_over_has_ended_and_can_come_back() -> None:

@@ -74,6 +74,7 @@ class Detector:
             self._transfers.calibrate(self._links.frozen)
         said: list[Said] = []
         said += self._register.ended(number, measures.steps, self._over)
+        said += self._devices.narrowed(number)
         host, data = measures.host.rows(1)[0], measures.data.rows(1)[0]
         said += self._workload.step(host, data)
         said += self._devices.step()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from lockstep_trainer.stragglers.measures import Measures
 from lockstep_trainer.stragglers.register import Register, Standing
 from lockstep_trainer.stragglers.settings import Settings
 from lockstep_trainer.stragglers.shifts import Shift, Watch
-from lockstep_trainer.stragglers.work import Cause, Finding, Probe, Probed, ProbeKind
+from lockstep_trainer.stragglers.work import Cause, Ended, Finding, Probe, Probed, ProbeKind
 
 _NOW = 5
 """Steps that tell the clock as it is now."""
@@ -88,6 +90,13 @@ class DeviceSearch:
     def over(self, standing: Standing) -> bool:
         """A finding of this search is over."""
         return self._watches[standing.part].over(standing.units, standing.window)
+
+    def narrowed(self, step: int) -> list[Ended | Finding]:
+        """Findings whose ranks are not all slow any more, for those that still are."""
+        return self._register.narrowed(step, self._now, self._healthy)
+
+    def _healthy(self, standing: Standing, unit: int) -> bool:
+        return self._watches[standing.part].over(frozenset({unit}), standing.window)
 
     @property
     def frozen(self) -> frozenset[int]:
@@ -177,11 +186,15 @@ class DeviceSearch:
                 by_node[self._layout.places[at].node, causes[at]].append(at)
         findings: list[Finding] = []
         for (_, why), members in by_node.items():
-            shift = max((inquiry.compute[at] for at in members), key=lambda one: one.excess)
-            seen = self._seen("compute", shift, members, self._compute_lost("compute", shift.unit, shift))
-            reading = readings[self._layout.places[shift.unit].rank]
-            finding = evidence.device(seen, why, reading, self._clock(shift.unit, inquiry))
-            findings.append(self._stand(finding, "compute", members, shift))
+            shifts = {at: inquiry.compute[at] for at in members}
+            lost = {at: self._compute_lost("compute", at, shift) for at, shift in shifts.items()}
+            tell = {
+                at: partial(
+                    evidence.device, cause=why, reading=readings[self._rank(at)], clock=self._clock(at, inquiry)
+                )
+                for at in members
+            }
+            findings.append(self._stand_together("compute", shifts, lost, tell))
         return findings
 
     def _slow_stages(
@@ -215,11 +228,39 @@ class DeviceSearch:
                 by_node[self._layout.places[at].node].append(at)
         findings: list[Finding] = []
         for members in by_node.values():
-            shift = max((inquiry.host[at] for at in members), key=lambda one: one.excess)
-            seen = self._seen("host", shift, members, shift.excess * self._measures.own(shift.window))
-            finding = evidence.host(seen, readings[self._layout.places[shift.unit].rank])
-            findings.append(self._stand(finding, "host", members, shift))
+            shifts = {at: inquiry.host[at] for at in members}
+            lost = {at: shift.excess * self._measures.own(shift.window) for at, shift in shifts.items()}
+            tell = {at: partial(evidence.host, reading=readings[self._rank(at)]) for at in members}
+            findings.append(self._stand_together("host", shifts, lost, tell))
         return findings
+
+    def _stand_together(
+        self,
+        part: str,
+        shifts: Mapping[int, Shift],
+        lost: Mapping[int, float],
+        tell: Mapping[int, Callable[[evidence.Seen], Finding]],
+    ) -> Finding:
+        """One finding for ranks of a node, which says of all what was seen of the slowest.
+
+        Args:
+            part: The history that shows it.
+            shifts: By index of the rank.
+            lost: Seconds of a step.
+            tell: The sentence.
+        """
+        seen = {at: self._seen(part, shift, [at], lost[at]) for at, shift in shifts.items()}
+
+        def slowest(units: Iterable[int]) -> int:
+            return max(units, key=lambda at: shifts[at].excess)
+
+        def of(units: frozenset[int]) -> Finding:
+            worst = slowest(units)
+            return tell[worst](replace(seen[worst], ranks=tuple(sorted(self._rank(at) for at in units))))
+
+        units = frozenset(shifts)
+        standing = Standing(of(units), part, units, shifts[slowest(units)].window, self._now, of)
+        return self._register.add(standing)
 
     def _seen(self, part: str, shift: Shift, members: list[int], seconds: float) -> evidence.Seen:
         return evidence.Seen(
@@ -237,6 +278,9 @@ class DeviceSearch:
 
     def _stand(self, finding: Finding, part: str, units: Iterable[int], shift: Shift) -> Finding:
         return self._register.add(Standing(finding, part, frozenset(units), shift.window, self._now))
+
+    def _rank(self, at: int) -> int:
+        return self._layout.places[at].rank
 
     def _clock(self, at: int, inquiry: Inquiry) -> Clock | None:
         """How much lower the rank's clock is than the references', or than it was; None where it is not known."""

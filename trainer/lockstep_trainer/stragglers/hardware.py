@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from lockstep_trainer.stragglers.shifts import Shift
 from lockstep_trainer.stragglers.work import Cause, Probe, Probed, ProbeKind
 
 _NOISE = 0.02
-"""Noise assumed of a probe where fewer than three references tell it."""
+"""Least noise of a round of a probe where fewer than three references tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class Reading:
     product: float
     copy: float
     error: float
-    """How far references are from each other, rounds taken together: noise, and devices that differ a little."""
+    """How far references are from each other, rounds taken together: noise, and devices that differ a little. Of fewer
+    than three, how far the rounds are from each other where that is more."""
 
 
 @dataclass(slots=True)
@@ -76,18 +77,27 @@ class Inquiry:
                 return None
             found[kind] = float(np.median(ratios))
             levels = [float(np.median(values)) for values in others.values() if values]
-            errors.append(float(np.std(levels, ddof=1)) if len(levels) >= 3 else _NOISE / math.sqrt(len(ratios)))
+            errors.append(float(np.std(levels, ddof=1)) if len(levels) >= 3 else _of_rounds(ratios))
         return Reading(found["compute"], found["memory"], max(errors))
 
     def undecided(self, readings: Mapping[int, Reading | None], threshold: float) -> bool:
-        """Another round is needed: a reading is too near to where it would agree."""
-        if len(self.answers["compute"]) >= settings.PROBE_ROUNDS:
+        """Another round is needed: a reading is too near to where it would agree, or nothing tells its noise yet."""
+        rounds = len(self.answers["compute"])
+        if rounds >= settings.PROBE_ROUNDS:
             return False
+        if rounds < settings.PROBE_FEW_ROUNDS and len(self.references) < 3:
+            return True
         return any(
             min(abs(one.product - cut), abs(one.copy - cut)) < 2 * one.error
             for rank, one in readings.items()
             if one is not None and (cut := agrees_from(self.suspects[rank], threshold, one.error))
         )
+
+
+def _of_rounds(ratios: Sequence[float]) -> float:
+    """Standard error of the median of a rank's rounds."""
+    spread = float(np.std(ratios, ddof=1)) if len(ratios) > 1 else 0.0
+    return max(_NOISE, math.sqrt(math.pi / 2) * spread) / math.sqrt(len(ratios))
 
 
 def agrees_from(excess: float, threshold: float, error: float = 0.0) -> float:

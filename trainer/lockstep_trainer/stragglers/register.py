@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lockstep_trainer.stragglers import settings
 from lockstep_trainer.stragglers.work import Ended, Finding
@@ -24,6 +24,8 @@ class Standing:
     """Steps over which it was seen."""
     found: int
     """Step, as counted here, at which it was found."""
+    alone: Callable[[frozenset[int]], Finding] | None = None
+    """The finding as it is with some of the units only; None where it is all of them or nothing."""
 
 
 class Register:
@@ -43,6 +45,21 @@ class Register:
         gone = [one for one in self.standing if now - one.found >= one.window and over(one)]
         self.standing = [one for one in self.standing if one not in gone]
         return [Ended(one.finding, step) for one in gone]
+
+    def narrowed(self, step: int, now: int, over: Callable[[Standing, int], bool]) -> list[Ended | Finding]:
+        """Those that no longer hold for some of their units, ``over``, said anew for the others.
+
+        A rank beside the slow one is named with it for less than the slow one itself is. It may have been chance.
+        """
+        said: list[Ended | Finding] = []
+        for at, one in enumerate(self.standing):
+            if one.alone is None or now - one.found < one.window:
+                continue
+            left = frozenset(unit for unit in one.units if not over(one, unit))
+            if left and left != one.units:
+                self.standing[at] = now_said = replace(one, finding=one.alone(left), units=left)
+                said += [Ended(one.finding, step), now_said.finding]
+        return said
 
     def drop(self, step: int, gone: Callable[[Finding], bool]) -> list[Ended]:
         """Those that cannot be true any more."""

@@ -93,6 +93,8 @@ CLOCK_EXPLAINS = 0.4
 """Share of the slowdown that the clock must be lower by to be its cause."""
 PROBE_ROUNDS = 6
 """Rounds of a probe at most, when the noise leaves it undecided."""
+PROBE_FEW_ROUNDS = 3
+"""Rounds at least where fewer than three references are there to tell the noise: the rounds themselves must."""
 LINK_AGREES = 0.75
 """The same for a pair of ranks, of which each suspect has a few."""
 LINK_LOOKS = (5, 22)
