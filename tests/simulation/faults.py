@@ -18,6 +18,7 @@ class Faults:
         self.pause = pause
         self.until = until
         self.count = 0
+        self._ending: list[Pod] = []
         self._kinds: list[Callable[[Pod], None]] = [
             self._worker, self._worker, self._agent, self._agent, self._container, self._partition, self._partition,
             self._reboot, self._power_off, self._delete, self._store, self._rendezvous, self._operator,
@@ -49,6 +50,8 @@ class Faults:
         world.network.faulty = world.store.faulty = world.store.away = world.store.mute = False
         world.store.slowness = 0.0
         world.make_room()
+        for pod in self._ending:  # no fault goes on into peace
+            pod.delete()
         for pod in world.pods.values():
             if pod.powered:
                 world.network.cut_off.discard(pod.name)
@@ -92,6 +95,7 @@ class Faults:
     def _drain(self, pod: Pod) -> None:
         """Preemption, say: the pod hears of it and is gone soon."""
         pod.tell(PodEnding(4.0))
+        self._ending.append(pod)
         self.world.clockwork.after(4.0, pod.delete)
 
     def _no_room(self, pod: Pod) -> None:
