@@ -53,6 +53,8 @@ CONDITION_CHECKPOINT_DEGRADED = "CheckpointDegraded"
 CONDITION_SLOW_NODE = "SlowNode"
 """With ``resilience.stragglers.action: Swap``: the hardware of a member's node is slow; the reason says what is
 done about it, or why nothing is."""
+CONDITION_MIXED_IMAGES = "MixedImages"
+"""Pods run different images of the trainer under one name, since a tag was moved while the job ran."""
 CONDITION_SUCCEEDED = "Succeeded"
 """The job reached its last step and its final checkpoint is durable."""
 CONDITION_FAILED = "Failed"

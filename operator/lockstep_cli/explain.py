@@ -60,6 +60,7 @@ def _conditions(job: TrainingJob) -> list[str]:
             constants.CONDITION_FAILED,
             constants.CONDITION_SHRUNK,
             constants.CONDITION_CHECKPOINT_DEGRADED,
+            constants.CONDITION_MIXED_IMAGES,
         )
         if kind in conditions and conditions[kind].status == "True"
     ]

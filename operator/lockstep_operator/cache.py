@@ -80,6 +80,7 @@ def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
     """(job uid, pod)."""
     metadata, spec, status = manifest["metadata"], manifest.get("spec", {}), manifest.get("status", {})
     labels = metadata.get("labels", {})
+    containers = spec.get("containers", [])
     statuses = {one["name"]: one for one in status.get("containerStatuses", [])}
     container = statuses.get(constants.CONTAINER_NAME, {})
     state = container.get("state", {})
@@ -114,6 +115,8 @@ def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
         epoch=_number(labels.get(constants.LABEL_EPOCH)),
         role=labels.get(constants.LABEL_ROLE, ""),
         tls=annotations.get(constants.ANNOTATION_TLS) == "on",
+        image=next((one.get("image", "") for one in containers if one["name"] == constants.CONTAINER_NAME), ""),
+        image_id=container.get("imageID", ""),
     )
 
 

@@ -297,7 +297,7 @@ class TrainingJobStatus(StatusModel):
         default_factory=list,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    """metav1 conditions: Ready, Shrunk, Suspended, CheckpointDegraded, SlowNode, Succeeded, Failed."""
+    """metav1 conditions: Ready, Shrunk, Suspended, CheckpointDegraded, SlowNode, MixedImages, Succeeded, Failed."""
     epoch: int = 0
     """Number of the current membership; raised at each change."""
     slot_map_hash: str | None = None

@@ -23,6 +23,7 @@ class NewPod:
     exclude_nodes: tuple[str, ...] = ()  # never there
     checked_nodes: tuple[str, ...] = ()  # there full preflight checks need not be repeated
     tls: bool = True  # its agent speaks TLS, as those of all the job's pods or of none
+    image: str = ""  # of the job's other pods, where the template names none; empty: there are no others
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ class Pod:
     epoch: int | None = None
     role: str = ""
     tls: bool = True  # its agent speaks TLS
+    image: str = ""  # that the container was made with, as its template names it
+    image_id: str = ""  # that it runs: where a tag led to on its node
 
     @property
     def ended(self) -> bool:

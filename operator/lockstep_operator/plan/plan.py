@@ -13,6 +13,7 @@ from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
 from lockstep_operator.plan import (
     departures,
     faults,
+    images,
     ledger,
     lifecycle,
     pool,
@@ -133,6 +134,8 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     moving = departures.moving(status, leaving)
     status = swap.follow(status, job, observed, leaving=leaving.keys(), ready=heirs >= len(moving), now=now)
     events += swap.events(job.status, status)
+    status = images.follow(status, job, pods, now)
+    events += images.events(job.status, status)
 
     # What follows from the status.
     create, delete = _pods(job, status, observed, leaving, now)
@@ -351,8 +354,9 @@ def _pods(
     avoid, exclude = jobwide.avoided(status, observed, now), tuple(sorted({*jobwide.excluded(status, observed), *left}))
     known = tuple(status.checked_nodes)
     tls = pool.speaks_tls(job, observed.pods, otherwise=observed.tls)
+    image = pool.image(pods)
     missing = [
-        NewPod(pool.pod_name(job.name, ordinal, incarnation), ordinal, incarnation, avoid, exclude, known, tls)
+        NewPod(pool.pod_name(job.name, ordinal, incarnation), ordinal, incarnation, avoid, exclude, known, tls, image)
         for ordinal in sorted(wanted - set(pods))
         for incarnation in [pool.incarnation_of(status.incarnations, ordinal)]
     ]

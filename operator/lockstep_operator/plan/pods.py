@@ -103,7 +103,7 @@ def _container(
 ) -> Manifest:
     port = agent_port(job)
     container["name"] = constants.CONTAINER_NAME
-    container.setdefault("image", defaults.image)
+    container.setdefault("image", new.image or defaults.image)
     # `python3` is what both a virtual environment and a distribution's own Python are called on PATH.
     container["command"] = ["python3", "-m", "lockstep_trainer.supervisor"]
     container.pop("args", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from lockstep_api import constants
@@ -22,6 +23,13 @@ def incarnation_of(incarnations: Mapping[str, int], ordinal: int) -> int:
 def current(pods: Iterable[Pod], incarnations: Mapping[str, int]) -> dict[int, Pod]:
     """Ordinal → its pod of the current incarnation, if there is one. Older ones were given up."""
     return {pod.ordinal: pod for pod in pods if pod.incarnation == incarnation_of(incarnations, pod.ordinal)}
+
+
+def image(pods: Mapping[int, Pod]) -> str:
+    """The image that most of these pods were made with; empty where there is none. A job keeps it over an upgrade of
+    the operator whose own default is another one, since its pods could not train together."""
+    names = Counter(pod.image for _, pod in sorted(pods.items()) if pod.image)
+    return max(names, key=names.__getitem__, default="")
 
 
 def wanted_ordinals(count: int, members: Iterable[int], existing: Iterable[int]) -> set[int]:

@@ -182,6 +182,15 @@ def test_pods_are_trimmed_to_what_plans_look_at() -> None:
     assert view.tls is False  # as pods of the version before: they say nothing of it
     assert trim_pod(pod("run-4-2", "u", podIP="fd00::7"))[1].address == "[fd00::7]:29400"
 
+    made = {
+        "containers": [{"name": "sidecar", "image": "proxy:1"}, {"name": "trainer", "image": "registry/trainer:dev"}]
+    }
+    runs = {**running, "imageID": "registry/trainer@sha256:0a1b"}
+    manifest = pod("run-4-2", "u", containerStatuses=[runs])
+    manifest["spec"] |= made
+    view = trim_pod(manifest)[1]
+    assert (view.image, view.image_id) == ("registry/trainer:dev", "registry/trainer@sha256:0a1b")
+
     waiting = {"name": "trainer", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
     view = trim_pod(pod("run-4-2", "u", containerStatuses=[waiting]))[1]
     assert (view.waiting, view.message, view.running) == ("ImagePullBackOff", "no such image", False)
