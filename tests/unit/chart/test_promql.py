@@ -59,6 +59,7 @@ def test_the_rules_are_valid(promtool: Promtool) -> None:
 
 
 JOB = 'namespace="team-a",job_name="web"'
+WRONG = "lockstep_corrupt_rank_confidence_ratio"
 LEFT = "lockstep_agent_certificate_remaining_ratio"
 
 
@@ -80,6 +81,11 @@ LEFT = "lockstep_agent_certificate_remaining_ratio"
         ("LockstepCertificateNotRenewed", "90m", {f"{LEFT}{{{JOB}}}": "0.9x99", f'{LEFT}{{{JOB},pod="b"}}': "0.3x99"},
          True),
         ("LockstepCertificateNotRenewed", "90m", {f"{LEFT}{{{JOB}}}": "0.5x99"}, False),
+        ("LockstepSlowRank", "30m", {f'lockstep_slow_rank_ratio{{{JOB},rank="3",node="a"}}': "0.3x60"}, True),
+        ("LockstepSlowRank", "30m", {f'lockstep_slow_rank_ratio{{{JOB},rank="3",node="a"}}': "0.3x9 _x60"}, False),
+        ("LockstepSlowRank", "30m", {f'lockstep_slow_rank_ratio{{{JOB},rank="",node=""}}': "0.3x60"}, False),
+        ("LockstepWrongNumbers", "8m", {f'{WRONG}{{{JOB},rank="3"}}': "_x3 0x1 _x60"}, True),  # told once, then left
+        ("LockstepWrongNumbers", "40m", {f'{WRONG}{{{JOB},rank="3"}}': "_x3 1x1 _x60"}, False),
         ("LockstepGoodputLow", "70m", {f"lockstep_job_goodput_ratio{{{JOB}}}": "0.5x90",
                                        f'lockstep_job_phase{{{JOB},phase="Running"}}': "1x90"}, True),
         ("LockstepGoodputLow", "70m", {f"lockstep_job_goodput_ratio{{{JOB}}}": "0.97x90",
