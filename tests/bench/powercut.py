@@ -31,10 +31,11 @@ sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "scripts")]
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from awaited import eventually  # noqa: E402
 from bench import results  # noqa: E402 - the path comes first
 from demonstration import faults, install  # noqa: E402
 from demonstration.target import Target  # noqa: E402
-from e2e.jobs import BUCKET, NAMESPACE, POD_SPEC, RunningJob, eventually  # noqa: E402
+from e2e.jobs import BUCKET, NAMESPACE, POD_SPEC, RunningJob  # noqa: E402
 from e2e.matrix.leg import operators_are_ready  # noqa: E402
 from localcluster import Cluster  # noqa: E402
 
@@ -66,7 +67,7 @@ def template() -> dict[str, Any]:
 
 def ready(job: RunningJob) -> int:
     """Waits until it trains, and a spare and a second operator stand by; its step."""
-    eventually(lambda: operators_are_ready(job.target), PATIENCE, "both operators")
+    eventually(lambda: operators_are_ready(job.target), "both operators", PATIENCE)
     now = job.until(
         lambda j: j.status.phase == "Running" and j.status.members.spares >= 1, PATIENCE, "a spare that stands by"
     )
@@ -115,7 +116,7 @@ def told(job: RunningJob, at: float, reached: int) -> tuple[float, float]:
         found.extend((joined, line["at"]) for line in steps if line["step"] > highest)
         return bool(found)
 
-    eventually(complete, PATIENCE, "the journal's lines")
+    eventually(complete, "the journal's lines", PATIENCE)
     return min(found)
 
 

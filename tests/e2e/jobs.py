@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -216,11 +215,3 @@ class Resumed:
             return self.own.read(key)
         except KeyError:
             return self.origin.read(key.removeprefix(f"{self.origin_uri}/"))
-
-
-def eventually(holds: Callable[[], bool], seconds: float, what: str) -> None:
-    """Waits for something that can only be asked for."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.25)

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from awaited import eventually
 from demonstration import install
 from demonstration.target import Target
-from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob, eventually
+from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob
 from lockstep_api import constants
 from lockstep_cli.__main__ import main
 from lockstep_operator.credentials import Credentials, MasterKeys
@@ -153,8 +154,8 @@ def test_certificates_are_renewed_under_training(job: RunningJob) -> None:
         assert (status.epoch, status.restarts.total) == (before.epoch, before.restarts.total)
 
     # Each pod has a certificate that was made later, and the first one has ended.
-    eventually(lambda: all(ends > first[pod] for pod, ends in expiries(job).items()), 240, "renewed certificates")
-    eventually(lambda: time.time() > max(first.values()), 2 * VALID_SECONDS, "the first certificates to end")
+    eventually(lambda: all(ends > first[pod] for pod, ends in expiries(job).items()), "renewed certificates", 240)
+    eventually(lambda: time.time() > max(first.values()), "the first certificates to end", 2 * VALID_SECONDS)
     undisturbed()
     # What starts now comes back with the renewed one.
     job.kill_in(job.pod_names()[1], "lockstep_trainer.agent")

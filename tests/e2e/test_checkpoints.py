@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
+from awaited import eventually
 from demonstration import faults, install
 from demonstration.target import Target
-from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob, eventually
+from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob
 from lockstep_api.v1alpha1 import Condition, DurableCheckpoint, TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -161,8 +162,8 @@ def test_a_store_away_stops_no_step_and_the_last_one_waits_for_it(job: RunningJo
         assert "Could not connect" in told
         about = f"--field-selector=involvedObject.name={job.name}"
         events = ("get", "events", about, "-o", "jsonpath={.items[*].reason}")
-        eventually(lambda: condition.reason in job.kubectl(*events).split(), 30, "an event")
-        eventually(lambda: metric(job, "lockstep_checkpoint_degraded") == 1, 30, "the metric")
+        eventually(lambda: condition.reason in job.kubectl(*events).split(), "an event", 30)
+        eventually(lambda: metric(job, "lockstep_checkpoint_degraded") == 1, "the metric", 30)
         assert job.job.status.phase == "Running"
     finally:
         job.target.cluster.s3_start()

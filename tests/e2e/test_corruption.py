@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from awaited import eventually
 from demonstration.target import Target
-from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob, eventually
+from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_trainer.inject import VARIABLE
 
@@ -89,7 +90,7 @@ def test_a_node_that_spoils_gradients_is_named_and_excluded_and_the_run_is_as_if
     assert cut["step"] < verdict.since
     resumed = next(line["step"] for line in job.journal("restore") if line["epoch"] > cut["epoch"])
     assert resumed <= cut["step"]
-    eventually(lambda: "CorruptRank" in job.event_reasons(), 10, "an event says so")
+    eventually(lambda: "CorruptRank" in job.event_reasons(), "an event says so", 10)
     ended(clean)
     assert losses(job) == losses(clean)  # bitwise
     assert job.check(STEPS).exact

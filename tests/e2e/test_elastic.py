@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from awaited import eventually
 from demonstration import faults, install
 from demonstration.target import Target
-from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob, eventually
+from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob
 from lockstep_api.v1alpha1 import TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -65,7 +66,7 @@ def test_a_job_whose_node_is_gone_trains_on_the_others_until_it_returns(lockstep
 
         grown = trains_on(job, 3, 400)
         assert len(job.pod_names()) == 3
-        eventually(lambda: "MembershipChanged" in job.event_reasons(), 10, "the events of the changes")
+        eventually(lambda: "MembershipChanged" in job.event_reasons(), "the events of the changes", 10)
         job.kubectl("patch", "trainingjob", job.name, "--type=merge", "--patch", '{"spec": {"suspend": true}}')
         job.until_phase("Suspended", 240)
         verdict = job.check(ended=False)

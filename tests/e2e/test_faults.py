@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from awaited import eventually
 from demonstration import faults, install
 from demonstration.target import REPOSITORY, Target
-from e2e.jobs import NAMESPACE, RunningJob, eventually
+from e2e.jobs import NAMESPACE, RunningJob
 from lockstep_api.v1alpha1 import TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -50,7 +51,7 @@ def test_a_worker_killed(job: RunningJob) -> None:
     fault = after.status.faults[-1]
     assert (fault.cause, fault.rung, fault.rank, fault.exit_code) == ("WorkerExited", "process", told["rank"], -9)
     assert job.pod_names() == pods
-    eventually(lambda: {"WorkerExited", "Recovered"} <= job.event_reasons(), 10, "the events of the fault")
+    eventually(lambda: {"WorkerExited", "Recovered"} <= job.event_reasons(), "the events of the fault", 10)
 
 
 def test_a_worker_that_stands_still_is_named(job: RunningJob) -> None:
@@ -62,7 +63,7 @@ def test_a_worker_that_stands_still_is_named(job: RunningJob) -> None:
     fault = after.status.faults[-1]
     named = (fault.cause, fault.rank, fault.pod, fault.node)
     assert named == ("Hang", told["rank"], pod["metadata"]["name"], pod["spec"]["nodeName"])
-    eventually(lambda: "Hang" in job.event_reasons(), 10, "the event of the hang")
+    eventually(lambda: "Hang" in job.event_reasons(), "the event of the hang", 10)
 
 
 def test_an_agent_killed_costs_no_step(job: RunningJob) -> None:
@@ -127,7 +128,7 @@ def test_every_panel_of_the_dashboard_has_data(job: RunningJob) -> None:
     url = job.target.cluster.prometheus_url
     eventually(
         lambda: all(_query(url, expression, job) for expression in panels().values()),
-        30, f"data for {[title for title, expression in panels().items() if not _query(url, expression, job)]}",
+        f"data for {[title for title, expression in panels().items() if not _query(url, expression, job)]}", 30,
     )  # fmt: skip
 
 

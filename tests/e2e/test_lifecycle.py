@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from awaited import eventually
 from demonstration import faults, install
 from demonstration.target import REPOSITORY, Target
-from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob, eventually
+from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -43,15 +44,15 @@ def test_a_deleted_job_leaves_nothing(lockstep: Target) -> None:
         job.until_step(1)
         assert left_of(lockstep, "gone")
         job.kubectl("delete", "trainingjob", job.name, "--wait=true", "--timeout=30s")
-        eventually(lambda: not left_of(lockstep, "gone"), 60, "all of the job's objects to go")
+        eventually(lambda: not left_of(lockstep, "gone"), "all of the job's objects to go", 60)
 
 
 def test_a_finished_job_expires(lockstep: Target) -> None:
     with RunningJob.training(lockstep, "brief", 5, ttlSecondsAfterFinished=3) as job:
         job.until_phase("Succeeded")
         found = ("get", "trainingjob", "brief", "-n", NAMESPACE, "--ignore-not-found", "-o", "name")
-        eventually(lambda: not lockstep.kubectl(*found), 60, "the job to expire")
-        eventually(lambda: not left_of(lockstep, "brief"), 60, "all of the job's objects to go")
+        eventually(lambda: not lockstep.kubectl(*found), "the job to expire", 60)
+        eventually(lambda: not left_of(lockstep, "brief"), "all of the job's objects to go", 60)
 
 
 def test_a_torchrun_script_survives_its_own_crash(lockstep: Target) -> None:
@@ -88,7 +89,7 @@ def test_the_operators_node_loses_power_under_a_member(lockstep: Target) -> None
         victims = [pod for pod in job.pods() if pod["spec"]["nodeName"] == node]
         faults.cut_node(lockstep, node)
         try:
-            eventually(lambda: lockstep.kubectl(*lease) != holder, 60, "the standby operator to take over")
+            eventually(lambda: lockstep.kubectl(*lease) != holder, "the standby operator to take over", 60)
             if victims:
                 job.until(
                     lambda j: j.status.restarts.pod > before.status.restarts.pod and j.status.phase == "Running",

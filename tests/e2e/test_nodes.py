@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from awaited import eventually
 from demonstration import faults, install
 from demonstration.target import Target
-from e2e.jobs import NAMESPACE, RunningJob, eventually
+from e2e.jobs import NAMESPACE, RunningJob
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import Fault, TrainingJob
 
@@ -111,11 +112,11 @@ def test_a_node_without_power_is_blamed_and_nothing_hangs_in_terminating(job: Ru
         job.mended(before, PATIENCE)
         job.until(lambda j: "NodeLost" in {fault.cause for fault in j.status.faults}, 120, "the node's condition")
         gone = ("get", "pod", pod, "--ignore-not-found", "-o", "name")
-        eventually(lambda: not job.kubectl(*gone).strip(), 120, "the dead pod is deleted by force")
+        eventually(lambda: not job.kubectl(*gone).strip(), "the dead pod is deleted by force", 120)
     finally:
         job.target.cluster.power_on(int(node.removeprefix("node")))
     assert {fault.node for fault in job.job.status.faults if fault.cause == "NodeLost"} == {node}
-    eventually(lambda: "NodeLost" in {one["cause"] for one in remembered(job)[node]["faults"]}, 10, "it is remembered")
+    eventually(lambda: "NodeLost" in {one["cause"] for one in remembered(job)[node]["faults"]}, "it is remembered", 10)
 
 
 def test_an_unhealthy_gpu_is_left_and_its_node_avoided(job: RunningJob) -> None:
@@ -134,8 +135,8 @@ def test_an_unhealthy_gpu_is_left_and_its_node_avoided(job: RunningJob) -> None:
     assert lost(fault) <= FEW
     assert device in fault.message
     assert [one.node for one in after.status.excluded_nodes] == [node]
-    eventually(lambda: "NodeExcluded" in job.event_reasons(), 10, "an event says so")
-    eventually(lambda: node in remembered(job), 10, "it is remembered across jobs")
+    eventually(lambda: "NodeExcluded" in job.event_reasons(), "an event says so", 10)
+    eventually(lambda: node in remembered(job), "it is remembered across jobs", 10)
     assert "GpuUnhealthy" in {one["cause"] for one in remembered(job)[node]["faults"]}
 
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from awaited import eventually
 from demonstration.target import Target
-from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob, eventually
+from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob
 from gpu.recordings import edited
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
@@ -90,7 +91,7 @@ def test_an_unfit_node_never_gets_a_slot(job: RunningJob) -> None:
     assert held.isdisjoint(fault.pod for fault in failed)
     assert [one.node for one in after.status.excluded_nodes] == [SICK]
     assert after.status.budgets_used.pod == 0
-    eventually(lambda: "PreflightFailed" in job.event_reasons(), 10, "an event says so")
+    eventually(lambda: "PreflightFailed" in job.event_reasons(), "an event says so", 10)
 
 
 def test_nodes_are_checked_without_a_job_and_nothing_is_left(lockstep: Target) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from awaited import eventually
 from demonstration.target import Target
-from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob, eventually
+from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob
 from e2e.test_nodes import remembered
 from e2e.test_preflight import forget
 from lockstep_api.v1alpha1 import TrainingJob
@@ -77,7 +78,7 @@ def losses(job: RunningJob, last: int) -> dict[int, list[float]]:
                 found.setdefault(line["step"], []).append(line["loss"])
         return len(found) == last
 
-    eventually(all_told, 60, f"all of {last} steps in the journal")
+    eventually(all_told, f"all of {last} steps in the journal", 60)
     return found
 
 
@@ -109,10 +110,10 @@ def test_a_slow_rank_is_named_and_its_node_left_without_a_lost_step(cluster_with
         )  # fmt: skip
         assert pod not in {one["metadata"]["name"] for one in job.pods()}
         assert len(ended.status.faults) == 1, job.story()
-        eventually(lambda: node in remembered(job), 10, "it is remembered across jobs")
+        eventually(lambda: node in remembered(job), "it is remembered across jobs", 10)
         assert {one["cause"] for one in remembered(job)[node]["faults"]} == {"Straggler"}
         said = {"SlowRank", "Straggler", "NodeExcluded", "MembershipChanged", "Recovered", "SlowRankEnded"}
-        eventually(lambda: said <= job.event_reasons(), 10, "the events of it")
+        eventually(lambda: said <= job.event_reasons(), "the events of it", 10)
         moved = losses(job, last)
     assert {step: len(found) for step, found in moved.items() if len(found) > 1} == {}, "steps that were done twice"
 

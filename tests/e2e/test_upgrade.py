@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from awaited import eventually
 from demonstration import faults, install
 from demonstration.target import Target
-from e2e.jobs import BUCKET, NAMESPACE, RunningJob, eventually
+from e2e.jobs import BUCKET, NAMESPACE, RunningJob
 from e2e.previous import NoPrevious, Previous, previous
 from lockstep_api.v1alpha1 import TrainingJob
 
@@ -68,9 +69,9 @@ def test_an_upgrade_costs_a_job_nothing(job: RunningJob, before: Previous, prepa
     old = {pod["metadata"]["name"] for pod in install.operator_pods(prepared)}
     began, pods = job.job, uids(job)
     install.helm_install(prepared, TWO)
-    eventually(lambda: not old_and_new(prepared, old)[0], 30, "the old operators to go")
+    eventually(lambda: not old_and_new(prepared, old)[0], "the old operators to go", 30)
     _, new = old_and_new(prepared, old)
-    eventually(lambda: install.lease_holder(prepared).partition("_")[0] in new, 30, "a new operator to hold the Lease")
+    eventually(lambda: install.lease_holder(prepared).partition("_")[0] in new, "a new operator to hold the Lease", 30)
     upgraded = untouched(job, began, pods)
     faults.kill_worker(prepared, NAMESPACE, job.pod_names()[1])
     mended = job.mended(upgraded)
@@ -89,15 +90,15 @@ def test_an_operator_killed_in_the_middle_of_an_upgrade(job: RunningJob, before:
     command = prepared.command("helm", *install.helm_words(prepared, TWO))
     helm = subprocess.Popen(command, env=prepared.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        eventually(lambda: all(old_and_new(prepared, old)), 60, "operators of both versions side by side")
+        eventually(lambda: all(old_and_new(prepared, old)), "operators of both versions side by side", 60)
         killed = faults.kill_operator(prepared)
         told, _ = helm.communicate(timeout=150)
     finally:
         helm.kill()
     assert helm.returncode == 0, told.decode()
-    eventually(lambda: not old_and_new(prepared, old)[0], 30, "the old operators to go")
+    eventually(lambda: not old_and_new(prepared, old)[0], "the old operators to go", 30)
     _, new = old_and_new(prepared, old)
-    eventually(lambda: install.lease_holder(prepared).partition("_")[0] in new, 60, "a new operator to hold the Lease")
+    eventually(lambda: install.lease_holder(prepared).partition("_")[0] in new, "a new operator to hold the Lease", 60)
     assert killed not in new
     upgraded = untouched(job, began, pods)
     # The operator's default image has changed with it; a job keeps the one that its pods have.

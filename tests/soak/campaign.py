@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from awaited import eventually
 from checker.check import Verdict
 from demonstration.target import Target
-from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob, eventually
+from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob
 from localcluster import Cluster
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
@@ -194,5 +195,5 @@ def _settled(cluster: Cluster, before: Nodes, began: float) -> Nodes:
         return found[-1].cgroups <= before.cgroups and found[-1].mounts <= before.mounts
 
     with suppress(AssertionError):  # the result says what was left
-        eventually(settled, 150, "the nodes to be as they were before the job")
+        eventually(settled, "the nodes to be as they were before the job", 150)
     return found[-1]

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from awaited import eventually
 from demonstration.target import DemoError, Target
-from e2e.jobs import eventually
 from e2e.matrix import judge
 from e2e.matrix.deal import Case
 from e2e.matrix.faults import FAULTS, Fault
@@ -78,7 +78,7 @@ class Campaign:
             after = self._recovered(leg, plan, before)
             self._say(f"step {after.status.progress.step}: it trains again; the cluster is put right")
         leg.put_right()
-        eventually(lambda: operators_are_ready(self._target), 120, "all operators")
+        eventually(lambda: operators_are_ready(self._target), "all operators", 120)
         goal = min(leg.job.job.status.progress.step + CALM_STEPS, leg.topology.steps)
         quiet = leg.job.until_step(goal, PATIENCE)
         self._say(f"step {quiet.status.progress.step}, restarts {quiet.status.restarts.total}")

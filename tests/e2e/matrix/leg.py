@@ -8,9 +8,10 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from awaited import eventually
 from demonstration import install
 from demonstration.target import Target
-from e2e.jobs import NAMESPACE, eventually
+from e2e.jobs import NAMESPACE
 from e2e.matrix.grounds import Grounds, Term
 from e2e.matrix.losses import Losses
 from e2e.matrix.topologies import Topology
@@ -57,7 +58,7 @@ class Leg:
         """Waits until all nodes can be used, their past is forgiven, and the job has the pods of its slots alone."""
         nodes = [node.name for node in self.cluster.nodes]
         self.cluster.wait_nodes(nodes, self.cluster.record["gpus"])
-        eventually(self._no_pod_too_many, 120, f"{self.topology.nodes} pods and none of them in Terminating")
+        eventually(self._no_pod_too_many, f"{self.topology.nodes} pods and none of them in Terminating", 120)
         self._forgive()
 
     def _no_pod_too_many(self) -> bool:
