@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import difflib
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from rich.table import Table
 from lockstep_api import constants
 from lockstep_cli.cluster import connect
 from lockstep_cli.clusterlogs import log_lines
-from lockstep_cli.errors import CliError
+from lockstep_cli.errors import CliError, NotFoundError
 from lockstep_operator import errors, kube
 from lockstep_operator.kube import KubeClient
 from lockstep_operator.plan.pods import GPU_RESOURCE
@@ -27,6 +28,8 @@ LABEL_NODE = f"{constants.GROUP}/preflight-node"
 """On a pod: the place of its node among those of the call."""
 KEPT_SECONDS = 600
 """The cluster deletes the Jobs by itself where this tool was killed before it could."""
+LISTED = 10
+"""Nodes that a sentence names at most: all of a small cluster, the closest of a larger one."""
 
 Manifest = dict[str, Any]
 
@@ -86,7 +89,44 @@ async def _nodes(client: KubeClient, named: Iterable[str], selector: str) -> lis
         chosen += [item["metadata"]["name"] for item in page.items if item["metadata"]["name"] not in chosen]
     if not chosen:
         raise CliError("no node is chosen: name some, or give --selector with labels that nodes have")
+    # Whoever may not read nodes is believed, and a pod without a node waits until the time is over.
+    with suppress(errors.RefusedError):
+        # Each is asked for by itself: a list of all would be tens of megabytes in a large cluster.
+        if missing := [name for name in dict.fromkeys(named) if not await _is_there(client, name)]:
+            raise NotFoundError(unknown(missing, await _all(client)))
     return chosen
+
+
+async def _is_there(client: KubeClient, name: str) -> bool:
+    try:
+        found = await client.get(kube.NODES.path(name=name))
+    except errors.NotFoundError:
+        return False
+    # An empty name asks for the list, one with a slash for a part of a node.
+    return bool(found.get("metadata", {}).get("name") == name)
+
+
+async def _all(client: KubeClient) -> list[str]:
+    """Names of the cluster's nodes; none where they can't be listed."""
+    try:
+        page = await client.list(kube.NODES.path())
+    except errors.RefusedError:
+        return []
+    return [item["metadata"]["name"] for item in page.items]
+
+
+def unknown(missing: Sequence[str], there: Sequence[str]) -> str:
+    """That the cluster has no nodes of these names, and which it has. ``there`` is empty where that is not known."""
+    what = f"{', '.join(name or '(an empty name)' for name in missing)}: the cluster has no such node"
+    what += "s" if len(missing) > 1 else ""
+    if not there:
+        return f"{what}; `kubectl get nodes` lists those that there are"
+    if len(there) <= LISTED:
+        return f"{what}; there {'are' if len(there) > 1 else 'is'} {', '.join(sorted(there))}"
+    close = dict.fromkeys(one for name in missing for one in difflib.get_close_matches(name, there))
+    if not close:
+        return f"{what}, nor one of the {len(there)} a name like it; `kubectl get nodes` lists them"
+    return f"{what}; the closest of the {len(there)} are {', '.join([*close][:LISTED])}; `kubectl get nodes` lists all"
 
 
 def manifest(call: str, index: int, node: str, *, image: str, gpus: int, tier: str) -> Manifest:
