@@ -143,7 +143,7 @@ class SlowVerdict:
 
     cause: str  # Clock, Memory, Compute, Host, Network, Data, Pauses, PipelineImbalance, LengthImbalance
     ranks: tuple[int, ...]
-    nodes: tuple[str, ...]  # of these ranks
+    nodes: tuple[str, ...]  # of these ranks; none where no node is to blame
     since: int  # step at which it began, as far as can be told
     slowdown: float  # how much longer what is slow takes than it should: 0.3 is 30 %
     cost: float  # share of the job's step time that it loses, 0 to 1

@@ -218,13 +218,14 @@ class Verdict(StatusModel):
     """Slow, Corrupt, or Outlier."""
     cause: str
     """Of a slow one: Clock, Memory, Compute, Host, Network, Data: of these ranks; Pauses, PipelineImbalance,
-    LengthImbalance: of the workload, which no node is to blame for. Of a corrupt one: Permanent, wrong each time that
-    it was looked at; Intermittent; Undecided, of these ranks some are wrong, and nobody can say which. Of an outlier,
-    the job's figure that is far above what it lately was: loss, gradientNorm, updateSize."""
+    LengthImbalance: of the workload, which no node is to blame for, and neither for Host where the container's CPU
+    limit holds it up. Of a corrupt one: Permanent, wrong each time that it was looked at; Intermittent; Undecided, of
+    these ranks some are wrong, and nobody can say which. Of an outlier, the job's figure that is far above what it
+    lately was: loss, gradientNorm, updateSize."""
     ranks: list[int] = Field(default_factory=list)
     """Global ranks; none where all are alike."""
     nodes: list[str] = Field(default_factory=list)
-    """Kubernetes nodes of these ranks."""
+    """Kubernetes nodes of these ranks; none where no node is to blame."""
     devices: list[str] = Field(default_factory=list)
     """GPUs of corrupt ranks, by serial number and UUID, where the preflight checks have read them."""
     since: int = 0

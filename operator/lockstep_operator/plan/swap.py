@@ -46,7 +46,8 @@ class Choice:
 
 def choose(job: TrainingJob, status: TrainingJobStatus, observed: Observed, now: float) -> Choice | None:
     """The oldest verdict that stands and blames the node of a member. None: there is none, or nothing is to be done
-    about it. A verdict on a node that was left since, or on a slot's former node, is no reason."""
+    about it. A verdict on a node that was left since, or on a slot's former node, is no reason, nor is one that names
+    none: a host that its container's CPU limit holds up."""
     found = _blamed(job, status, observed)
     if found is None:
         return None

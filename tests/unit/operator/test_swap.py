@@ -157,6 +157,24 @@ def test_no_node_is_left_for_what_another_one_would_not_help_against(cause: str,
     assert condition(world) is None
 
 
+def test_for_a_host_that_its_containers_limit_holds_up_no_node_is_left_and_the_remedy_is_said() -> None:
+    """The leader's verdict on it names no node. One on a host that its node holds up does, and that is left."""
+    world = running()
+    limit = verdict(world, cause="Host", nodes=(), evidence="Raise resources.limits.cpu.")
+    for step in range(11, 14):
+        world.now += 1
+        tell(world, limit, step=step)
+    assert stops(world) == []
+    assert condition(world) is None
+    assert world.status.excluded_nodes == []
+    assert "Raise resources.limits.cpu." in why(world.job, world.now)
+    tell(world, limit, verdict(world, slot=2, cause="Host"), step=14)
+    assert reason(world) == "Moving"
+    assert stops(world) != []
+    stopped(world)
+    assert [one.node for one in world.status.excluded_nodes] == ["node-2"]
+
+
 def test_what_comes_and_goes_pushes_no_slow_node_out_of_the_status() -> None:
     """Pauses that are found every half minute, while another pod is made ready."""
     world = running(spares=0)

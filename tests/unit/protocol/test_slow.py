@@ -135,15 +135,54 @@ def test_slow_work_on_a_device_as_fast_as_the_others_names_nobody() -> None:
     assert not run.said("straggler")
 
 
-def test_a_host_that_is_late_in_each_step_is_named_with_what_holds_it_up() -> None:
-    """A quota is no fault of the node, and the sentence says so."""
+@pytest.mark.parametrize(
+    ("throttled", "nodes", "remedy"),
+    [
+        (0.2, (), "raise resources.limits.cpu"),
+        (0.05, ("node-1",), "other processes of its node"),
+        (0.0, ("node-1",), "other processes of its node"),
+    ],
+)
+def test_a_late_host_blames_its_node_unless_its_containers_limit_holds_it_up(
+    throttled: float, nodes: tuple[str, ...], remedy: str
+) -> None:
+    """On another node it would be as late: the operator would leave one after the other for it."""
     run = Run(SlowRules())
     run.train(60)
-    run.stood = lambda rank, _: (0.15, 0.0, 0.2) if rank == 2 else (0.0, 0.0, 0.0)
+    run.stood = lambda rank, _: (0.15, 0.0, throttled) if rank == 2 else (0.0, 0.0, 0.0)
     run.train(60)
     (line,) = run.said("straggler")
-    assert (line["ranks"], line["cause"]) == ((2,), "Host")
-    assert "resources.limits.cpu" in line["evidence"]
+    assert (line["ranks"], line["cause"], line["nodes"]) == ((2,), "Host", nodes)
+    assert remedy in line["evidence"]
+    (verdict,) = run.leader.reports.slow
+    assert verdict.nodes == nodes
+
+    run.stood = lambda *_: (0.0, 0.0, 0.0)
+    run.train(80)
+    (ended,) = run.said("straggler_ended")
+    assert tuple(ended["nodes"]) == nodes, "by then the host stands still for nothing"
+    (verdict,) = run.leader.reports.slow
+    assert verdict.ended is not None
+
+
+def test_other_ranks_limits_acquit_no_node() -> None:
+    """Those beside a late one may use up theirs and be in time."""
+    run = Run(SlowRules())
+    run.train(60)
+    run.stood = lambda rank, _: (0.15, 0.0, 0.0) if rank == 2 else (0.0, 0.0, 0.5)
+    run.train(60)
+    (line,) = run.said("straggler")
+    assert (line["ranks"], line["cause"], line["nodes"]) == ((2,), "Host", ("node-1",))
+
+
+def test_a_device_that_is_slow_is_its_nodes_whatever_its_containers_limit_is() -> None:
+    run = Run(SlowRules())
+    run.train(60)
+    run.slow = run.device = 1.5
+    run.stood = lambda rank, _: (0.001, 0.0, 0.2) if rank == 2 else (0.0, 0.0, 0.0)
+    run.train(60)
+    (line,) = run.said("straggler")
+    assert (line["cause"], line["nodes"]) == ("Compute", ("node-1",))
 
 
 def test_pauses_now_of_one_rank_now_of_another_are_found_and_blame_no_node() -> None:

@@ -32,7 +32,7 @@ from lockstep_trainer.protocol.hangs import Blame, group_alike
 from lockstep_trainer.protocol.lineage import begun_from
 from lockstep_trainer.protocol.outliers import Outliers
 from lockstep_trainer.protocol.policy import Fault
-from lockstep_trainer.protocol.slow import over, remember
+from lockstep_trainer.protocol.slow import blamed, over, remember
 
 if TYPE_CHECKING:
     from lockstep_trainer.protocol.leader import Leader
@@ -258,8 +258,9 @@ class Reports:
 
     def no_longer_slow(self, leader: Leader, ended: SlowVerdict, now: float) -> list[Effect]:
         """They are not any more, or are not looked at any more."""
+        nodes = blamed(self.slow, ended)
         self.slow, self.dirty = over(self.slow, ended, now), True
-        told = {"cause": ended.cause, "ranks": list(ended.ranks), "nodes": list(ended.nodes), "since": ended.since}
+        told = {"cause": ended.cause, "ranks": list(ended.ranks), "nodes": list(nodes), "since": ended.since}
         return [self._line(leader, now, "straggler_ended", **told), Persist()]
 
     def injected_there(self, leader: Leader, message: Injected, now: float) -> list[Effect]:

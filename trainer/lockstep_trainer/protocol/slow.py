@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lockstep_api.messages import RankWork, SlowVerdict, StepSummary
 from lockstep_trainer.protocol.effects import Effect
-from lockstep_trainer.protocol.standstill import Standstill
+from lockstep_trainer.protocol.standstill import Reason, Standstill
 
 if TYPE_CHECKING:
     from lockstep_trainer.protocol.leader import Leader
@@ -173,15 +173,15 @@ class SlowRanks:
         nodes = _nodes(leader)
         named = dict.fromkeys(nodes[rank // leader.plan.gpus_per_node] for rank in finding.ranks)
         cause = str(finding.cause)
-        why = self._standstill.why(finding.ranks) if cause in _STANDSTILL else ""
+        why = self._standstill.why(finding.ranks) if cause in _STANDSTILL else Reason()
         return SlowVerdict(
             cause=cause,
             ranks=finding.ranks,
-            nodes=tuple(named) if finding.cause.blames_node else (),
+            nodes=tuple(named) if finding.cause.blames_node and not why.follows else (),
             since=finding.since,
             slowdown=round(finding.slowdown, 3),
             cost=round(finding.cost, 4),
-            evidence=" ".join(filter(None, (finding.evidence, why))),
+            evidence=" ".join(filter(None, (finding.evidence, why.sentence))),
             at=now,
         )
 
@@ -196,10 +196,17 @@ def remember(known: list[SlowVerdict], found: SlowVerdict) -> list[SlowVerdict]:
 
 def over(known: list[SlowVerdict], ended: SlowVerdict, now: float) -> list[SlowVerdict]:
     """The verdicts, of which this one is over."""
-    return [
-        replace(one, ended=now) if one.ended is None and (one.cause, one.ranks) == (ended.cause, ended.ranks) else one
-        for one in known
-    ]
+    return [replace(one, ended=now) if _stands(one, ended) else one for one in known]
+
+
+def blamed(known: list[SlowVerdict], ended: SlowVerdict) -> tuple[str, ...]:
+    """Nodes that the verdict named when it was said. By its end its ranks may be elsewhere, and what a host stood still
+    for is over."""
+    return next((one.nodes for one in known if _stands(one, ended)), ended.nodes)
+
+
+def _stands(one: SlowVerdict, ended: SlowVerdict) -> bool:
+    return one.ended is None and (one.cause, one.ranks) == (ended.cause, ended.ranks)
 
 
 def _nodes(leader: Leader) -> dict[int, str]:
