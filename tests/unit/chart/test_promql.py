@@ -54,6 +54,53 @@ def test_every_query_of_a_dashboard_parses(promtool: Promtool, path: Path) -> No
     promtool("check", "rules", document={"groups": [{"name": "dashboard", "rules": rules}]})
 
 
+TWO_JOBS = {
+    'lockstep_job_phase{namespace="a",job_name="x",phase="Running",pod="op"}': "1x60",
+    'lockstep_job_phase{namespace="b",job_name="y",phase="Running",pod="op"}': "1x60",
+    'lockstep_job_phase{namespace="b",job_name="z",phase="Running",pod="op"}': "0x60",
+    'lockstep_job_gpus{namespace="a",job_name="x",pod="op"}': "16x60",
+    'lockstep_job_gpus{namespace="b",job_name="y",pod="op"}': "8x60",
+    'lockstep_job_gpus{namespace="b",job_name="z",pod="op"}': "64x60",
+    'lockstep_job_goodput_ratio{namespace="a",job_name="x",pod="op"}': "0.97x60",
+    'lockstep_job_goodput_ratio{namespace="b",job_name="y",pod="op"}': "0.75x60",
+    'lockstep_job_goodput_ratio{namespace="b",job_name="z",pod="op"}': "0.1x60",
+    'lockstep_job_ledger_gpu_seconds{namespace="a",job_name="x",class="productive",pod="op"}': "0+60x60",
+    'lockstep_job_ledger_gpu_seconds{namespace="b",job_name="y",class="productive",pod="op"}': "0+30x60",
+    'lockstep_job_ledger_gpu_seconds{namespace="b",job_name="y",class="starting",pod="op"}': "0+10x60",
+    'lockstep_job_restarts{namespace="a",job_name="x",rung="pod",pod="op"}': "0x60",
+    'lockstep_job_restarts{namespace="b",job_name="y",rung="pod",pod="op"}': "1+1x60",
+}
+"""Two jobs that train and one that has ended, in three series each of one operator; a sample a minute."""
+
+
+@pytest.mark.parametrize(
+    ("panel", "expected"),
+    [
+        ("Jobs that train", {"": 2}),
+        ("GPUs that train", {"": 24}),
+        ("Goodput", {"": 0.9}),
+        ("GPUs that train, by namespace", {'namespace="a"': 16, 'namespace="b"': 8}),
+        ("Where the GPU time went", {'class="productive"': 5400, 'class="starting"': 600}),
+        ("Least goodput", {'job_name="y", namespace="b"': 0.75, 'job_name="x", namespace="a"': 0.97}),
+        ("Restarts by rung", {'rung="pod"': 60}),
+        ("Most restarts", {'job_name="y", namespace="b"': 61}),
+        ("Nodes left out", {"": 0}),
+    ],
+)
+def test_the_fleets_panels_add_up_jobs_that_train(promtool: Promtool, panel: str, expected: dict[str, float]) -> None:
+    panels = json.loads((FILES / "dashboards/fleet.json").read_text())["panels"]
+    found = next(one for one in panels if one["title"] == panel)
+    query = found["targets"][0]["expr"].replace("$namespace", ".*").replace("$__range", "1h")
+    samples = [{"labels": f"{{{labels}}}", "value": value} for labels, value in expected.items()]
+    asked = {"expr": query, "eval_time": "60m", "exp_samples": samples}
+    series = [{"series": name, "values": values} for name, values in TWO_JOBS.items()]
+    document = {
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": series, "promql_expr_test": [asked]}],
+    }
+    promtool("test", "rules", document=document)
+
+
 def test_the_rules_are_valid(promtool: Promtool) -> None:
     promtool("check", "rules", document=yaml.safe_load((FILES / "alerts.yaml").read_text()))
 
