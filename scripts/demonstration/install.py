@@ -15,10 +15,12 @@ SECRET = "s3-credentials"
 CHART = REPOSITORY / "charts/lockstep"
 
 
-def install_all(target: Target, namespace: str, bucket: str, *, operators: int = 2) -> None:
+def install_all(
+    target: Target, namespace: str, bucket: str, *, operators: int = 2, values: dict[str, str | int] | None = None
+) -> None:
     """Images onto the local cluster's nodes, operators (two: one may lose its node), namespace and bucket."""
     load_images(target, build_images(target))
-    helm_install(target, {"replicas": operators})
+    helm_install(target, {"replicas": operators, **(values or {})})
     prepare_namespace(target, namespace, bucket)
 
 

@@ -50,6 +50,7 @@ def test_what_the_defaults_install(render: Render) -> None:
         ("RoleBinding", "ls-nodes"),
         ("Service", "ls-metrics"),
         ("Deployment", "ls"),
+        ("ConfigMap", "ls-dashboard-fleet"),
         ("ConfigMap", "ls-dashboard-job"),
     }
 
@@ -67,7 +68,7 @@ def test_what_the_defaults_install(render: Render) -> None:
         ({"metrics": {"podMonitor": {"enabled": True}}}, {("PodMonitor", "ls-agents")}, set()),
         ({"prometheusRule": {"enabled": True}}, {("PrometheusRule", "ls")}, set()),
         ({"networkPolicy": {"enabled": True}}, {("NetworkPolicy", "ls")}, set()),
-        ({"dashboards": {"enabled": False}}, set(), {("ConfigMap", "ls-dashboard-job")}),
+        ({"dashboards": {"enabled": False}}, set(), {("ConfigMap", f"ls-dashboard-{one}") for one in ("job", "fleet")}),
         ({"serviceAccount": {"create": False}}, set(), {("ServiceAccount", "ls")}),
         (
             {"watchNamespaces": ["team-a"]},
