@@ -93,8 +93,10 @@ def test_a_slow_rank_is_named_and_its_node_left_without_a_lost_step(cluster_with
         target.exec(NAMESPACE, pod, ["python3", "-c", order])
 
         after = job.until(left, 500, "the move of the slow rank's slot")
-        named = {(one.kind, *one.nodes) for one in after.status.verdicts if one.ranks == [SLOW]}
-        assert named == {("Slow", node)}, job.story()
+        # Of three ranks beside it two are references: what they tell of noise lets the third be named with it at times.
+        named = [one for one in after.status.verdicts if SLOW in one.ranks]
+        assert {(one.kind, *one.nodes) for one in named} == {("Slow", node)}, job.story()
+        assert all(set(one.ranks) <= {SLOW, SLOW - 1} for one in named), job.story()
         fault = next(one for one in after.status.faults if one.cause == "Straggler")
         assert (fault.pod, fault.node, fault.rung, fault.witness) == (pod, node, "spare", "ownWork")
         assert (fault.steps_lost, after.status.restarts.total) == (0, 1), job.story()
@@ -105,7 +107,7 @@ def test_a_slow_rank_is_named_and_its_node_left_without_a_lost_step(cluster_with
         last = after.status.progress.step + BEHIND
         ended = job.until(
             lambda now: now.status.progress.step >= last
-            and all(one.ended for one in now.status.verdicts if one.ranks == [SLOW]),
+            and all(one.ended for one in now.status.verdicts if SLOW in one.ranks),
             240, "steps without that verdict",
         )  # fmt: skip
         assert pod not in {one["metadata"]["name"] for one in job.pods()}
