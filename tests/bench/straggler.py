@@ -1,6 +1,6 @@
 """How well slow ranks are found, on scenarios written without sight of the detector, beside NVRx's published rule.
 
-    python tests/bench/straggler.py [--each 10] [--kinds clock,link] [--minutes 10] [--write]
+    python tests/bench/straggler.py [--each 10] [--first 0] [--kinds clock,link] [--minutes 10] [--write]
 
 Plays ``--each`` scenarios of every kind (`stragglers.scenarios` says what counts as what) in virtual time, the same to
 both detectors, and prints what they found, what was false, and how many steps it took. What was played goes to
@@ -50,7 +50,7 @@ def nvrx(places: Sequence[Place], _threshold: float) -> Searcher:
 DETECTORS: Mapping[str, Make] = {"lockstep": lockstep, "nvrx": nvrx}
 
 
-def play_all(each: int, kinds: tuple[str, ...], path: Path, seconds: float) -> list[tuple[str, Outcome, float]]:
+def play_all(seeds: range, kinds: tuple[str, ...], path: Path, seconds: float) -> list[tuple[str, Outcome, float]]:
     """(detector, outcome, µs of CPU time per rank and step) of all that has been played; no scenario is begun after
     ``seconds``."""
     done: dict[tuple[str, str], tuple[Outcome, float]] = {}
@@ -61,7 +61,7 @@ def play_all(each: int, kinds: tuple[str, ...], path: Path, seconds: float) -> l
             done[kept["detector"], kept["outcome"]["name"]] = Outcome(**outcome), kept["cpu"]
     path.parent.mkdir(parents=True, exist_ok=True)
     began, played = time.monotonic(), []
-    for kind, seed in ((kind, seed) for seed in range(each) for kind in kinds):
+    for kind, seed in ((kind, seed) for seed in seeds for kind in kinds):
         name = f"{kind}-{seed}"
         missing = [detector for detector in DETECTORS if (detector, name) not in done]
         if missing:
@@ -122,6 +122,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--each", type=int, default=10, help="scenarios of every kind; default 10")
+    parser.add_argument("--first", type=int, default=0, help="seed to begin with; others than those looked at before")
     parser.add_argument("--kinds", default=",".join(KINDS), help="default: all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no scenario after that")
     parser.add_argument("--write", action="store_true", help="add to docs/results/straggler.json")
@@ -132,9 +133,10 @@ def main() -> None:
             parser.error(f"argument --kinds: there is no {kind!r}; there are {', '.join(KINDS)}")
     head = results.origin("slow ranks found in held-out scenarios, and NVRx's rule on the same", "virtual time")
     path = REPOSITORY / f"build/straggler-{head['commit']}.jsonl"
-    played = play_all(arguments.each, kinds, path, 60 * arguments.minutes)
+    seeds = range(arguments.first, arguments.first + arguments.each)
+    played = play_all(seeds, kinds, path, 60 * arguments.minutes)
     console = Console(width=140)
-    result: dict[str, Any] = {**head, "each": arguments.each}
+    result: dict[str, Any] = {**head, "each": arguments.each, "first": arguments.first}
     by_detector = {name: [outcome for detector, outcome, _ in played if detector == name] for name in DETECTORS}
     for name, outcomes in by_detector.items():
         cpu = [cpu for detector, _, cpu in played if detector == name]

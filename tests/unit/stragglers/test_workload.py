@@ -76,6 +76,39 @@ def test_all_ranks_waiting_for_batches_in_turn_names_none_of_them() -> None:
     assert [(one.cause, one.ranks) for one in job.findings()] == [(Cause.DATA, ())]
 
 
+@pytest.mark.parametrize(
+    ("ranks", "pipeline", "every", "since"), [(8, 1, 1, 60), (8, 1, 3, 60), (2, 1, 1, 0), (4, 2, 1, 60)]
+)
+def test_all_ranks_waiting_for_batches_at_once_are_one_finding_that_names_none(
+    ranks: int, pipeline: int, every: int, since: int
+) -> None:
+    """Nobody is slower than the others: a store or a network that all read from."""
+
+    def change(step: Step) -> None:
+        if since <= step.number < 400 and step.number % every == 0:
+            step.data += 0.25 * every
+
+    job = Job(places(ranks, pipeline))
+    job.play(400, change)
+    (finding,) = job.findings()
+    assert (finding.cause, finding.ranks) == (Cause.DATA, ())
+    assert abs(finding.since - max(since, 3)) <= 3 * every
+    assert finding.slowdown == pytest.approx(0.25, rel=0.1)
+    assert finding.evidence.startswith("All ranks at once waited for batches")
+    job.play(200)
+    assert len(job.ended()) == 1
+
+
+def test_a_store_that_is_away_for_a_moment_is_no_finding() -> None:
+    def change(step: Step) -> None:
+        if step.number in (80, 81, 150):
+            step.data += 20.0
+
+    job = Job(places(8))
+    job.play(300, change)
+    assert not job.findings()
+
+
 def test_pauses_of_now_one_host_now_another_are_one_finding_that_names_none() -> None:
     random = np.random.default_rng(5)
 

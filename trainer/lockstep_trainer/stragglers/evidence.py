@@ -56,9 +56,10 @@ def network(seen: Seen, pairs: float) -> Finding:
     )
 
 
-def data(seen: Seen) -> Finding:
-    """Batches come late."""
-    who = _named(seen.ranks) if seen.ranks else "Now one rank, now another"
+def data(seen: Seen, *, everyone: bool = False) -> Finding:
+    """Batches come late: to the ranks that were seen, and where there are none, to ``everyone`` at once or by turns."""
+    nobody = "All ranks at once" if everyone else "Now one rank, now another"
+    who = _named(seen.ranks) if seen.ranks else nobody
     return _finding(
         Cause.DATA,
         seen,

@@ -20,8 +20,9 @@ class Measures:
     """The last ``LONGEST`` steps of a layout.
 
     ``compute`` and ``lengths`` are logarithms of ratios: computed to expected, and expected to the peers' expected.
-    ``host`` and ``data`` are shares of the peers' own work in a step. ``stages`` is the logarithm of a stage's compute
-    over the mean of the stages that computed the same samples.
+    ``host`` and ``data`` are shares of the peers' own work in a step, above what is usual among peers. ``store``, of
+    one unit, is for how much of a step's work, waiting left out, nearly all ranks of a stage waited for their batches.
+    ``stages`` is the logarithm of a stage's compute over the mean of the stages that computed the same samples.
     """
 
     def __init__(self, layout: Layout, user: Settings) -> None:
@@ -36,9 +37,11 @@ class Measures:
         self.lengths = History(ranks, max(1.0, 3 * log))
         self.host = History(ranks, 1.0)
         self.data = History(ranks, 1.0)
+        self.store = History(1, 1.0)
         self.stages = History(len(layout.stages), 3 * log)
         self._raw = {name: np.full((LONGEST, ranks), np.nan, dtype=np.float32) for name in _RAW}
         self._seconds = np.full(LONGEST, np.nan)
+        self._compared = [group for group in layout.peers if len(group) > 1]
         self._usual_host: float | None = None  # of a rank alone in its job
 
     def add(self, number: int, work: Sequence[Work], seconds: float) -> None:
@@ -103,9 +106,9 @@ class Measures:
         """Share of the job's step time, over the last steps, that so many seconds a step are."""
         return min(max(seconds / max(self.seconds(last), 1e-9), 0.0), 1.0)
 
-    def own(self, last: int) -> float:
+    def own(self, last: int, parts: Sequence[str] = ("compute", "host", "data")) -> float:
         """Median seconds of own work in a step, over ranks and the last steps."""
-        return median(sum((self.raw(name, last) for name in ("compute", "host", "data")), np.zeros(1)).ravel())
+        return median(sum((self.raw(name, last) for name in parts), np.zeros(1)).ravel())
 
     def level(self, name: str, rank: int, last: int) -> float:
         """Median of what was told of a rank over the last steps; 0 where it is not known."""
@@ -134,6 +137,9 @@ class Measures:
                 shares[group] = (values[group] - (median(base) if len(group) != 2 else least)) / scale
         self.host.append(host)
         self.data.append(data)
+        work = own - last["data"]
+        together = [_least(last["data"][group]) / max(median(work[group]), 1e-9) for group in self._compared]
+        self.store.append(np.array([max(together, default=0.0)]))
 
     def _between_stages(self, compute: Floats) -> Floats:
         columns = self.layout.columns
@@ -160,6 +166,12 @@ class Measures:
             for group in self.layout.peers:
                 ratio[:, group] -= _centres(ratio[:, group]) if len(group) > 1 else everyone
         return ratio, lengths
+
+
+def _least(values: Floats) -> float:
+    """The lower quartile of what is known; 0 where nothing is."""
+    known = np.sort(values[np.isfinite(values)])
+    return float(known[(len(known) - 1) // 4]) if len(known) else 0.0
 
 
 def _centres(values: Floats) -> Floats:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from lockstep_trainer.stragglers import evidence, settings
 from lockstep_trainer.stragglers.history import Floats
 from lockstep_trainer.stragglers.measures import Measures
@@ -29,6 +31,7 @@ class WorkloadSearch:
         peers, pause = self._layout.peers, max(user.threshold, settings.PAUSE)
         self._watches = {
             "data": Watch(measures.data, peers, user.threshold, test="events"),
+            "store": Watch(measures.store, (np.zeros(1, dtype=np.intp),), user.threshold, test="events"),
             "lengths": Watch(
                 measures.lengths,
                 peers,
@@ -57,12 +60,26 @@ class WorkloadSearch:
             worst = max(found, key=lambda one: one.excess)
             seen = self._seen("data", found, worst, worst.excess * measures.own(worst.window))
             findings.append(self._stand(evidence.data(seen), "data", found))
+        findings += self._store()
         self._stalls.add(shares, self._register.units("data"))
         window = self._stalls.frequent(len(self._layout.places))
-        if window and not self._register.units("stalls") and not self._register.units("data"):
+        if window and not any(self._register.units(part) for part in ("stalls", "data", "store")):
             finding = evidence.data(self._together(self._stalls, window))
             findings.append(self._register.add(Standing(finding, "stalls", _EVERYONE, window, measures.steps)))
         return findings
+
+    def _store(self) -> list[Finding]:
+        """All ranks wait in the same steps. None is slower than the others, so the wait is compared with the work."""
+        if self._register.units("store") or self._register.units("stalls"):
+            return []
+        found = self._watches["store"].shifts(frozenset())
+        if not found:
+            return []
+        (shift,), measures = found, self._measures
+        since = measures.number(self._watches["store"].began(shift))
+        lost = measures.lost(shift.excess * measures.own(shift.window, ("compute", "host")), shift.window)
+        seen = evidence.Seen((), since, shift.excess, lost)
+        return [self._stand(evidence.data(seen, everyone=True), "store", found)]
 
     def _lengths(self) -> list[Finding]:
         measures = self._measures
