@@ -56,10 +56,10 @@ class Agent:
         """Look at the volume, adopt what runs, then go on."""
         self.pod.tell_held()
         self._tell_staged()
-        running = self.node.member.running
+        running = self.node.member.workers.running
         if running:
             ours = {w.rank: w for w in self.pod.workers if w.start.term == running.term}
-            for rank in self.node.member.ranks(running):
+            for rank in self.node.member.workers.ranks(running):
                 worker = ours.get(rank)
                 if worker is None:
                     self.tell(events.WorkerEnded(running.term, rank, -9, self.world.clockwork.now))
@@ -80,7 +80,7 @@ class Agent:
         """What workers have staged while there was no agent."""
         member = self.node.member
         origin = member.holdings.memory.origin
-        own = [s.state for s in self.pod.volume.snapshots if s.whole and s.slot == member.working_slot]
+        own = [s.state for s in self.pod.volume.snapshots if s.whole and s.slot == member.workers.slot]
         own = [state for state in own if origin and Term(state.epoch, state.generation) == origin.term]
         if origin and own:
             self.tell(events.StateStaged(origin.term, max(own, key=lambda state: state.step)))
@@ -268,7 +268,7 @@ class Agent:
         self.world.invariants.launched(self.pod, effect.start)
         self.transfers.fetch(effect.start)
         idle = {worker.rank: worker for worker in self.pod.workers if worker.alive and worker.idle}
-        for rank in self.node.member.ranks(effect.start):
+        for rank in self.node.member.workers.ranks(effect.start):
             before = idle.pop(rank, None)
             if before and not effect.start.fresh:
                 self.world.workers.go_on(before, effect.start, rank)

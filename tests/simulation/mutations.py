@@ -52,13 +52,13 @@ MUTATIONS = (
     ),
     Mutation(
         "quiesced-before-reaped", "member",
-        "return effects if self.live else [*effects, *self._quiesced(now)]",
+        "return effects if self.workers.live else [*effects, *self._quiesced(now)]",
         "return [*effects, *self._quiesced(now)]",
         "Quiesced means that every worker is reaped",
     ),
     Mutation(
-        "quiesced-before-all-have-left", "member",
-        "return [] if self.live else self._quiesced(now)", "return self._quiesced(now)",
+        "quiesced-before-all-have-left", "nodeworkers",
+        "self.live.discard(event.rank)\n        self.resting.add", "self.live.clear()\n        self.resting.add",
         "Quiesced means that every worker is reaped, or out of its generation",
     ),
     Mutation(
@@ -82,8 +82,8 @@ MUTATIONS = (
         "a leader's new agent goes on with the old one's count",
     ),
     Mutation(
-        "kill-only-once-a-lifetime", "member",
-        "self._abandoning = term\n", "self._abandoning = self._abandoning or Term(0, 0)\n",
+        "kill-only-once-a-lifetime", "nodeworkers",
+        "self.abandoning = term\n", "self.abandoning = self.abandoning or Term(0, 0)\n",
         "Abandon ends the generation that it names",
     ),
     Mutation(
@@ -181,8 +181,8 @@ GUARDS = (
     ),
     Mutation(
         "keep-workers-without-memory", "member",
-        "self.running = memory.running if memory.container_starts == me.container_starts else None",
-        "self.running = None",
+        "running = memory.running if memory.container_starts == me.container_starts else None",
+        "running = None",
         "a new agent adopts the workers of the old one",
         test="unit/protocol/test_width.py",
     ),
@@ -206,7 +206,7 @@ GUARDS = (
     ),
     Mutation(
         "a-spare-works-on", "member",
-        "if self.spare and self.running:", "if False:",
+        "if self.spare and workers.running:", "if False:",
         "a pod that is no member ends its workers",
         test="unit/protocol/test_width.py",
     ),
@@ -224,7 +224,7 @@ GUARDS = (
     ),
     Mutation(
         "obey-an-old-start", "member",
-        "if start.term <= self.term or self.running:", "if self.running:",
+        "if start.term <= self.term or self.workers.running:", "if self.workers.running:",
         "a Start is obeyed once, and never after an Abandon of its generation",
         test="unit/protocol/test_guards.py",
     ),

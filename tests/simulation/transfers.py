@@ -30,7 +30,7 @@ class Transfers:
 
     @property
     def _slot(self) -> int:
-        slot = self._agent.node.member.working_slot
+        slot = self._agent.node.member.workers.slot
         assert slot is not None
         return slot
 

@@ -155,7 +155,7 @@ def test_a_start_is_obeyed_once() -> None:
     assert launches(member.handle(events.LeaderSaid(1, start), 1.0)) == 1
     member.handle(events.LeaderSaid(1, Abandon(JOB, Term(1, 1), "again")), 2.0)
     member.handle(events.WorkerEnded(Term(1, 1), 0, -9, 2.1), 2.1)
-    assert member.running is None
+    assert member.workers.running is None
     assert launches(member.handle(events.LeaderSaid(1, start), 3.0)) == 0
 
 

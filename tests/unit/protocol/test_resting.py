@@ -78,7 +78,7 @@ def test_what_an_older_generation_s_worker_says_is_not_about_this_one() -> None:
         member.handle(events.WorkerIdle(Term(1, 1), rank, 1.1), 1.1)
     member.handle(events.LeaderSaid(1, start(2)), 2.0)
     assert member.handle(events.WorkerIdle(Term(1, 1), 0, 1.1), 2.1) == []
-    assert member.live == {0, 1}
+    assert member.workers.live == {0, 1}
 
 
 def test_who_is_released_ends_its_workers_those_that_rest_too() -> None:

@@ -108,7 +108,7 @@ class Agent:
             effects.PinSnapshot: lambda effect: self.snapshots.pin(effect.state),
             effects.KeepSnapshot: lambda effect: self.snapshots.keep(effect.state),
             effects.DropSnapshots: self._drop,
-            effects.UploadState: lambda effect: self.uploads.order(effect, self.node.member.working_slot or 0),
+            effects.UploadState: lambda effect: self.uploads.order(effect, self.node.member.workers.slot or 0),
             effects.ExamineWorkers: lambda effect: self._spawn(self.workers.examine(effect.term)),
             effects.RequestSnapshot: lambda e: self.snapshots.request(hold=e.hold),
             effects.Journal: lambda effect: self._journal(effect.line),
@@ -137,12 +137,12 @@ class Agent:
     @property
     def newest_start(self) -> Start | None:
         """Orders of the running generation."""
-        return self.node.member.running
+        return self.node.member.workers.running
 
     def ranks(self) -> str:
         """Ranks of this node, for people."""
         start = self.newest_start
-        return ", ".join(map(str, self.node.member.ranks(start))) if start else "none"
+        return ", ".join(map(str, self.node.member.workers.ranks(start))) if start else "none"
 
     async def run(self, listening: socket.socket, metrics: socket.socket) -> None:
         """Serve until SIGTERM; then end the workers. ``metrics`` is the port without TLS."""
@@ -171,8 +171,9 @@ class Agent:
             for coroutine in background:
                 self._spawn(coroutine, ending)
             member = self.node.member
-            if member.running and member.working_slot is not None:
-                self.workers.adopt(member.running, member.working_slot)
+            workers = member.workers
+            if workers.running and workers.slot is not None:
+                self.workers.adopt(workers.running, workers.slot)
             self.workers.end_strays()
             self.snapshots.look()  # what an earlier agent's workers have staged, before anybody asks for it
             self._carry_out(self.node.resume(self.clock()))
@@ -199,7 +200,7 @@ class Agent:
         if start.restore:
             self.snapshots.durable(start.restore.state)
         if start.memory is None:
-            self.snapshots.leave_only(self.node.member.ranks(start))
+            self.snapshots.leave_only(self.node.member.workers.ranks(start))
         self.workers.launch(start, effect.slot, before=self.copies.fetch(start, effect.slot))
 
     def _leave(self, effect: effects.Leave) -> None:
@@ -211,7 +212,7 @@ class Agent:
         self.workers.kill(effect.term)
 
     def _copy(self, effect: effects.CopySnapshot) -> None:
-        self.copies.copy(effect.state, effect.buddy, effect.keep, self.node.member.working_slot or 0)
+        self.copies.copy(effect.state, effect.buddy, effect.keep, self.node.member.workers.slot or 0)
 
     def _drop(self, effect: effects.DropSnapshots) -> None:
         self.uploads.forget(effect.step, lambda state: Term(state.epoch, state.generation) < effect.term)
@@ -284,15 +285,15 @@ class Agent:
         member, seconds = self.node.member, self.settings.grace - _END_SECONDS
         durable, origin = self.snapshots.last_durable, member.holdings.memory.origin
         saved = max(durable.step if durable else 0, origin.step if origin else 0)
-        if not (member.live and member.connected and member.step > saved and seconds > 0):
+        if not (member.workers.live and member.connected and member.workers.step > saved and seconds > 0):
             return  # there is nothing to save, or nobody to say so to
         if not self.job.spec.get("checkpoint"):
             return
-        step = member.step
+        step = member.workers.step
         self.tell(events.PodEnding(seconds))
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while member.live and not ((now := self.snapshots.last_durable) and now.step >= step):
+                while member.workers.live and not ((now := self.snapshots.last_durable) and now.step >= step):
                     await asyncio.sleep(TICK_SECONDS)
 
 

@@ -97,7 +97,7 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         agent, member = self._agent, self._agent.node.member
         base = {"namespace": agent.job.namespace, "job_name": agent.job.name, "pod": agent.settings.pod}
-        yield _gauge("lockstep_agent_running_workers", base, len(member.live))
+        yield _gauge("lockstep_agent_running_workers", base, len(member.workers.live))
         yield _counter("lockstep_agent_starts_total", base, member.me.agent_starts)
         yield _counter("lockstep_agent_container_starts_total", base, member.me.container_starts)
         yield _gauge("lockstep_agent_leader_connected", base, member.connected)

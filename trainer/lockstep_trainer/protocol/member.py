@@ -28,7 +28,6 @@ from lockstep_api.messages import (
     Release,
     Start,
     Steps,
-    StepSummary,
     TakeSnapshot,
     Term,
     Upload,
@@ -68,7 +67,7 @@ from lockstep_trainer.protocol.events import (
     WorkersStepped,
 )
 from lockstep_trainer.protocol.holdings import Holdings, HoldingsMemory
-from lockstep_trainer.protocol.policy import PEER_LOST_EXIT
+from lockstep_trainer.protocol.nodeworkers import NodeWorkers
 
 BEAT_SECONDS = 1.0
 """Something is said at least so often on an open stream."""
@@ -76,12 +75,8 @@ SILENCE_SECONDS = 3.0
 """A stream without a word for so long counts as closed: three beats lost. While steps go on that costs nothing."""
 RESEND_SECONDS = 2.0
 """What was not acknowledged is said again after so long."""
-RETAINED_STEPS = 64
-"""Summaries kept for a leader that was away while steps went on."""
 RETAINED_INJECTIONS = 8
 """Faults made on purpose that a new leader hears of."""
-ABANDONED_EXIT = -9
-"""How workers end that their agent kills."""
 
 NO_TERM = Term(0, 0)
 
@@ -128,28 +123,19 @@ class Member:
         self.spare = memory.spare
         self.leader = memory.leader
         self.term = memory.term
-        self.step = memory.step
         # A container that was started again has none of its processes left.
-        self.running = memory.running if memory.container_starts == me.container_starts else None
-        self.working_slot = memory.slot if memory.working_slot is None else memory.working_slot
-        self.live = set(self.ranks(self.running)) if self.running else set()
-        self.resting: set[int] = set()
-        """Ranks whose workers are idle. What an earlier agent left so its successor ends."""
+        running = memory.running if memory.container_starts == me.container_starts else None
+        slot = memory.slot if memory.working_slot is None else memory.working_slot
+        self.workers = NodeWorkers(running, slot, memory.step, now)
         self.warm = False
         self.connected = False
         self.last_heard: float | None = now if memory.leader else None
         self._leaderless_seconds = leaderless_seconds
-        self._abandoning: Term | None = None
-        self._abandoned_at = 0.0
-        self._exits: dict[int, WorkerExited] = {}
-        self._recent: deque[StepSummary] = deque(maxlen=RETAINED_STEPS)
         self._injected: deque[Injection] = deque(maxlen=RETAINED_INJECTIONS)
         self.holdings = Holdings(memory.holdings)
-        self._section = "starting"
         self._said_at = now
         self._holdings_said_at = now
-        self._progress_at = now
-        self._persisted_step = self.step
+        self._persisted_step = memory.step
         self._opened_at = now
         self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
             Tick: lambda _, now: self._tick(now),
@@ -183,16 +169,16 @@ class Member:
             spare=self.spare,
             leader=self.leader,
             term=self.term,
-            running=self.running,
-            working_slot=self.working_slot,
-            step=self.step,
+            running=self.workers.running,
+            working_slot=self.workers.slot,
+            step=self.workers.step,
             container_starts=self.me.container_starts,
             holdings=self.holdings.memory,
         )
 
     def resume(self) -> list[Effect]:
         """After the agent's own restart: find the leader again."""
-        effects = self.holdings.resume(self.running)
+        effects = self.holdings.resume(self.workers.running)
         return [*effects, OpenStream(self.leader, self.epoch)] if self.leader else effects
 
     def inventory(self, now: float, leading: int | None) -> Inventory:
@@ -205,8 +191,8 @@ class Member:
             term=self.term,
             leading=leading,
             slot=None if self.spare else self.slot,
-            running=self.running.term if self.running else None,
-            step=self.step,
+            running=self.workers.running.term if self.workers.running else None,
+            step=self.workers.step,
             leader_silent=None if self.last_heard is None else max(0.0, now - self.last_heard),
             container_starts=self.me.container_starts,
             agent_starts=self.me.agent_starts,
@@ -223,11 +209,6 @@ class Member:
             invite.epoch > self.epoch or (invite.epoch == self.epoch and self.leader in (None, invite.leader))
         )
 
-    def ranks(self, start: Start) -> range:
-        """Global ranks of this node in that generation, its own newest one."""
-        first = (self.working_slot or 0) * start.gpus_per_node
-        return range(first, first + start.gpus_per_node)
-
     # -------------------------------------------------------------------------------------- stream
 
     def _invited(self, invite: Invite, now: float) -> list[Effect]:
@@ -241,10 +222,11 @@ class Member:
         self._opened_at = now
         self.last_heard = now
         effects: list[Effect] = [*([Persist()] if changed else []), OpenStream(invite.leader, invite.epoch)]
-        if self.spare and self.running:  # a member of an epoch of more nodes: nobody else will end its workers
-            effects += self._abandon(self.running.term, now)
-        elif self.spare and self.resting:
-            self.resting.clear()
+        workers = self.workers
+        if self.spare and workers.running:  # a member of an epoch of more nodes: nobody else will end its workers
+            effects += self._abandon(workers.running.term, now)
+        elif self.spare and workers.resting:
+            workers.resting.clear()
             effects.append(Kill(self.term))
         return effects
 
@@ -259,11 +241,11 @@ class Member:
         self.last_heard = self._said_at = now
         join = Join(self.me.job_uid, self.epoch, self.slot, self.inventory(now, None), self.holdings.memory.cut)
         effects: list[Effect] = [SendLeader(join)]
-        if self.running:
-            term = self.running.term
-            steps = Steps(self.me.job_uid, term, self.slot, tuple(self._recent), self._section)
-            effects.append(SendLeader(steps))
-            effects += [SendLeader(ended) for ended in self._exits.values()]
+        workers = self.workers
+        if workers.running:
+            term = workers.running.term
+            effects.append(SendLeader(Steps(self.me.job_uid, term, self.slot, workers.recent, workers.section)))
+            effects += [SendLeader(ended) for ended in workers.exits]
             effects += self._say_injected()
         return [*effects, *self._say_holdings(now)]
 
@@ -291,13 +273,13 @@ class Member:
                 return self._say(self.holdings.void(message.state), now)
             case Upload() if message.term == self.term:
                 return self.holdings.ordered(message)
-            case TakeSnapshot() if self.running and message.term == self.term:
+            case TakeSnapshot() if self.workers.running and message.term == self.term:
                 return [RequestSnapshot(message.term, message.hold)]
-            case Examine() if self.running and message.term == self.term:
+            case Examine() if self.workers.running and message.term == self.term:
                 return [ExamineWorkers(message.term)]
             case Release():
                 self.leader = None
-                self.resting.clear()
+                self.workers.resting.clear()
                 return [Kill(message.term), *self._abandon(message.term, now), CloseStream(), Persist()]
             case _:
                 return []
@@ -308,17 +290,11 @@ class Member:
         assert self.slot is not None
         if self.spare or start.term.epoch != self.epoch:
             return []
-        if start.term <= self.term or self.running:
+        if start.term <= self.term or self.workers.running:
             return [self._beat(now)]  # a repeated order; where it is a newer one, Abandon comes first
         self.term = start.term
-        moved = self.working_slot not in (None, self.slot)
-        self.running, self.working_slot = start, self.slot
-        self.live = set(self.ranks(start))
-        self.resting.clear()
-        self._exits.clear()
-        self._recent.clear()
-        self._section = "starting"
-        self._progress_at = now
+        moved = self.workers.slot not in (None, self.slot)
+        self.workers.start(start, self.slot, now)
         snapshots = self.holdings.started(start, self.slot, moved=moved)
         first = [Persist(), *snapshots, Launch(start, self.slot), self._beat(now)]
         return [*first, *self._say(self.holdings.held(self.holdings.copies, self.slot), now)]
@@ -328,12 +304,11 @@ class Member:
         raised = term > self.term
         self.term = max(self.term, term)
         effects: list[Effect] = [Persist()] if raised else []
-        if self.running and self.running.term > term:
+        workers = self.workers
+        if workers.running and workers.running.term > term:
             return [self._beat(now)]  # an old order
-        if self._abandoning is None:
-            self._abandoned_at = now
-        self._abandoning = term
-        if self.live:
+        workers.abandon(term, now)
+        if workers.live:
             return [*effects, self._end_of(term)]
         return [*effects, *self._quiesced(now)]
 
@@ -342,8 +317,7 @@ class Member:
         return Leave(term) if self.leader and not self.spare else Kill(term)
 
     def _quiesced(self, now: float) -> list[Effect]:
-        term, self._abandoning, self.running = self._abandoning, None, None
-        self._exits.clear()
+        term = self.workers.quiesced()
         return [Persist(), *(self._say_quiesced(term, now) if term else [])]
 
     def _say_quiesced(self, term: Term, now: float) -> list[Effect]:
@@ -351,67 +325,41 @@ class Member:
             return []
         self._said_at = now
         origin, copies = self.holdings.memory.origin, self.holdings.copies
-        return [SendLeader(Quiesced(self.me.job_uid, term, self.slot, origin, copies, len(self.resting)))]
+        return [SendLeader(Quiesced(self.me.job_uid, term, self.slot, origin, copies, len(self.workers.resting)))]
 
     def _worker_ended(self, event: WorkerEnded, now: float) -> list[Effect]:
+        workers = self.workers
         if event.term == self.term:
-            self.resting.discard(event.rank)
-        if not self.running or event.term != self.running.term or event.rank not in self.live or self.slot is None:
+            workers.resting.discard(event.rank)
+        if not workers.at_work(event.term, event.rank) or self.slot is None:
             return []
-        self.live.discard(event.rank)
-        ended = WorkerExited(
-            job_uid=self.me.job_uid,
-            term=event.term,
-            slot=self.slot,
-            rank=event.rank,
-            exit_code=event.exit_code,
-            error=event.error,
-            user_error=event.user_error,
-            log_tail=event.log_tail,
-            at=event.at,
-        )
-        if self._abandoning is None:
-            self._exits[event.rank] = ended
-            self._said_at = now
-            return [SendLeader(ended)]
-        # What ended before we killed it may be the root of the fault: the leader wants to hear of it.
-        own_end = event.at < self._abandoned_at or event.exit_code not in (ABANDONED_EXIT, 0)
-        effects: list[Effect] = [SendLeader(ended)] if own_end else []
-        return effects if self.live else [*effects, *self._quiesced(now)]
+        return self._no_longer_at_work(workers.ended(event, self.me.job_uid, self.slot), now)
 
     def _worker_idle(self, event: WorkerIdle, now: float) -> list[Effect]:
-        """Out of its generation: it was told to leave, or has lost a peer, which is a fault that the leader hears of as
-        if it had ended by it."""
-        if not self.running or event.term != self.running.term or event.rank not in self.live or self.slot is None:
+        if not self.workers.at_work(event.term, event.rank) or self.slot is None:
             return []
-        self.live.discard(event.rank)
-        self.resting.add(event.rank)
-        if self._abandoning is not None:
-            return [] if self.live else self._quiesced(now)
-        error = f"another worker went away: {event.error}"
-        lost = WorkerExited(self.me.job_uid, event.term, self.slot, event.rank, PEER_LOST_EXIT, error, at=event.at)
-        self._exits[event.rank] = lost
-        self._said_at = now
-        return [SendLeader(lost)]
+        return self._no_longer_at_work(self.workers.idle(event, self.me.job_uid, self.slot), now)
+
+    def _no_longer_at_work(self, said: WorkerExited | None, now: float) -> list[Effect]:
+        effects: list[Effect] = [SendLeader(said)] if said else []
+        if self.workers.abandoning is None:
+            self._said_at = now
+            return effects
+        return effects if self.workers.live else [*effects, *self._quiesced(now)]
 
     def _workers_stepped(self, event: WorkersStepped, now: float) -> list[Effect]:
-        if not self.running or event.term != self.running.term or self.slot is None:
+        running = self.workers.running
+        if not running or event.term != running.term or self.slot is None:
             return []
-        self._section = event.section
-        effects: list[Effect] = []
-        if event.done:
-            effects += self.holdings.fell_back(event.done[0].step)
-            self._recent.extend(event.done)
-            self.step = max(self.step, event.done[-1].step)
-            self._progress_at = now
+        effects = self.holdings.fell_back(event.done[0].step) if event.done else []
+        self.workers.stepped(event.done, event.section, now)
         self._said_at = now
-        return [
-            *effects,
-            SendLeader(Steps(self.me.job_uid, event.term, self.slot, event.done, event.section, event.work)),
-        ]
+        steps = Steps(self.me.job_uid, event.term, self.slot, event.done, event.section, event.work)
+        return [*effects, SendLeader(steps)]
 
     def _workers_examined(self, event: WorkersExamined, now: float) -> list[Effect]:
-        if not self.running or event.term != self.running.term or self.slot is None:
+        running = self.workers.running
+        if not running or event.term != running.term or self.slot is None:
             return []
         self._said_at = now
         return [SendLeader(Examined(self.me.job_uid, event.term, self.slot, event.positions))]
@@ -422,9 +370,10 @@ class Member:
         return self._say_injected()
 
     def _say_injected(self) -> list[Effect]:
-        if not self._injected or not self.running or self.slot is None:
+        running = self.workers.running
+        if not self._injected or not running or self.slot is None:
             return []
-        return [SendLeader(Injected(self.me.job_uid, self.running.term, self.slot, tuple(self._injected)))]
+        return [SendLeader(Injected(self.me.job_uid, running.term, self.slot, tuple(self._injected)))]
 
     def _warmed(self, event: Warmed, _: float) -> list[Effect]:
         self.warm = event.warm
@@ -435,7 +384,7 @@ class Member:
     def _snapshots_held(self, event: SnapshotsHeld, now: float) -> list[Effect]:
         changed = event.copies != self.holdings.copies
         effects = self._say(self.holdings.held(event.copies, self.slot), now)
-        if changed and self.running is None and self.connected:  # the next restore is chosen by it
+        if changed and self.workers.running is None and self.connected:  # the next restore is chosen by it
             effects += self._say_quiesced(self.term, now)
         return effects
 
@@ -456,6 +405,7 @@ class Member:
 
     def _tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
+        workers = self.workers
         silent = self.last_heard is not None and now - self.last_heard > SILENCE_SECONDS
         if self.connected and silent and self.leader:
             self.connected = False
@@ -465,18 +415,18 @@ class Member:
             effects.append(self._beat(now))
         if self.connected and now - self._holdings_said_at >= RESEND_SECONDS:
             effects += self._say_holdings(now)
-        if self.step != self._persisted_step:
-            self._persisted_step = self.step
+        if workers.step != self._persisted_step:
+            self._persisted_step = workers.step
             effects.append(Persist())
-        if self.live and self._abandoning is not None:
-            effects.append(self._end_of(self._abandoning))
-        elif self.running and not self.connected and self._leaderless(now):
-            effects += self._abandon(self.running.term, now)
+        if workers.live and workers.abandoning is not None:
+            effects.append(self._end_of(workers.abandoning))
+        elif workers.running and not self.connected and self._leaderless(now):
+            effects += self._abandon(workers.running.term, now)
         return effects
 
     def _leaderless(self, now: float) -> bool:
         """No leader and no step for so long: the others are gone, and whoever comes back starts anew."""
-        since = max(self.last_heard or 0.0, self._progress_at)
+        since = max(self.last_heard or 0.0, self.workers.advanced_at)
         return now - since > self._leaderless_seconds
 
     def _beat(self, now: float) -> SendLeader:
