@@ -86,7 +86,7 @@ def test_a_member_that_becomes_a_spare_ends_its_workers() -> None:
     assert Kill(Term(1, 1)) in effects
     for rank in (4, 5):
         survivor.handle(events.WorkerEnded(Term(1, 1), rank, -9, 5.1), 5.1)
-    assert survivor.running is None
+    assert survivor.workers.running is None
 
 
 def test_a_new_agent_knows_the_ranks_that_run_although_its_slot_has_changed() -> None:
@@ -97,7 +97,7 @@ def test_a_new_agent_knows_the_ranks_that_run_although_its_slot_has_changed() ->
     survivor.handle(invite(2, 0), 5.0)
     assert survivor.slot == 0
     again = Member(survivor.me, survivor.memory(), leaderless_seconds=60.0, now=6.0)
-    assert again.live == {4, 5}
+    assert again.workers.live == {4, 5}
 
 
 def test_what_another_slot_s_ranks_have_uploaded_is_uploaded_again() -> None:
