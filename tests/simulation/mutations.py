@@ -162,6 +162,12 @@ MUTATIONS = (
 
 GUARDS = (
     Mutation(
+        "wait-for-a-state-that-is-gone", "holdings",
+        "if known and not (known.gone and order.state != known.order.state):", "if known:",
+        "where the newest state in memory is lost, the next is brought to the store",
+        test="unit/protocol/test_uploads.py",
+    ),
+    Mutation(
         "blame-who-lost-its-peer", "hearing",
         "        if peer.container_restarted:", "        if False:",
         "a container that was started again is the root of what its workers' peers say",

@@ -8,6 +8,9 @@ import pytest
 
 from lockstep_api.messages import RestorePoint, StateId, StoredFile, Term, Upload, Uploaded, UploadProblem
 from lockstep_trainer.protocol.cadence import LONGEST_SECONDS, PRIOR_GPU_SECONDS, SHORTEST_SECONDS, cadence
+from lockstep_trainer.protocol.effects import UploadState
+from lockstep_trainer.protocol.events import UploadFailed
+from lockstep_trainer.protocol.holdings import Holdings, HoldingsMemory
 from lockstep_trainer.protocol.uploads import Uploads
 
 TERM = Term(1, 1)
@@ -65,6 +68,21 @@ def test_a_state_that_is_gone_gives_way_to_a_newer_one() -> None:
     uploads.failed(UploadProblem("job", TERM, 1, state(10), "not in memory", gone=True))
     assert not uploads.wants(state(10), durable(5), 0.0, 1.0)
     assert uploads.wants(state(20), durable(5), 0.0, 1.0)
+
+
+def test_a_member_obeys_an_order_for_an_earlier_state_once_the_later_one_is_gone() -> None:
+    """A leader that forms an epoch asks for the newest state that is in memory, and for the next when that is lost."""
+    orders = {step: Upload("job", TERM, state(step), durable(1)) for step in (2, 4)}
+    holdings = Holdings(HoldingsMemory())
+    assert UploadState(TERM, state(4), durable(1)) in holdings.ordered(orders[4])
+    assert holdings.ordered(orders[2]) == [], "said before the newer one, and heard late"
+    holdings.failed(UploadFailed(state(4), "503"))
+    assert holdings.ordered(orders[2]) == [], "it is still tried"
+    holdings.failed(UploadFailed(state(4), "not in memory any more", gone=True))
+    assert holdings.ordered(orders[4]) == [], "the leader has not heard of it yet"
+    assert UploadState(TERM, state(2), durable(1)) in holdings.ordered(orders[2])
+    assert holdings.says("job", TERM, 0, 1.0) == [], "no answer yet, and none to the order before"
+    assert holdings.ordered(orders[2]) == []
 
 
 def test_a_last_checkpoint_takes_the_place_of_one_that_no_slot_has_finished() -> None:

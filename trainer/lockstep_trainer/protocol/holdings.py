@@ -187,10 +187,11 @@ class Holdings:
         return self._go_to_later() if staged and staged.state == state else []
 
     def ordered(self, order: Upload) -> list[Effect]:
-        """Bring a state to the store: the newest order counts."""
+        """Bring a state to the store: the newest order counts. Where that state is gone, the next may be an earlier one."""
         known = self.memory.upload
-        if known and (order.term, order_of(order.state)) <= (known.order.term, order_of(known.order.state)):
-            return []  # said again: so is the answer
+        if known and not (known.gone and order.state != known.order.state):
+            if (order.term, order_of(order.state)) <= (known.order.term, order_of(known.order.state)):
+                return []  # said again: so is the answer
         self._problem = None
         upload = _upload(order)
         if known and replace(known.order, term=order.term) == order:
