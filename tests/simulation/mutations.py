@@ -163,7 +163,7 @@ MUTATIONS = (
 GUARDS = (
     Mutation(
         "wait-for-a-state-that-is-gone", "holdings",
-        "if known and not (known.gone and order.state != known.order.state):", "if known:",
+        "if known and not _gives_way(known, order) and", "if known and",
         "where the newest state in memory is lost, the next is brought to the store",
         test="unit/protocol/test_uploads.py",
     ),

@@ -187,11 +187,11 @@ class Holdings:
         return self._go_to_later() if staged and staged.state == state else []
 
     def ordered(self, order: Upload) -> list[Effect]:
-        """Bring a state to the store: the newest order counts. Where that state is gone, the next may be an earlier one."""
+        """Bring a state to the store: the newest order counts. Behind one for a state that is gone, an earlier state's
+        may come."""
         known = self.memory.upload
-        if known and not (known.gone and order.state != known.order.state):
-            if (order.term, order_of(order.state)) <= (known.order.term, order_of(known.order.state)):
-                return []  # said again: so is the answer
+        if known and not _gives_way(known, order) and _age(order) <= _age(known.order):
+            return []  # said again: so is the answer
         self._problem = None
         upload = _upload(order)
         if known and replace(known.order, term=order.term) == order:
@@ -280,6 +280,14 @@ class Holdings:
         if staged is None or staged.copied:
             return []
         return [CopySnapshot(staged.state, self.memory.buddy, self.memory.kept)]
+
+
+def _gives_way(known: UploadOrder, order: Upload) -> bool:
+    return bool(known.gone) and order.state != known.order.state
+
+
+def _age(order: Upload) -> tuple[Term, tuple[int, int, int]]:
+    return order.term, order_of(order.state)
 
 
 def _upload(order: Upload) -> UploadState:
