@@ -134,8 +134,9 @@ def test_a_clock_that_is_behind_by_less_than_the_allowance_is_no_trouble() -> No
 
 
 def test_the_operators_own_certificate_is_renewed_in_a_context_that_is_in_use() -> None:
-    now = NOW - 3600
-    credentials = Credentials(MasterKeys(KEY), Validity(7200, 3600), clock=lambda: now)
+    """The clock of ssl is the real one, and a certificate is begun up to a renewal's time before it is asked for."""
+    now = time.time() - 3600
+    credentials = Credentials(MasterKeys(KEY), Validity(4 * 3600, 3600), clock=lambda: now)
     context = credentials.context("uid")
     server = material(credentials).server()
     first = tls.Valid.of(tls.rehearse(server, context, "")).until
