@@ -38,6 +38,9 @@ TAINT_EXCLUDED = f"{GROUP}/excluded"
 """Taint of a node that new pods stay away from, where the administrator allows taints; its value says who excluded
 it."""
 
+NODE_CONDITION_EXCLUDED = "LockstepExcluded"
+"""Condition of such a node, where the administrator allows it: True while new pods stay away, with the reason."""
+
 MANAGED_BY = f"{GROUP}/operator"
 """Value of ``spec.managedBy`` that this operator serves."""
 

@@ -63,6 +63,7 @@ class Options:
     node_memory: str
     node_limits: Limits
     taint_nodes: bool
+    node_conditions: bool
     log_level: str
 
 
@@ -114,6 +115,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         help="of the cluster, at most, at any time; default: %(default)s",
     )
     parser.add_argument("--taint-nodes", action="store_true", help="taint excluded nodes (needs the right to)")
+    parser.add_argument(
+        "--node-conditions", action="store_true", help="say in a condition that a node is excluded (needs the right to)"
+    )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     given = parser.parse_args(argv)
     return Options(
@@ -134,6 +138,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         node_memory=given.node_memory,
         node_limits=_limits(given.exclude_nodes_per_hour, given.exclude_nodes_share),
         taint_nodes=given.taint_nodes,
+        node_conditions=given.node_conditions,
         log_level=given.log_level,
     )
 
@@ -151,6 +156,7 @@ async def run(options: Options) -> int:
             nodes=cache.nodes,
             limits=options.node_limits,
             taint=options.taint_nodes,
+            condition=options.node_conditions,
         )
         cache.nodes_changed = memory.look
         defaults = PodDefaults(

@@ -135,6 +135,7 @@ def trim_node(manifest: Manifest) -> Node:
         gpus=_gpus(status.get("capacity", {})),
         gpus_healthy=_gpus(status.get("allocatable", {})),
         taint=taints.get(constants.TAINT_EXCLUDED),
+        marked=conditions.get(constants.NODE_CONDITION_EXCLUDED, ""),
     )
 
 

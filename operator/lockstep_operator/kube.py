@@ -45,6 +45,8 @@ SILENCE_SECONDS = 90.0
 """A watch without a word is dead: bookmarks come every minute."""
 
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+"""Merges lists whose entries have names, of Kubernetes' own kinds."""
 JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_operator.errors import AlreadyExistsError, ApiError, ConflictError
 from lockstep_operator.events import EventPoster
 from lockstep_operator.informer import Informer
-from lockstep_operator.kube import CONFIG_MAPS, NODES, KubeClient, Manifest
+from lockstep_operator.kube import CONFIG_MAPS, KubeClient
+from lockstep_operator.nodemarks import NodeMarks
 from lockstep_operator.noderecords import Stored, read, write
 from lockstep_operator.plan.actions import Event
 from lockstep_operator.plan.nodes.blame import remember
@@ -47,10 +47,12 @@ class NodeMemory:
         nodes: Callable[[], Mapping[str, Node]],
         limits: Limits,
         taint: bool = False,
+        condition: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client, self._events, self._nodes = client, events, nodes
-        self._limits, self._taint, self._clock = limits, taint, clock
+        self._limits, self._clock = limits, clock
+        self._marks = NodeMarks(client, nodes, taint, condition)
         self._stored = Stored(namespace, name)
         self._told: dict[str, TrainingJob] = {}  # by uid: not yet in the records
         self._wake = asyncio.Event()
@@ -80,8 +82,8 @@ class NodeMemory:
         await self._informer.synced.wait()
 
     def look(self) -> None:
-        """Something about the nodes has changed: a taint may be missing, or left over."""
-        if self._taint:
+        """Something about the nodes has changed: a mark may be missing, or left over."""
+        if self._marks.wanted:
             self._wake.set()
 
     async def run(self) -> None:
@@ -127,8 +129,8 @@ class NodeMemory:
             for node in outcome.kept_in_use:
                 await self._say(Change(node, "NodeExclusionHeld", outcome.held))
         self.held = outcome.held
-        if self._taint:
-            await self._taints(now)
+        if self._marks.wanted:
+            await self._marks.show(self.records, now)
 
     async def _write(self, records: Records, now: float) -> None:
         manifest = write(self._stored, records, now)
@@ -146,30 +148,6 @@ class NodeMemory:
         log.info("%s: %s: %s", change.node, change.kind, change.message)
         event = Event("Normal" if change.kind == "NodeReleased" else "Warning", change.kind, change.message)
         await self._events.post_on_node(change.node, event)
-
-    async def _taints(self, now: float) -> None:
-        """Make the nodes' taints say what the records say."""
-        wanted = set(excluded(self.records, now))
-        for name, node in self._nodes().items():
-            if (name in wanted) == (node.taint is not None):
-                continue
-            try:
-                await self._set_taint(name, name in wanted)
-            except ApiError as error:  # gone, changed meanwhile, or not allowed: the others need not wait
-                log.warning("taint of node %s: %s", name, error)
-
-    async def _set_taint(self, name: str, on: bool) -> None:
-        manifest = await self._client.get(NODES.path(name=name))
-        taints = [one for one in manifest["spec"].get("taints", []) if one["key"] != constants.TAINT_EXCLUDED]
-        if on:
-            exclusion = self.records[name].exclusion
-            value = exclusion.by if exclusion else ""
-            taints.append({"key": constants.TAINT_EXCLUDED, "value": value, "effect": "NoSchedule"})
-        body: Manifest = {
-            "metadata": {"resourceVersion": manifest["metadata"]["resourceVersion"]},
-            "spec": {"taints": taints},
-        }
-        await self._client.patch(NODES.path(name=name), body)
 
     def _changed(self, old: Stored | None, new: Stored | None) -> None:
         """The watch has something; what it is late with is older than our own last write."""

@@ -67,6 +67,7 @@ class Node:
     gpus: int = 0  # that it has
     gpus_healthy: int = 0  # that the device plugin offers
     taint: str | None = None  # value of our own taint, if it is on the node
+    marked: str = ""  # status of our own condition, if the node has it
 
     @property
     def down(self) -> bool:

@@ -26,18 +26,18 @@ pytestmark = pytest.mark.api
 def nodes(control_plane: Cluster) -> Iterator[tuple[str, ...]]:
     """Three nodes that no kubelet stands behind: never ready, so nothing is scheduled there."""
     names = tuple(f"gpu-{uuid.uuid4().hex[:6]}" for _ in range(3))
+    status = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
     for name in names:
-        control_plane.kubectl(
-            "create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
-        )
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": status}
+        control_plane.kubectl("create", "-f", "-", stdin=json.dumps(node))
     yield names
     control_plane.kubectl("delete", "node", *names, "--ignore-not-found")
 
 
 @pytest.fixture
 def operator(control_plane: Cluster, api: Any, tmp_path: Path) -> Iterator[Operator]:
-    """An operator that taints nodes, not yet started."""
-    one = Operator(tmp_path, control_plane.kubeconfig, api.namespace, "--taint-nodes")
+    """An operator that taints nodes and sets a condition, not yet started."""
+    one = Operator(tmp_path, control_plane.kubeconfig, api.namespace, "--taint-nodes", "--node-conditions")
     yield one
     one.kill()
     print(one.log)
@@ -59,6 +59,13 @@ def taint(cluster: Cluster, node: str) -> list[str]:
     """Value of Lockstep's taint, if it is there."""
     found = json.loads(cluster.kubectl("get", "node", node, "-o", "json"))["spec"].get("taints", [])
     return [one.get("value", "") for one in found if one["key"] == "lockstep.dev/excluded"]
+
+
+def condition(cluster: Cluster, node: str) -> dict[str, Any]:
+    """Lockstep's, if it is there; beside those of others."""
+    found = json.loads(cluster.kubectl("get", "node", node, "-o", "json"))["status"].get("conditions", [])
+    assert any(one["type"] == "Ready" for one in found)
+    return next((one for one in found if one["type"] == "LockstepExcluded"), {})
 
 
 def kept_out(api: Any) -> set[str]:
@@ -95,6 +102,9 @@ def test_an_administrator_excludes_and_clears_a_node(
     assert lockstep("exclude", "no-such-node")[0] == 1
     assert lockstep("exclude", nodes[0], "--for", "2h", "--reason", "cable")[0] == 0
     eventually(lambda: taint(control_plane, nodes[0]) == ["administrator"], "the node is tainted")
+    told = eventually(lambda: condition(control_plane, nodes[0]), "the node has a condition")
+    assert (told["status"], told["reason"]) == ("True", "ByAdministrator")
+    assert "stay away: cable." in told["message"]
     api.create(job("careful"))
     eventually(lambda: kept_out(api) == {nodes[0]}, "new pods stay away")
     with urllib.request.urlopen(f"http://127.0.0.1:{operator.metrics_port}/metrics", timeout=5) as metrics:
@@ -107,6 +117,7 @@ def test_an_administrator_excludes_and_clears_a_node(
     assert (known["node"], known["excluded"], known["reason"]) == (nodes[0], True, "cable")
     assert lockstep("clear", nodes[0])[0] == 0
     eventually(lambda: taint(control_plane, nodes[0]) == [], "the taint is taken away")
+    eventually(lambda: condition(control_plane, nodes[0])["status"] == "False", "the condition is over")
     assert lockstep("clear", "never-heard-of")[0] == 1
 
 

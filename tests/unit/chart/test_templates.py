@@ -146,6 +146,19 @@ def test_nodes_are_changed_only_where_the_administrator_asks_for_taints(render: 
     assert "--taint-nodes" in container(render({"nodes": {"taint": True}}))["args"]
 
 
+def test_the_status_of_nodes_is_changed_only_where_the_administrator_asks_for_conditions(render: Render) -> None:
+    def rules(values: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = render(values)["ClusterRole", "ls-cluster"]["rules"]
+        return found[1:]
+
+    assert rules({}) == []
+    assert "--node-conditions" not in container(render())["args"]
+    assert rules({"nodes": {"condition": True}}) == [
+        {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}
+    ]
+    assert "--node-conditions" in container(render({"nodes": {"condition": True}}))["args"]
+
+
 def test_rights_are_bound_in_the_watched_namespaces_only(render: Render, template: Any) -> None:
     result = template(values={"watchNamespaces": ["team-a", "team-b"]})
     manifests = [manifest for manifest in yaml.safe_load_all(result.stdout) if manifest]

@@ -26,6 +26,7 @@ class Api:
     def __init__(self) -> None:
         self.config_map: dict[str, Any] | None = None
         self.nodes: dict[str, dict[str, Any]] = {}
+        self.conditions: dict[str, list[dict[str, Any]]] = {}
         self.writes = 0
         self.fails: Exception | None = None
 
@@ -41,7 +42,11 @@ class Api:
     async def get(self, path: str) -> dict[str, Any]:
         return self.nodes[path.rpartition("/")[2]]
 
-    async def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def patch(self, path: str, body: dict[str, Any], kind: str = "") -> dict[str, Any]:
+        if path.endswith("/status"):
+            assert kind == "application/strategic-merge-patch+json"  # another one would replace all conditions
+            self.conditions[path.split("/")[-2]] = body["status"]["conditions"]
+            return {}
         node = self.nodes[path.rpartition("/")[2]]
         node["spec"]["taints"] = body["spec"]["taints"]
         return node
@@ -145,6 +150,24 @@ def test_taints_follow_and_nothing_else_on_the_node_changes() -> None:
     asyncio.run(one.review())
     assert api.nodes["bad"]["spec"]["taints"] == [other, ours]
     assert api.nodes["good"]["spec"]["taints"] == [other]
+
+
+def test_a_condition_says_that_a_node_is_excluded_and_when_it_is_no_more() -> None:
+    api = Api()
+    nodes = {
+        "bad": Node("bad"),
+        "told": Node("told", marked="True"),
+        "good": Node("good", marked="False"),
+        "better": Node("better"),
+    }
+    one = memory(api, Posted(), nodes, condition=True, limits=Limits(share=1))
+    one.learn(witness("a", "bad"))
+    asyncio.run(one.review())
+    assert set(api.conditions) == {"bad", "told"}  # no other has anything new to say
+    (bad,), (told,) = api.conditions["bad"], api.conditions["told"]
+    assert (bad["type"], bad["status"], bad["reason"]) == ("LockstepExcluded", "True", "TooManyFaults")
+    assert "Corruption" in bad["message"]
+    assert (told["status"], told["reason"]) == ("False", "NotExcluded")
 
 
 def test_without_leave_no_node_is_touched() -> None:
