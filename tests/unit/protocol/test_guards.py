@@ -24,6 +24,7 @@ from lockstep_api.messages import (
     Term,
     Upload,
     Uploaded,
+    UploadProblem,
     WorkerExited,
 )
 from lockstep_trainer.protocol import events
@@ -173,6 +174,21 @@ def test_a_stopped_job_brings_its_newest_state_to_the_store_first() -> None:
     leader.handle(events.StoreReady("10.0.0.1", 2), 5.0)
     assert leader.finished is None
     assert leader.running is not None, "workers begin from it, only to bring it to the store"
+
+
+def test_a_last_state_that_its_slot_has_lost_is_computed_again_at_once() -> None:
+    """Every GPU of the job stands idle until then. What may still come is waited for."""
+    for gone in (False, True):
+        leader = leading()
+        last = StateId(100, 1, 1)
+        done = StepSummary(100, 1.9, 0.1, 2.0, 256, 1.0, 1e-3)
+        leader.handle(events.MemberSaid(1, Steps(JOB, leader.term, 0, (done,), "forward")), 2.0)
+        leader.handle(events.MemberSaid(1, Staged(JOB, leader.term, 0, last, True)), 2.0)
+        leader.handle(events.MemberSaid(1, WorkerExited(JOB, leader.term, 0, 0, 0)), 2.5)
+        leader.handle(events.MemberSaid(1, UploadProblem(JOB, leader.term, 0, last, "503", gone=gone)), 2.6)
+        said = [one.message for one in leader.handle(events.Tick(), 3.0) if isinstance(one, SendMember)]
+        abandoned = [message.cause for message in said if isinstance(message, Abandon)]
+        assert abandoned == (["FinalCheckpointMissing, slot None"] if gone else [])
 
 
 def test_a_new_agent_goes_on_with_the_upload() -> None:

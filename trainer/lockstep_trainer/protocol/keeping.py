@@ -201,11 +201,12 @@ class Keeping:
         """A state is on its way to the chain."""
         return self.uploads.order is not None or leader.durability.pending
 
-    def last_is_lost(self) -> bool:
-        """All workers have ended well, and the last state is nowhere: no slot can say that it has it, or one that is to
-        upload it has it no more."""
-        if any(said.gone for said in self.uploads.problems.values()):
-            return True
+    def last_is_gone(self) -> bool:
+        """All workers have ended well, and a slot that is to upload the last state has it no more."""
+        return any(said.gone for said in self.uploads.problems.values())
+
+    def last_is_nowhere(self) -> bool:
+        """All workers have ended well, and no slot can say that it has the last state."""
         last, kept, order = self.plan.steps or 0, self.snapshots.kept, self.uploads.order
         return not (kept and kept.step >= last) and not (order and order.state.step >= last)
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 STALL_SECONDS = 2.0
 """A member without a stream, and no step for so long and two steps' time: enough for an agent to be started again."""
 FINAL_SAVE_SECONDS = 60.0
-"""How long the last state may stay away from all memories once all workers have ended well."""
+"""How long the last state may stay away from all memories once all workers have ended well. Where a slot has lost what
+it was to upload, nothing is waited for."""
 
 
 def watch(leader: Leader, now: float) -> list[Effect]:
@@ -35,7 +36,8 @@ def watch(leader: Leader, now: float) -> list[Effect]:
             return leader.fault(leader.suspect("MemberLost", "stream", now, slot=slot), now)
     if leader.done_at is not None:
         # Where the store is away the last state waits for it in memory, for as long as it takes.
-        lost = now - leader.done_at > FINAL_SAVE_SECONDS and leader.keeping.last_is_lost()
+        waited = now - leader.done_at > FINAL_SAVE_SECONDS
+        lost = leader.keeping.last_is_gone() or (waited and leader.keeping.last_is_nowhere())
         if leader.plan.checkpoints and lost and not leader.durability.pending:
             return leader.fault(leader.suspect("FinalCheckpointMissing", "progress", now), now)
         return []
