@@ -106,7 +106,11 @@ class RunningJob:
 
     def look(self, seconds: float) -> TrainingJob | None:
         """What has become of the job: waits so long for a change, None where there was none."""
-        return self._watch.next(seconds)
+        try:
+            return self._watch.next(seconds)
+        except DemoError:  # the API server ends each watch after half an hour to an hour
+            self._watch = self._stack.enter_context(watch(self.target, NAMESPACE, self.name))
+            return None
 
     def story(self, lines: int = 60) -> str:
         """The job's status, and the last lines that each of its pods wrote."""
