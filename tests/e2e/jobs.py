@@ -109,7 +109,7 @@ class RunningJob:
         try:
             return self._watch.next(seconds)
         except DemoError:  # the API server ends each watch after half an hour to an hour
-            self._watch = self._stack.enter_context(watch(self.target, NAMESPACE, self.name))
+            self.watch_again()
             return None
 
     def story(self, lines: int = 60) -> str:
