@@ -164,7 +164,7 @@ FLEET = (
         decimals=1,
     ),
     Panel(
-        "Nodes left out",
+        "Which nodes are left out",
         "1 while new pods stay away; by its faults' score, or by an administrator.",
         {"max by (node, by) (lockstep_node_excluded) == 1": "{{node}}, {{by}}"},
         width=8,
