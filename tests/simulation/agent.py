@@ -355,13 +355,13 @@ class Agent:
             if not self.alive and store.version != seen:
                 return
             try:
-                answer: Any = events.CommitDone(store.commit(effect))
+                answer: Any = events.CommitDone(effect.term, store.commit(effect))
             except Superseded:
-                answer = events.CommitFailed(effect.state, "superseded", superseded=True)
+                answer = events.CommitFailed(effect.term, effect.state, "superseded", superseded=True)
             except Refused:
-                answer = events.CommitFailed(effect.state, "refused")
+                answer = events.CommitFailed(effect.term, effect.state, "refused")
             except Unavailable:
-                answer = events.CommitFailed(effect.state, "no answer")
+                answer = events.CommitFailed(effect.term, effect.state, "no answer")
             clockwork.after(clockwork.between(0.01, 0.3), lambda: self.tell(answer))
 
         clockwork.after(clockwork.between(0.01, 0.3), read)

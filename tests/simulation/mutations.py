@@ -162,6 +162,12 @@ MUTATIONS = (
 
 GUARDS = (
     Mutation(
+        "take-an-earlier-epochs-answer", "durability",
+        "(self._committing.state, self._epoch) == (state, term.epoch)", "self._committing.state == state",
+        "an answer belongs to one commit, and not to all of its state",
+        test="unit/protocol/test_guards.py",
+    ),
+    Mutation(
         "wait-for-a-state-that-is-gone", "holdings",
         "if known and not _gives_way(known, order) and", "if known and",
         "where the newest state in memory is lost, the next is brought to the store",

@@ -111,7 +111,7 @@ def test_no_restore_point_is_chosen_while_a_commit_is_under_way() -> None:
     leader.handle(events.StoreReady("10.0.0.1", 2), 4.0)
     assert leader.running is None
     point = RestorePoint(state, "step-10-e1-g1/manifest.json", "00")
-    leader.handle(events.CommitDone(point, "s3://x/step-10-e1-g1/manifest.json", 0.1, 1, ()), 5.0)
+    leader.handle(events.CommitDone(leader.term, point, "s3://x/step-10-e1-g1/manifest.json", 0.1, 1, ()), 5.0)
     assert leader.running is not None
 
 
@@ -141,9 +141,9 @@ def test_the_answer_to_another_commit_is_none() -> None:
     leader = leading()
     state, older = StateId(10, 1, 1), StateId(8, 1, 1)
     leader.durability.ready(Pending(state, None, "{}", ()), leader.term, 1.0)
-    leader.handle(events.CommitDone(RestorePoint(older, "step-8-e1-g1/manifest.json", "00")), 2.0)
+    leader.handle(events.CommitDone(leader.term, RestorePoint(older, "step-8-e1-g1/manifest.json", "00")), 2.0)
     assert leader.durability.durable is None
-    leader.handle(events.CommitDone(RestorePoint(state, "step-10-e1-g1/manifest.json", "00")), 3.0)
+    leader.handle(events.CommitDone(leader.term, RestorePoint(state, "step-10-e1-g1/manifest.json", "00")), 3.0)
     assert leader.durability.durable is not None
 
 
@@ -174,6 +174,19 @@ def test_a_stopped_job_brings_its_newest_state_to_the_store_first() -> None:
     leader.handle(events.StoreReady("10.0.0.1", 2), 5.0)
     assert leader.finished is None
     assert leader.running is not None, "workers begin from it, only to bring it to the store"
+
+
+def test_the_answer_to_an_earlier_epochs_commit_of_the_same_state_is_none_of_ours() -> None:
+    """It was late, and has failed for this epoch's fence: taken for ours it would say that another leader is newer."""
+    leader = leading()
+    state = StateId(10, 1, 1)
+    leader.handle(events.MemberSaid(1, Staged(JOB, leader.term, 0, state, True)), 2.0)
+    leader.handle(events.MemberSaid(1, Uploaded(JOB, leader.term, 0, state, (), "{}")), 3.0)
+    assert leader.durability.busy
+    leader.handle(events.CommitFailed(Term(0, 7), state, "superseded", superseded=True), 4.0)
+    assert leader.durability.busy
+    leader.handle(events.CommitDone(leader.term, RestorePoint(state, "step-10-e1-g1/manifest.json", "00")), 5.0)
+    assert leader.durability.committed(state)
 
 
 def test_a_last_state_that_its_slot_has_lost_is_computed_again_at_once() -> None:

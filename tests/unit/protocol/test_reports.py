@@ -44,7 +44,7 @@ def test_the_checks_of_a_commit_are_told_until_another_state_is_the_durable_one(
     leader.durability.ready(Pending(STATE, None, "{}", ()), Term(1, 1), 1.0)
     assert progress(leader.handle(events.OperatorConnected(), 1.0)).durable_verified == ()
     uri = f"file:///a/{POINT.manifest}"
-    leader.handle(events.CommitDone(POINT, uri, verified=CHECKS), 2.0)
+    leader.handle(events.CommitDone(leader.term, POINT, uri, verified=CHECKS), 2.0)
     told = progress(leader.handle(events.Tick(), 3.0))
     assert (told.durable, told.durable_uri, told.durable_verified) == (POINT, uri, CHECKS)
     parent = RestorePoint(StateId(10, 1, 1), "step-10-e1-g1/manifest.json", "00")

@@ -120,7 +120,7 @@ class Run:
         for slot in (0, 1):
             self.tell(events.MemberSaid(slot, Uploaded(JOB, self.leader.term, slot, state, (), "{}")))
         point = point_of(state)
-        self.tell(events.CommitDone(point, "s3://x"))
+        self.tell(events.CommitDone(self.leader.term, point, "s3://x"))
         assert self.leader.durability.durable == point
         return point
 

@@ -74,7 +74,7 @@ def goes_on(leader: Leader, now: float) -> None:
 def test_what_began_before_the_commit_begins_again_behind_it() -> None:
     leader = from_memory()
     assert any(isinstance(effect, Commit) for effect in uploads(leader))
-    leader.handle(events.CommitDone(POINT), 5.0)
+    leader.handle(events.CommitDone(leader.term, POINT), 5.0)
     assert abandons(restores_fresh_weights(leader, 6.0))
     goes_on(leader, 7.0)
     assert leader.running is not None
@@ -84,7 +84,7 @@ def test_what_began_before_the_commit_begins_again_behind_it() -> None:
 def test_a_first_step_says_it_too_and_counts_for_nothing() -> None:
     leader = from_memory()
     uploads(leader)
-    leader.handle(events.CommitDone(POINT), 5.0)
+    leader.handle(events.CommitDone(leader.term, POINT), 5.0)
     done = StepSummary(1, 6.0, 0.1, 2.0, 256, 1.0, 1e-3)
     assert abandons(leader.handle(events.MemberSaid(1, Steps(JOB, leader.term, 0, (done,), "forward")), 6.0))
     assert leader.reports.newest is None
@@ -93,7 +93,7 @@ def test_a_first_step_says_it_too_and_counts_for_nothing() -> None:
 def test_a_commit_without_an_answer_may_have_moved_the_chain() -> None:
     leader = from_memory()
     uploads(leader)
-    leader.handle(events.CommitFailed(STATE, "no answer"), 5.0)
+    leader.handle(events.CommitFailed(leader.term, STATE, "no answer"), 5.0)
     assert abandons(restores_fresh_weights(leader, 5.5))
     goes_on(leader, 6.0)
     assert leader.running is None, "the chain is asked first"

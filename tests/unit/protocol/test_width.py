@@ -201,7 +201,7 @@ def test_fewer_nodes_begin_from_what_memory_alone_has_once_it_is_in_the_store() 
     assert leader.running is None
 
     point = RestorePoint(NEWER, "step-30", "sha")
-    effects = leader.handle(events.CommitDone(point, "s3://x/step-30", 0.1, 3, ()), 3.0)
+    effects = leader.handle(events.CommitDone(leader.term, point, "s3://x/step-30", 0.1, 3, ()), 3.0)
     assert leader.running is not None
     assert (leader.running.restore, leader.running.memory, leader.running.nodes) == (point, None, 2)
 

@@ -163,11 +163,11 @@ class DurableStore:
             done = await self._call(lambda: self._commit_now(order, begun))
         except TrainerError as error:
             log.warning("commit of step %d: %s", state.step, error)
-            self._tell(events.CommitFailed(state, str(error), superseded=isinstance(error, Superseded)))
+            self._tell(events.CommitFailed(order.term, state, str(error), superseded=isinstance(error, Superseded)))
             return
         except Exception as error:  # a task that ends without a word would be waited for for ever
             log.exception("commit of step %d", state.step)
-            self._tell(events.CommitFailed(state, f"{type(error).__name__}: {error}"))
+            self._tell(events.CommitFailed(order.term, state, f"{type(error).__name__}: {error}"))
             return
         self._tell(done)
         try:
@@ -204,7 +204,7 @@ class DurableStore:
         listing = listing_of(order.header, order.parent, order.files)
         restore = chain.commit(listing, order.term, self._nonce)
         uri, seconds = f"{chain.store.uri}/{restore.manifest}", time.monotonic() - begun
-        return events.CommitDone(restore, uri, seconds, listing.size, listing.verified)
+        return events.CommitDone(order.term, restore, uri, seconds, listing.size, listing.verified)
 
     def _collect_garbage(self, term: Term, agreed: int | None) -> None:
         from lockstep_trainer.checkpoint.garbage import collect_garbage

@@ -54,6 +54,8 @@ class Durability:
     """The last step whose replay agreed; None: none did, or nobody looks."""
     _waiting: Pending | None = None
     _committing: Pending | None = None
+    _epoch: int = 0
+    """Of the commit under way."""
     _asked: Term | None = None
     _asked_at: float = 0.0
     _failures: int = 0
@@ -132,14 +134,14 @@ class Durability:
         if self._waiting is None or self._committing or now < self._retry_at or self.superseded or not self.known:
             return []
         this, self._waiting = self._waiting, None
-        self._committing = this
+        self._committing, self._epoch = this, term.epoch
         self.doubtful.add(this.state)
         return [Commit(term, this.state, this.parent, this.header, this.files, self.agreed)]
 
-    def awaits(self, state: StateId) -> bool:
-        """True where the commit under way is of this state. An answer to a commit of this agent's earlier epoch is
-        none of ours: what it did, the fence has seen."""
-        return self._committing is not None and self._committing.state == state
+    def awaits(self, state: StateId, term: Term) -> bool:
+        """True where this is the commit under way. An answer to a commit of this agent's earlier epoch is none of ours,
+        of the same state or not: what it did, the fence has seen, and what it did not, the fence has forbidden."""
+        return self._committing is not None and (self._committing.state, self._epoch) == (state, term.epoch)
 
     def done(self, restore: RestorePoint, uri: str, verified: tuple[str, ...], now: float) -> None:
         """It is durable."""

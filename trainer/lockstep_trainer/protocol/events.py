@@ -258,6 +258,7 @@ class StoreLost:
 class CommitDone:
     """``latest`` names this state."""
 
+    term: Term  # of the commit
     restore: RestorePoint
     uri: str = ""
     seconds: float = 0.0
@@ -270,6 +271,7 @@ class CommitFailed:
     """It does not, or nobody knows. ``superseded``: a newer term holds the chain and this leader must never commit
     again."""
 
+    term: Term  # of the commit
     state: StateId
     problem: str
     superseded: bool = False

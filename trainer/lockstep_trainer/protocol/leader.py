@@ -346,7 +346,7 @@ class Leader:
     # ------------------------------------------------------------------------------ commits and ends
 
     def _commit_done(self, event: events.CommitDone, now: float) -> list[Effect]:
-        if not self.durability.awaits(event.restore.state):
+        if not self.durability.awaits(event.restore.state, event.term):
             return []
         self.durability.done(event.restore, event.uri, event.verified, now)
         self.keeping.uploads.drop()
@@ -356,7 +356,7 @@ class Leader:
         return effects + (self.finish(now) if self.finishing else [])
 
     def _commit_failed(self, event: events.CommitFailed, now: float) -> list[Effect]:
-        if not self.durability.awaits(event.state):
+        if not self.durability.awaits(event.state, event.term):
             return []
         self.durability.failed(event.problem, event.superseded, now)
         if not self.running:
