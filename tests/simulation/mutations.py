@@ -206,7 +206,8 @@ GUARDS = (
     ),
     Mutation(
         "believe-an-old-answer", "durability",
-        "return self._committing is not None and self._committing.state == state", "return True",
+        "return self._committing is not None and (self._committing.state, self._epoch) == (state, term.epoch)",
+        "return True",
         "an answer to an earlier epoch's commit says nothing about this one's",
         test="unit/protocol/test_guards.py",
     ),
