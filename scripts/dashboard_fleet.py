@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana import GREEN, YELLOW, Json, Panel, Variable, dashboard
+from grafana import GREEN, YELLOW, Json, Panel, Variable, dashboard, figure
 
 
 def fleet(metric: str, **labels: str) -> str:
@@ -27,63 +27,45 @@ RUNS = f"on (namespace, job_name) {of_each('lockstep_job_phase', phase='Running'
 """Behind a value for each job: of those that train now."""
 
 FLEET = (
-    Panel(
+    figure(
         "Jobs that train",
         "Jobs in phase Running.",
         {f"sum({of_each('lockstep_job_phase', phase='Running')}) or vector(0)": "jobs"},
-        kind="stat",
-        width=4,
-        height=4,
         decimals=0,
     ),
-    Panel(
+    figure(
         "GPUs that train",
         "Of jobs in phase Running.",
         {f"sum({of_each('lockstep_job_gpus')} and {RUNS}) or vector(0)": "GPUs"},
-        kind="stat",
-        width=4,
-        height=4,
         decimals=0,
     ),
-    Panel(
+    figure(
         "Goodput",
         "Productive share of all GPU time that the jobs have held so far.",
         {
             f"sum({of_each('lockstep_job_ledger_gpu_seconds', **{'class': 'productive'})})"
             f" / sum({of_each('lockstep_job_ledger_gpu_seconds', 'class')})": "goodput",
         },
-        kind="stat",
         unit="percentunit",
-        width=4,
-        height=4,
         decimals=1,
         thresholds={0.9: YELLOW, 0.95: GREEN},
     ),
-    Panel(
+    figure(
         "Jobs in recovery",
         "A fault is being answered.",
         {f"sum({of_each('lockstep_job_phase', phase='Recovering')}) or vector(0)": "jobs"},
-        kind="stat",
-        width=4,
-        height=4,
         decimals=0,
     ),
-    Panel(
+    figure(
         "Nodes left out",
         "New pods stay away from them; `lockstep nodes` says why.",
         {"count(max by (node) (lockstep_node_excluded) == 1) or vector(0)": "nodes"},
-        kind="stat",
-        width=4,
-        height=4,
         decimals=0,
     ),
-    Panel(
+    figure(
         "Operators that work",
         "1: jobs whose pods are lost get others. 0: they wait.",
         {"sum(lockstep_operator_leading) or vector(0)": "operators"},
-        kind="stat",
-        width=4,
-        height=4,
         decimals=0,
         thresholds={1.0: GREEN},
     ),

@@ -6,7 +6,7 @@ them take the maximum over pods.
 
 from __future__ import annotations
 
-from grafana import GREEN, RED, YELLOW, Json, Panel, Variable, annotation, dashboard
+from grafana import GREEN, RED, YELLOW, Json, Panel, Variable, annotation, dashboard, figure
 
 
 def of_job(metric: str, **labels: str) -> str:
@@ -19,63 +19,45 @@ AGE = f"time() - max({of_job('lockstep_job_checkpoint_timestamp_seconds')})"
 LEDGER = f"max by (class) ({of_job('lockstep_job_ledger_gpu_seconds')})"
 
 JOB = (
-    Panel(
+    figure(
         "Step",
         "Optimizer steps done.",
         {f"max({of_job('lockstep_job_step')})": "step"},
-        kind="stat",
-        width=4,
-        height=4,
         decimals=0,
     ),
-    Panel(
+    figure(
         "Loss",
         "Mean training loss of the newest step, in nats per token.",
         {f"max({of_job('lockstep_loss_nats')})": "loss"},
-        kind="stat",
-        width=4,
-        height=4,
         decimals=3,
     ),
-    Panel(
+    figure(
         "Goodput",
         "Productive share of GPU time; queued and suspended time is left out.",
         {f"max({of_job('lockstep_job_goodput_ratio')})": "goodput"},
-        kind="stat",
         unit="percentunit",
-        width=4,
-        height=4,
         decimals=1,
         thresholds={0.9: YELLOW, 0.95: GREEN},
     ),
-    Panel(
+    figure(
         "Members ready",
         "Share of the members that hold a slot and are connected.",
         {f"max({of_job('lockstep_job_members_ready')}) / max({of_job('lockstep_job_nodes')})": "ready"},
-        kind="stat",
         unit="percentunit",
-        width=4,
-        height=4,
         decimals=0,
         thresholds={1.0: GREEN},
     ),
-    Panel(
+    figure(
         "Restarts",
         "Faults answered so far, on all rungs of the ladder.",
         {f"sum(max by (rung) ({of_job('lockstep_job_restarts')}))": "restarts"},
-        kind="stat",
-        width=4,
-        height=4,
         decimals=0,
     ),
-    Panel(
+    figure(
         "Checkpoint age",
         "Time since the newest durable checkpoint was committed: what the loss of all nodes would cost.",
         {AGE: "age"},
-        kind="stat",
         unit="s",
-        width=4,
-        height=4,
         decimals=0,
     ),
     Panel(

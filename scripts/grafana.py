@@ -31,6 +31,11 @@ class Panel:
     thresholds: dict[float, str] = field(default_factory=dict)  # from this value on, this colour
 
 
+def figure(title: str, description: str, queries: dict[str, str], **options: Any) -> Panel:
+    """One of the figures in a dashboard's first row, six of which fill it."""
+    return Panel(title, description, queries, kind="stat", width=COLUMNS // 6, height=4, **options)
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """What a viewer chooses, from the values of a query."""
