@@ -190,6 +190,8 @@ class Agent:
         message = self.world.on_the_wire(effect.message)
         if message.kind == "Quiesced":
             self.world.invariants.said_quiesced(self.pod, message.term)
+        if message.kind == "Steps":
+            self.world.invariants.journal.said(message, self)
 
         def deliver() -> None:
             if not connection.open or not connection.leader.alive:
@@ -197,8 +199,10 @@ class Agent:
             if message.kind == "Join":
                 connection.leader.members[connection.number] = connection
                 connection.leader.tell(events.MemberConnected(connection.number, message))
-            else:
-                connection.leader.tell(events.MemberSaid(connection.number, message))
+                return
+            if message.kind == "Steps":
+                self.world.invariants.journal.heard(message)
+            connection.leader.tell(events.MemberSaid(connection.number, message))
 
         leader = connection.leader.pod.name
         if message.kind == "Join":  # a handshake: it arrives first, or there is no stream
@@ -383,7 +387,7 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     effects.ChooseRestore: Agent._choose,
     effects.EnsureStore: Agent._ensure_store,
     effects.Commit: Agent._commit,
-    effects.Journal: lambda *_: None,
+    effects.Journal: lambda agent, effect: agent.world.invariants.journal.write(effect.line),
     effects.CopySnapshot: lambda agent, effect: agent.transfers.copy(effect),
     effects.UploadState: lambda agent, effect: agent.transfers.upload(effect),
     effects.KeepSnapshot: Agent._keep,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lockstep_api.messages import Cut, FaultReport, Finished, Kept, RestorePoint, Start, StateId, Term
+from simulation.journal import Journal
 
 if TYPE_CHECKING:
     from lockstep_trainer.protocol.leader import Leader
@@ -26,6 +27,7 @@ class Invariants:
         self.starts: dict[str, Start] = {}
         self.joined_ranks: set[tuple[str, int]] = set()
         self.members_of: dict[Term, frozenset[str]] = {}
+        self.journal = Journal()
         self.begun: dict[Term, StateId | None] = {}
         """What each generation really began from."""
         self.fell_back = False
@@ -76,9 +78,19 @@ class Invariants:
         for cut in self.cuts:
             if cut.term < term and self.spoiled(state, cut):
                 raise Violation(f"{term} begins from {state}, beyond step {cut.step} that {cut.term} was cut at")
+        self._has_lines(term, state)
         self.begun[term] = state
         self.fell_back = self.fell_back or fell_back
         self.newest_step = state.step if state else 0
+
+    def _has_lines(self, term: Term, state: StateId | None) -> None:
+        """A step that an epoch goes on from is in the journal. What the leader of another one did not hear is lost
+        with it."""
+        if state is None or state.epoch != term.epoch:
+            return
+        before = self.begun[Term(state.epoch, state.generation)]
+        if missing := self.journal.missing(state, before.step if before else 0):
+            raise Violation(f"{term} begins from {state}, and the journal has no line of its steps {missing}")
 
     def put_aside(self, cut: Cut | None, report: FaultReport) -> None:
         """A fault of wrong numbers is told of: its cut holds whatever comes."""

@@ -41,6 +41,22 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "forget-late-steps", "hearing",
+        "return leader.reports.late(leader, leader.steps.add(peer.info.slot, message.done), now)", "return []",
+        "steps that are heard of while their generation quiesces are in the journal: the next one may go on from there",
+    ),
+    Mutation(
+        "forget-steps-that-one-node-has-told", "leader",
+        "if quiet:  # whoever", "if False:  # whoever",
+        "a step of a generation that is over is in the journal, whoever has told of it: there may be a state of it",
+    ),
+    Mutation(
+        "forget-the-steps-before-a-new-leader", "member",
+        "if workers.made_in and (workers.running or workers.recent):", "if workers.running:",
+        "a new leader hears of the last steps also of workers that are gone",
+        test="unit/protocol/test_late_steps.py",
+    ),
+    Mutation(
         "start-before-all-are-quiet", "leader",
         "if self.finished or not quiet:", "if self.finished:",
         "a generation starts once all members have reaped the last one's workers",

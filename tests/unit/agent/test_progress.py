@@ -28,6 +28,16 @@ def test_fold_does_not_wait_for_a_node_that_is_away() -> None:
     assert done == [1, 2, 3]
 
 
+def test_fold_counts_what_nobody_else_will_report() -> None:
+    """Of a generation that is over some reports never come."""
+    fold = StepFold(2)
+    fold.add(0, [step(1), step(2), step(3)])
+    fold.add(1, [step(1)])
+    assert [summary.step for summary in fold.rest()] == [2, 3]
+    assert fold.rest() == []
+    assert fold.add(1, [step(2)]) == []
+
+
 def test_fold_survives_any_order() -> None:
     """Repeated and shuffled reports give each step once, in order."""
     draw = random.Random(0)

@@ -262,16 +262,12 @@ class Workers:
         if self._start is None:
             return
         term = self._start.term
+        left = self._left()  # asked first: what they made before they left is read by now
         done: list[StepSummary] = []
         for worker in self._workers.values():
             done += self._fold.add(worker.rank, worker.steps())
             self._work += worker.work()
             worker.output.forward(worker.step)
-        for worker in self._workers.values():
-            if not worker.idle and not worker.ended and (left := worker.left()) is not None:
-                worker.idle = True
-                self._look()
-                self._tell(WorkerIdle(term, worker.rank, float(left.get("at", 0.0)), left.get("error")))
         slowest = min(self._workers.values(), key=lambda worker: (worker.step, worker.section == _COLLECTIVE))
         section, now = slowest.section, time.monotonic()
         if done or (section != self._section and now - self._section_at >= _SECTION_SECONDS):
@@ -281,6 +277,15 @@ class Workers:
         if 0 in self._workers:
             for line in self._workers[0].reports():
                 self._tell(WorkerReported(line))
+        for worker, words in left:
+            worker.idle = True
+            self._look()
+            self._tell(WorkerIdle(term, worker.rank, float(words.get("at", 0.0)), words.get("error")))
+
+    def _left(self) -> list[tuple[Worker, dict[str, Any]]]:
+        """Workers that have left the generation since the last time, and what they said."""
+        working = [worker for worker in self._workers.values() if not worker.idle and not worker.ended]
+        return [(worker, words) for worker in working if (words := worker.left()) is not None]
 
     def _remove_old(self, term: Term) -> None:
         """Folders of generations before the last one: they are in memory, and their last words were passed on. Where a

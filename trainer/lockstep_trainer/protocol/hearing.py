@@ -101,8 +101,8 @@ def member_said(leader: Leader, event: events.MemberSaid, now: float) -> list[Ef
 
 
 def _member_stepped(leader: Leader, peer: Peer, message: Steps, now: float) -> list[Effect]:
-    if leader.running is None:
-        return []
+    if leader.running is None:  # made before the generation was given up, and it may go on from there
+        return leader.reports.late(leader, leader.steps.add(peer.info.slot, message.done), now)
     peer.section = message.section
     if leader.recovery:
         leader.recovery.section(peer.info.slot, message.section, now)
@@ -112,8 +112,8 @@ def _member_stepped(leader: Leader, peer: Peer, message: Steps, now: float) -> l
     if message.done:
         leader.stepped_at = now
         effects += leader.keeping.stepped(leader, message.done[0].step, now)
-        if leader.running is None:  # begun from what is not the newest: these steps count for nothing
-            return effects
+        if leader.running is None:  # begun from what is not the newest
+            return [*effects, *leader.reports.late(leader, finished, now)]
     if not finished:
         return effects
     return [*effects, *leader.reports.steps(leader, finished, now), *leader.slow.stepped(leader, finished, now)]

@@ -262,6 +262,8 @@ class Leader:
             return []
         effects = self.durability.choose(self.abandoned, now) + self.durability.push(self.term, now)
         quiet = self.roster.all_quiet
+        if quiet:  # whoever has not told of a step will not any more
+            effects += self.reports.late(self, self.steps.rest(), now)
         # Who is to blame for a cut may be the leader's own pod: the chain has to know of it before that is given up.
         cut_off = quiet and (self.durability.known or not self.keeping.cuts(self.abandoned))
         if self.verdicts.suspects and (cut_off or self.verdicts.fatal):

@@ -242,9 +242,10 @@ class Member:
         join = Join(self.me.job_uid, self.epoch, self.slot, self.inventory(now, None), self.holdings.memory.cut)
         effects: list[Effect] = [SendLeader(join)]
         workers = self.workers
+        if workers.made_in and (workers.running or workers.recent):
+            steps = Steps(self.me.job_uid, workers.made_in, self.slot, workers.recent, workers.section)
+            effects.append(SendLeader(steps))
         if workers.running:
-            term = workers.running.term
-            effects.append(SendLeader(Steps(self.me.job_uid, term, self.slot, workers.recent, workers.section)))
             effects += [SendLeader(ended) for ended in workers.exits]
             effects += self._say_injected()
         return [*effects, *self._say_holdings(now)]

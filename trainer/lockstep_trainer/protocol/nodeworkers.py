@@ -34,6 +34,8 @@ class NodeWorkers:
         self.advanced_at = now
         self._abandoned_at = 0.0
         self._exits: dict[int, WorkerExited] = {}
+        self.made_in: Term | None = running.term if running else None
+        """The generation of the last steps, running or over."""
         self._recent: deque[StepSummary] = deque(maxlen=RETAINED_STEPS)
 
     def ranks(self, start: Start) -> range:
@@ -53,7 +55,7 @@ class NodeWorkers:
 
     def start(self, start: Start, slot: int, now: float) -> None:
         """All ranks of the slot are at work from now on."""
-        self.running, self.slot = start, slot
+        self.running, self.slot, self.made_in = start, slot, start.term
         self.live = set(self.ranks(start))
         self.resting.clear()
         self._exits.clear()

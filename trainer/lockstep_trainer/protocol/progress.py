@@ -40,11 +40,18 @@ class StepFold:
         for position, step in enumerate(known):
             if len(self._pending[step]) < self._slots and len(known) - position <= PENDING_STEPS:
                 break
-            summary = fold(tuple(self._pending.pop(step).values()))
-            self._newest = step
-            self.durations.append(summary.seconds)
-            finished.append(summary)
+            finished.append(self._finish(step))
         return finished
+
+    def rest(self) -> list[StepSummary]:
+        """Steps that some members did not report, and will not: they count too."""
+        return [self._finish(step) for step in sorted(self._pending)]
+
+    def _finish(self, step: int) -> StepSummary:
+        summary = fold(tuple(self._pending.pop(step).values()))
+        self._newest = step
+        self.durations.append(summary.seconds)
+        return summary
 
     @property
     def heard(self) -> int:

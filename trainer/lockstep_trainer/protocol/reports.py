@@ -215,6 +215,17 @@ class Reports:
         self.dirty = True
         return effects + (self._progress(leader, now) if self.connected else [])
 
+    def late(self, leader: Leader, finished: Iterable[StepSummary], now: float) -> list[Effect]:
+        """Steps that were finished in the generation that was given up, and are heard of only now. Nothing is decided
+        by them, and their time was counted by what was known then."""
+        effects: list[Effect] = []
+        for summary in finished:
+            leader.ledger.highest = max(leader.ledger.highest, summary.step)
+            if leader.recovery:
+                leader.recovery.highest = max(leader.recovery.highest, summary.step)
+            effects.append(self._line(leader, now, "step", **_fields(summary)))
+        return effects
+
     def fault(self, leader: Leader, fault: Fault, rung: Rung, blame: NodeBlame, now: float) -> list[Effect]:
         """A fault was judged."""
         report = FaultReport(
