@@ -201,7 +201,8 @@ class Agent:
                 connection.leader.tell(events.MemberConnected(connection.number, message))
                 return
             if message.kind == "Steps":
-                self.world.invariants.journal.heard(message)
+                core = connection.leader.node.leader
+                self.world.invariants.journal.heard(message, core.term if core else message.term)
             connection.leader.tell(events.MemberSaid(connection.number, message))
 
         leader = connection.leader.pod.name

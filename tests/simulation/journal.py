@@ -36,8 +36,8 @@ class Journal:
             self._told.setdefault((message.term, done.step), set()).add(agent)
             self._under_way.add((message.term, message.slot, done.step))
 
-    def heard(self, message: Steps) -> None:
-        """The leader gets it."""
+    def heard(self, message: Steps, newest: Term) -> None:
+        """The leader, whose generation is ``newest``, gets it."""
         if not message.done:
             return
         first = message.done[0].step
@@ -45,6 +45,8 @@ class Journal:
         self._overtaken.update((term, step) for term, _, step in late)
         arrived = {(message.term, message.slot, done.step) for done in message.done}
         self._under_way -= late | arrived
+        if newest > message.term:  # that its sender is quiet came first
+            self._overtaken.update((message.term, done.step) for done in message.done)
 
     def missing(self, state: StateId, since: int) -> list[int]:
         """Steps behind ``since`` up to ``state`` that nobody has written, and that leaders could know of."""

@@ -21,6 +21,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import re
 import secrets
 import signal
@@ -29,7 +30,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,8 @@ CAPACITY_SECONDS = 0.5
 """Between two looks at the file ``capacity``, while pods wait."""
 NODE = "local"
 """This machine, as the node of its pods."""
+PORTS = range(12_000, 20_000)
+"""Of the pods' servers: below what Linux takes for outgoing connections and what Kubernetes takes for NodePorts."""
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL of a supervisor; its own children get a little less."""
 
@@ -346,12 +349,18 @@ def _threads(job: TrainingJob) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on. All are held until all are found, so that they differ."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports that nobody listens on. A pod binds them a moment later: until then only somebody who picks as this does
+    could take one, since neither outgoing connections nor NodePorts come from ``PORTS``. Raises OSError where too few
+    are free."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"of the ports {PORTS.start} to {PORTS.stop - 1} on 127.0.0.1 fewer than {count} are free")
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
