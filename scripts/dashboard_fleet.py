@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from grafana import GREEN, YELLOW, Json, Panel, Variable, dashboard, figure
+from grafana import GREEN, YELLOW, Json, Panel, Variable, dashboard, figure, selector
 
 
 def fleet(metric: str, **labels: str) -> str:
     """A selector for the series of the jobs of the chosen namespaces."""
-    chosen = [f'{name}="{value}"' for name, value in labels.items()]
-    return metric + "{" + ", ".join(['namespace=~"$namespace"', *chosen]) + "}"
+    return selector(metric, 'namespace=~"$namespace"', **labels)
 
 
 def of_each(metric: str, *labels: str, **selected: str) -> str:

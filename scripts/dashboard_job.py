@@ -6,13 +6,12 @@ them take the maximum over pods.
 
 from __future__ import annotations
 
-from grafana import GREEN, RED, YELLOW, Json, Panel, Variable, annotation, dashboard, figure
+from grafana import GREEN, RED, YELLOW, Json, Panel, Variable, annotation, dashboard, figure, selector
 
 
 def of_job(metric: str, **labels: str) -> str:
     """A selector for one job's series."""
-    chosen = {"namespace": "$namespace", "job_name": "$job", **labels}
-    return metric + "{" + ", ".join(f'{name}="{value}"' for name, value in chosen.items()) + "}"
+    return selector(metric, **{"namespace": "$namespace", "job_name": "$job", **labels})
 
 
 AGE = f"time() - max({of_job('lockstep_job_checkpoint_timestamp_seconds')})"

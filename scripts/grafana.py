@@ -31,6 +31,11 @@ class Panel:
     thresholds: dict[float, str] = field(default_factory=dict)  # from this value on, this colour
 
 
+def selector(metric: str, *matchers: str, **labels: str) -> str:
+    """The series of a metric that have these labels, and that ``matchers``, in PromQL, choose."""
+    return metric + "{" + ", ".join([*matchers, *(f'{name}="{value}"' for name, value in labels.items())]) + "}"
+
+
 def figure(title: str, description: str, queries: dict[str, str], **options: Any) -> Panel:
     """One of the figures in a dashboard's first row, six of which fill it."""
     return Panel(title, description, queries, kind="stat", width=COLUMNS // 6, height=4, **options)

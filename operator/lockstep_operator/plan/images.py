@@ -15,7 +15,7 @@ from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_operator.plan import pool
 from lockstep_operator.plan.actions import Event
 from lockstep_operator.plan.observed import Pod
-from lockstep_operator.plan.status import find_condition, set_condition
+from lockstep_operator.plan.status import end_condition, find_condition, set_condition
 
 _NAMED = 4
 """Pods whose names a sentence has."""
@@ -27,12 +27,7 @@ def follow(status: TrainingJobStatus, job: TrainingJob, pods: Mapping[int, Pod],
     """Status with the condition MixedImages, from when on images differ."""
     kind, groups = constants.CONDITION_MIXED_IMAGES, _by_image(pods)
     if len(groups) < 2:
-        before = find_condition(status, kind)
-        if before is None or before.status == "False":
-            return status
-        return set_condition(
-            status, job, kind, "False", reason="SameImage", message="All pods run the same image.", now=now
-        )
+        return end_condition(status, job, kind, reason="SameImage", message="All pods run the same image.", now=now)
     (image, odd), *others = sorted(groups.items(), key=lambda one: (len(one[1]), -one[1][0].ordinal))
     usual = ", ".join(f"{digest[:_DIGITS]} in {len(same)} more" for digest, same in others)
     message = (

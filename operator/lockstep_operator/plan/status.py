@@ -67,6 +67,16 @@ def set_condition(
     return status.model_copy(update={"conditions": [*others[:place], fresh, *others[place:]]})
 
 
+def end_condition(
+    status: TrainingJobStatus, job: TrainingJob, kind: str, *, reason: str, message: str, now: float
+) -> TrainingJobStatus:
+    """Status with that condition False, if it was True: what has never been is not spoken of."""
+    old = find_condition(status, kind)
+    if old is None or old.status == "False":
+        return status
+    return set_condition(status, job, kind, "False", reason=reason, message=message, now=now)
+
+
 def find_condition(status: TrainingJobStatus, kind: str) -> Condition | None:
     """The condition of that type, if there is one."""
     return next((condition for condition in status.conditions if condition.type == kind), None)

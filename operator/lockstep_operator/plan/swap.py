@@ -17,7 +17,7 @@ from lockstep_operator.plan.actions import Event
 from lockstep_operator.plan.nodes.exclusion import HOUR, allowance
 from lockstep_operator.plan.observed import Observed, Pod
 from lockstep_operator.plan.pool import current
-from lockstep_operator.plan.status import find_condition, set_condition
+from lockstep_operator.plan.status import end_condition, find_condition, set_condition
 from lockstep_operator.plan.times import unix
 
 CAUSE = "Straggler"
@@ -146,11 +146,8 @@ def follow(
     all of their slots at once."""
     kind, choice = constants.CONDITION_SLOW_NODE, choose(job, status, observed, now)
     if choice is None:
-        before = find_condition(status, kind)
-        if before is None or before.status == "False":
-            return status
         text = "No member's node is known to be slow."
-        return set_condition(status, job, kind, "False", reason="NoSlowNode", message=text, now=now)
+        return end_condition(status, job, kind, reason="NoSlowNode", message=text, now=now)
     reason, what = choice.held, choice.message
     if not reason and choice.pod not in leaving:
         reason, what = "OthersFirst", "another member leaves its node first"

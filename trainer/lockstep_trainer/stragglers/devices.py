@@ -55,7 +55,7 @@ class DeviceSearch:
         known_for = self._now - settings.CALIBRATE[0]
         if self._alone and not self.healthy and known_for >= 0 and known_for % settings.BACKOFF == 0:
             # nobody to be compared with later but itself now
-            ranks = (self._layout.places[0].rank,)
+            ranks = (self._rank(0),)
             return [Probe("compute", ranks), Probe("memory", ranks)]
         if self._inquiry is not None:
             if self._now - self._inquiry.asked > settings.PATIENCE:
@@ -138,20 +138,20 @@ class DeviceSearch:
 
     def _open(self, compute: Mapping[int, Shift], host: Mapping[int, Shift], stages: Mapping[int, Shift]) -> Inquiry:
         places = self._layout.places
-        suspects: dict[int, float] = {places[at].rank: 0.0 for at in host}
+        suspects: dict[int, float] = {self._rank(at): 0.0 for at in host}
         apart: set[int] = set()
         for stage, shift in stages.items():
             members = self._layout.stages[stage]
             apart |= set(members.tolist())
             excess = self._watches["stages"].size(shift)
-            suspects |= {places[at].rank: excess for at in _spaced(members.tolist(), settings.STAGE_SAMPLE)}
-        suspects |= {places[at].rank: self._watches["compute"].size(shift) for at, shift in compute.items()}
+            suspects |= {self._rank(at): excess for at in _spaced(members.tolist(), settings.STAGE_SAMPLE)}
+        suspects |= {self._rank(at): self._watches["compute"].size(shift) for at, shift in compute.items()}
         apart |= {self._layout.index[rank] for rank in suspects} | self._known_slow()
         nodes = {places[self._layout.index[rank]].node for rank in suspects}
         others = [at for at in range(len(places)) if at not in apart]
         elsewhere = [at for at in others if places[at].node not in nodes]
         chosen = elsewhere if len(elsewhere) >= settings.REFERENCES else others
-        references = tuple(places[at].rank for at in _spaced(chosen, settings.REFERENCES))
+        references = tuple(self._rank(at) for at in _spaced(chosen, settings.REFERENCES))
         return Inquiry(self._measures.steps, suspects, references, compute, host, stages)
 
     def _drop(self, inquiry: Inquiry) -> None:
@@ -203,7 +203,7 @@ class DeviceSearch:
         findings: list[Finding] = []
         for stage, shift in inquiry.stages.items():
             members = self._layout.stages[stage].tolist()
-            measured = [at for at in members if self._layout.places[at].rank in readings]
+            measured = [at for at in members if self._rank(at) in readings]
             slow = [at for at in measured if at in causes]
             if not measured or any(at in inquiry.compute for at in slow):
                 continue
@@ -212,7 +212,7 @@ class DeviceSearch:
                 continue  # no device is slow, and the stage was not so before: it may pass
             seen = self._seen("stages", shift, slow or members, self._compute_lost("stages", members[0], shift))
             if slow:
-                reading = readings[self._layout.places[slow[0]].rank]
+                reading = readings[self._rank(slow[0])]
                 finding = evidence.device(seen, causes[slow[0]], reading, self._clock(slow[0], inquiry))
             else:
                 finding = evidence.stage(seen, self._layout.places[members[0]].pipeline)
@@ -224,7 +224,7 @@ class DeviceSearch:
     ) -> list[Finding]:
         by_node: dict[str, list[int]] = defaultdict(list)
         for at in inquiry.host:
-            if at not in causes and self._layout.places[at].rank in readings:
+            if at not in causes and self._rank(at) in readings:
                 by_node[self._layout.places[at].node].append(at)
         findings: list[Finding] = []
         for members in by_node.values():
@@ -264,7 +264,7 @@ class DeviceSearch:
 
     def _seen(self, part: str, shift: Shift, members: list[int], seconds: float) -> evidence.Seen:
         return evidence.Seen(
-            tuple(sorted(self._layout.places[at].rank for at in members)),
+            tuple(sorted(self._rank(at) for at in members)),
             self._measures.number(self._watches[part].began(shift)),
             self._watches[part].size(shift),
             self._measures.lost(seconds, settings.WINDOWS[0]),
