@@ -25,7 +25,8 @@ class Reason:
 
 _GARBAGE = Reason(
     "Mostly it collected garbage: call gc.collect() in the same step on all ranks, or leave it to the trainer, which "
-    "does so."
+    "does so; another node does not help.",
+    follows=True,
 )
 _QUOTA = Reason(
     "Mostly its container had used up its share of the CPUs: raise resources.limits.cpu in the pod template; another "
