@@ -188,27 +188,42 @@ def _clock(work: Work) -> float:
     return time.process_time()
 
 
-def in_own_process(name: str, steps: int, samples: int | None) -> dict[str, Any]:
-    """The same in a process that nothing has run in before."""
+def in_own_process(name: str, steps: int, samples: int | None, seconds: float | None = None) -> dict[str, Any]:
+    """The same in a process that nothing has run in before. Raises subprocess.SubprocessError where it fails, or takes
+    longer than ``seconds``."""
     command = [sys.executable, __file__, "--side", name, "--steps", str(steps)]
     command += ["--samples", str(samples)] if samples is not None else []
-    told = subprocess.check_output(command, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    told = subprocess.check_output(command, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=seconds)
     found: dict[str, Any] = json.loads(told.splitlines()[-1])
     return found
 
 
-def compare(rounds: int, steps: int, samples: int | None, sides: Sequence[str]) -> dict[str, Any]:
-    """All sides in turns."""
+def compare(
+    rounds: int, steps: int, samples: int | None, sides: Sequence[str], limit: float | None = None
+) -> dict[str, Any]:
+    """All sides in turns; one that fails, or takes longer than ``limit`` seconds, is left out from there on."""
     work = work_here(samples)
     names = [name for name in sides if work.device == "cuda" or name in ("lockstep", "transformers")]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     memory = dict.fromkeys(names, 0)
     for _ in range(rounds):
-        for name in names:
-            found = in_own_process(name, steps, samples)
+        for name in list(names):
+            begun = time.monotonic()
+            try:
+                found = in_own_process(name, steps, samples, limit)
+            except subprocess.SubprocessError as error:
+                print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
+                names.remove(name)
+                continue
             seconds[name] += found["seconds"]
             memory[name] = max(memory[name], found["memory"])
-            print(f"{name}: {statistics.median(found['seconds']):.4f} s a step", file=sys.stderr, flush=True)
+            print(
+                f"{name}: {statistics.median(found['seconds']):.4f} s a step, {found['memory'] / 2**30:.1f} GiB, "
+                f"{time.monotonic() - begun:.0f} s in all",
+                file=sys.stderr,
+                flush=True,
+            )
+    seconds = {name: measured for name, measured in seconds.items() if len(measured) > 1}
     device = (
         torch.cuda.get_device_name() if work.device == "cuda" else f"CPU ({platform.machine()}), no GPU: a stand-in"
     )
@@ -256,6 +271,7 @@ def main() -> None:
         "--samples", type=int, help="of a step; 2 on a GPU, so that the peer's logits fit beside the rest"
     )
     parser.add_argument("--sides", choices=SIDES, nargs="+", default=list(SIDES), help="which ones; all by default")
+    parser.add_argument("--limit", type=float, help="seconds that a side may take in a round, its start included")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -266,7 +282,7 @@ def main() -> None:
             "tokens per second of one device, Lockstep and transformers, the same model and batch",
             f"torch {torch.__version__}",
         ),
-        **compare(arguments.rounds, arguments.steps, arguments.samples, arguments.sides),
+        **compare(arguments.rounds, arguments.steps, arguments.samples, arguments.sides, arguments.limit),
     }
     results.add(result, arguments.results)
 

@@ -21,9 +21,17 @@ def origin(what: str, versions: str) -> dict[str, Any]:
     return {
         "what": what,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, text=True).strip(),
+        "commit": _commit(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {versions}",
     }
+
+
+def _commit() -> str:
+    """Empty in a copy of the files that has no history."""
+    try:
+        return subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def add(result: Mapping[str, Any], path: Path) -> None:

@@ -1,17 +1,31 @@
 """A whole job on one GPU: agent, worker, NCCL, compiled blocks in bf16; then the same with workers killed in parts of a
-step: bit for bit the same losses. What comes back are the phases of start and recovery."""
+step, and with the rendezvous store killed, for which the worker goes on in its process with new groups: bit for bit the
+same losses. What comes back are the phases of start and recovery. The run folder is in memory, as in a pod, so that
+snapshots are page-locked."""
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import statistics
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from gpu.notes import keep
 from localrun import LocalRun, victims
+from lockstep_api.v1alpha1 import TrainingJobStatus
+from lockstep_api.v1alpha1.status import Fault
 
-STEPS = 1500
+STEPS = 450
+STORE = "the rendezvous store"
+KILLED = ("forward", STORE, "backward", STORE, "optimizer", "stage")
+"""In order: the worker in sections of its step, and the store."""
+LEAST, REST = 4, 120
+"""Of these, how many there must be; and steps that must be left for one more."""
 SETTINGS = [
     "nodes=1",
     "gpusPerNode=1",
@@ -22,6 +36,7 @@ SETTINGS = [
     "trainer.data.sequenceLength=512",
     "trainer.recipe.globalBatchTokens=16384",
     "trainer.recipe.precision=bf16",
+    "trainer.recipe.compile=true",
     "trainer.evaluate=null",
     "trainer.generate=null",
     "checkpoint.every=100",
@@ -31,40 +46,85 @@ SETTINGS = [
 
 def run(folder: Path) -> dict[str, Any]:
     """Phases in seconds."""
-    place = folder / "jobs"
-    shutil.rmtree(place, ignore_errors=True)
-    plain, undisturbed = _run(place / "plain", STEPS, [])
-    sections = ["forward", "backward", "optimizer", "stage"]
-    faulty, result = _run(place / "faulty", STEPS, sections)
+    place = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    found: dict[str, Any] = {}
+    try:
+        found["plain"], undisturbed = _run(place / "plain", faulty=False)
+        keep(folder, "job", found)
+        shutil.rmtree(place / "plain")
+        found["faulty"], result = _run(place / "faulty", faulty=True)
+        keep(folder, "job", found)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
     assert len(undisturbed) == len(result) == STEPS
     first = next((n for n, (a, b) in enumerate(zip(undisturbed, result, strict=True)) if a != b), None)
     assert first is None, f"step {first}: {undisturbed[first or 0]} without faults, {result[first or 0]} with"
-    shutil.rmtree(place, ignore_errors=True)
-    return {"plain": plain, "faulty": faulty, "loss": [undisturbed[0], undisturbed[-1]]}
+    found["loss"] = [undisturbed[0], undisturbed[-1]]
+    rungs = [fault["rung"] for fault in found["faulty"]["faults"]]
+    assert len(rungs) >= LEAST, f"only {len(rungs)} faults: the steps are too short"
+    assert rungs == ["inProcess" if what == STORE else "process" for what in KILLED[: len(rungs)]], rungs
+    same = found["faulty"]["same_process"]
+    assert same == [rung == "inProcess" for rung in rungs], f"workers that went on in their process: {same}"
+    return found
 
 
-def _run(folder: Path, steps: int, sections: list[str]) -> tuple[dict[str, Any], list[float]]:
+def _run(folder: Path, *, faulty: bool) -> tuple[dict[str, Any], list[float]]:
     choose = random.Random(4)
-    with LocalRun(folder, [*SETTINGS, f"trainer.recipe.steps={steps}"]) as job:
-        job.until_step(5, 120)
-        for section in sections:
-            before = job.status
-            job.until_step(before.progress.step + choose.randint(3, 20))
-            victims.kill_in_section(job.state, section, rank=0, seconds=30)
-            job.until(lambda now, was=before: now.restarts.total > was.restarts.total, 60, "the fault")
-        result = job.finish(120)
-        assert result.code == 0, f"{result.errors}\n{job.output()}"
-        verdict = job.check(steps)
-        assert verdict.exact, str(verdict)
-        status = result.status
-        journal = job.journal()
-        faults = [fault.to_wire() for fault in status.faults]
-        lines = job.output(4000)
-        seconds = [step.seconds for step in journal.lineage[20:]]
+    begun = time.monotonic()
+    with LocalRun(folder, [*SETTINGS, f"trainer.recipe.steps={STEPS}"]) as job:
+        try:
+            job.until_step(5, 120)
+            fifth = time.monotonic() - begun
+            print(f"step 5 after {fifth:.1f} s", flush=True)
+            same: list[bool] = []
+            for what in KILLED if faulty else ():
+                if job.status.progress.step > STEPS - REST:
+                    break
+                job.until_step(job.status.progress.step + choose.randint(3, 12))
+                same.append(_mended(job, what))
+            result = job.finish(120)
+            assert result.code == 0, f"{result.errors}\n{job.output()}"
+            verdict = job.check(STEPS)
+            assert verdict.exact, str(verdict)
+        except BaseException:
+            for log in sorted(job.state.glob("pods/*/workers/*/output.log"))[-3:]:
+                lines = log.read_text(errors="replace").splitlines()[-40:]
+                print(f"--- {log.parent.name}", *lines, sep="\n", flush=True)
+            raise
+        status, journal = result.status, job.journal()
         found = {
+            "seconds": round(time.monotonic() - begun, 1),
+            "fifth_step_s": round(fifth, 1),
             "ledger": status.to_wire().get("ledger"),
-            "faults": faults,
-            "step_ms": round(1e3 * statistics.median(seconds), 2),
-            "restored_from": [line for line in lines.splitlines() if "restor" in line][-6:],
+            "faults": [_told(fault) for fault in status.faults],
+            "same_process": same,
+            "step_ms": round(1e3 * statistics.median(step.seconds for step in journal.lineage[20:]), 2),
         }
+        print(found, flush=True)
         return found, job.losses()
+
+
+def _mended(job: LocalRun, what: str) -> bool:
+    """Kill it, and wait until what was lost has been computed again. Whether the worker's process is the same then."""
+    restarts, worker = job.status.restarts.total, _worker(job)
+    begun = time.monotonic()
+    if what == STORE:
+        os.kill(job.store_server(), signal.SIGKILL)
+    else:
+        victims.kill_in_section(job.state, what, rank=0, seconds=30)
+
+    def done(status: TrainingJobStatus) -> bool:
+        return status.restarts.total > restarts and status.faults[-1].steps_lost is not None
+
+    fault = job.until(done, 60, f"the end of the fault of {what}").faults[-1]
+    print(f"{what}: {time.monotonic() - begun:.1f} s", _told(fault), flush=True)
+    return _worker(job) == worker
+
+
+def _told(fault: Fault) -> dict[str, Any]:
+    wire = fault.to_wire()
+    return {name: wire.get(name) for name in ("cause", "rung", "seconds", "stepsLost", "restoredFrom")}
+
+
+def _worker(job: LocalRun) -> int:
+    return [victim.pid for victim in victims.workers(job.state)][-1]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gpu.notes import keep
 from gpu.ranks import alone
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.loss import Loss
@@ -35,6 +36,7 @@ def run(folder: Path) -> dict[str, Any]:
             key = f"{name}, {'deterministic' if deterministic else 'default'} algorithms"
             found[key] = _case(DecoderConfig(**{**SIZES, **extra}), deterministic)
             print(key, found[key], flush=True)
+            keep(folder, "repeats", found)
             if deterministic:
                 assert found[key]["differ"] == 0, f"{key}: {found[key]}"
     return found
