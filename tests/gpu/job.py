@@ -24,8 +24,8 @@ STEPS = 450
 STORE = "the rendezvous store"
 KILLED = ("forward", STORE, "backward", STORE, "optimizer", "stage")
 """In order: the worker in sections of its step, and the store."""
-LEAST, REST = 4, 120
-"""Of these, how many there must be; and steps that must be left for one more."""
+LEAST, REST, ENOUGH_SECONDS = 4, 120, 100
+"""Of these, how many there must be; steps that must be left for one more; and since when there is no further one."""
 SETTINGS = [
     "nodes=1",
     "gpusPerNode=1",
@@ -61,7 +61,7 @@ def run(folder: Path) -> dict[str, Any]:
     assert first is None, f"step {first}: {undisturbed[first or 0]} without faults, {result[first or 0]} with"
     found["loss"] = [undisturbed[0], undisturbed[-1]]
     rungs = [fault["rung"] for fault in found["faulty"]["faults"]]
-    assert len(rungs) >= LEAST, f"only {len(rungs)} faults: the steps are too short"
+    assert len(rungs) >= LEAST, f"only {len(rungs)} faults: steps are too short, or restarts too long"
     assert rungs == ["inProcess" if what == STORE else "process" for what in KILLED[: len(rungs)]], rungs
     same = found["faulty"]["same_process"]
     assert same == [rung == "inProcess" for rung in rungs], f"workers that went on in their process: {same}"
@@ -78,7 +78,7 @@ def _run(folder: Path, *, faulty: bool) -> tuple[dict[str, Any], list[float]]:
             print(f"step 5 after {fifth:.1f} s", flush=True)
             same: list[bool] = []
             for what in KILLED if faulty else ():
-                if job.status.progress.step > STEPS - REST:
+                if job.status.progress.step > STEPS - REST or time.monotonic() - begun > ENOUGH_SECONDS:
                     break
                 job.until_step(job.status.progress.step + choose.randint(3, 12))
                 same.append(_mended(job, what))
