@@ -12,6 +12,8 @@ import signal
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from gpu.notes import keep
 from localrun import LocalRun, victims
 from lockstep_api.v1alpha1 import TrainingJobStatus
 from lockstep_api.v1alpha1.status import Fault
+from lockstep_cli.journal import Step
 
-STEPS = 450
+STEPS = 260
 STORE = "the rendezvous store"
-KILLED = ("forward", STORE, "backward", STORE, "optimizer", "stage")
+KILLED = ("forward", STORE, "backward", STORE, "optimizer")
 """In order: the worker in sections of its step, and the store."""
-LEAST, REST, ENOUGH_SECONDS = 4, 120, 100
+LEAST, REST, ENOUGH_SECONDS = 4, 80, 80
 """Of these, how many there must be; steps that must be left for one more; and since when there is no further one."""
 SETTINGS = [
     "nodes=1",
@@ -97,6 +100,7 @@ def _run(folder: Path, *, faulty: bool) -> tuple[dict[str, Any], list[float]]:
             "fifth_step_s": round(fifth, 1),
             "ledger": status.to_wire().get("ledger"),
             "faults": [_told(fault) for fault in status.faults],
+            "first_steps": [_short(step.sections) for step in _first_steps(journal.steps)],
             "same_process": same,
             "step_ms": round(1e3 * statistics.median(step.seconds for step in journal.lineage[20:]), 2),
         }
@@ -119,6 +123,15 @@ def _mended(job: LocalRun, what: str) -> bool:
     fault = job.until(done, 60, f"the end of the fault of {what}").faults[-1]
     print(f"{what}: {time.monotonic() - begun:.1f} s", _told(fault), flush=True)
     return _worker(job) == worker
+
+
+def _first_steps(steps: Sequence[Step]) -> list[Step]:
+    """Of each generation, which counts what its workers did before."""
+    return [next(of) for _, of in groupby(steps, key=lambda step: step.generation)]
+
+
+def _short(sections: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(seconds, 2) for name, seconds in sections.items() if seconds >= 0.02}
 
 
 def _told(fault: Fault) -> dict[str, Any]:

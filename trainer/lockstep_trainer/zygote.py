@@ -260,12 +260,13 @@ def _kill_group(pid: int) -> None:
         return
 
 
-def _wants_torch(config_dir: str | None) -> bool:
-    """True for Lockstep's own trainer, false for ``spec.command``."""
+def _trainer(config_dir: str | None) -> dict[str, Any] | None:
+    """The job's ``spec.trainer``; None where it has ``spec.command``, and nothing is imported for it."""
     if not config_dir:
         sys.exit("LOCKSTEP_CONFIG_DIR is not set: name the folder with the job's job.json")
     job = json.loads(Path(config_dir, "job.json").read_text())
-    return job["spec"].get("trainer") is not None
+    trainer: dict[str, Any] | None = job["spec"].get("trainer")
+    return trainer
 
 
 def main() -> None:
@@ -273,10 +274,11 @@ def main() -> None:
     die_with_parent()
     zygote = Zygote(Path(os.environ["LOCKSTEP_RUN_DIR"]))
     zygote.listen()
-    if _wants_torch(os.environ.get("LOCKSTEP_CONFIG_DIR")):
+    trainer = _trainer(os.environ.get("LOCKSTEP_CONFIG_DIR"))
+    if trainer is not None:
         from lockstep_trainer.preload import preload
 
-        preload()
+        preload(compiler=bool(trainer.get("recipe", {}).get("compile")))
     tasks = len(os.listdir("/proc/self/task"))
     if tasks > 1:
         print(f"zygote: {tasks} threads after the imports; forks may inherit held locks", file=sys.stderr, flush=True)
