@@ -1,7 +1,9 @@
 """Imports everything that a worker needs, for the process that workers are forked from.
 
 Import it in a parent with one thread: nothing here starts a thread, touches a GPU, or reads the state of a job. What
-would otherwise be imported after the fork, by each worker anew, is named here too.
+would otherwise be imported after the fork, by each worker anew, is named here too. Not torch's compiler, 2 to 3 s of
+each worker of a compiled job: the import of torch._inductor may ask CUDA how many devices there are (torch 2.11 does),
+and no process that is forked behind that can use one.
 """
 
 from __future__ import annotations
@@ -25,13 +27,9 @@ MODULES = (
 )
 
 
-COMPILER = ("torch._inductor.compile_fx",)
-"""What torch.compile imports when it is first called: 2 s of each new worker. It starts nothing before it compiles."""
-
-
-def preload(*, compiler: bool = False) -> None:
-    """Import all of MODULES, and COMPILER where the job compiles."""
+def preload() -> None:
+    """Import all of MODULES."""
     # OpenBLAS starts its threads when numpy is imported. Here numpy only moves tokens; torch has its own library.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for name in (*MODULES, *(COMPILER if compiler else ())):
+    for name in MODULES:
         importlib.import_module(name)

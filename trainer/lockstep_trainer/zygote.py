@@ -260,13 +260,12 @@ def _kill_group(pid: int) -> None:
         return
 
 
-def _trainer(config_dir: str | None) -> dict[str, Any] | None:
-    """The job's ``spec.trainer``; None where it has ``spec.command``, and nothing is imported for it."""
+def _wants_torch(config_dir: str | None) -> bool:
+    """True for Lockstep's own trainer, false for ``spec.command``."""
     if not config_dir:
         sys.exit("LOCKSTEP_CONFIG_DIR is not set: name the folder with the job's job.json")
     job = json.loads(Path(config_dir, "job.json").read_text())
-    trainer: dict[str, Any] | None = job["spec"].get("trainer")
-    return trainer
+    return job["spec"].get("trainer") is not None
 
 
 def main() -> None:
@@ -274,11 +273,10 @@ def main() -> None:
     die_with_parent()
     zygote = Zygote(Path(os.environ["LOCKSTEP_RUN_DIR"]))
     zygote.listen()
-    trainer = _trainer(os.environ.get("LOCKSTEP_CONFIG_DIR"))
-    if trainer is not None:
+    if _wants_torch(os.environ.get("LOCKSTEP_CONFIG_DIR")):
         from lockstep_trainer.preload import preload
 
-        preload(compiler=bool(trainer.get("recipe", {}).get("compile")))
+        preload()
     tasks = len(os.listdir("/proc/self/task"))
     if tasks > 1:
         print(f"zygote: {tasks} threads after the imports; forks may inherit held locks", file=sys.stderr, flush=True)
