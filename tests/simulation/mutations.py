@@ -41,6 +41,24 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "keep-what-a-stale-generation-stages", "keeping",
+        "self.lineage = self.lineage.without(leader.term)", "pass",
+        "what workers make that began from the wrong state is neither kept nor brought to the store",
+        test="unit/protocol/test_stale_restore.py",
+    ),
+    Mutation(
+        "begin-from-what-passed-the-chain-by", "lineage",
+        "return origin is not None and term_of(state) < origin.term and origin.step < state.step", "return False",
+        "a state in memory that does not descend from the chain's newest is not begun from",
+        test="unit/protocol/test_stale_restore.py",
+    ),
+    Mutation(
+        "begin-from-memory-that-passed-a-doubtful-commit-by", "keeping",
+        "ancestors.holds(state) and not passed_over(state, origin)", "ancestors.holds(state)",
+        "where the chain does not answer, a state in memory descends from all that it may name",
+        test="unit/protocol/test_stale_restore.py",
+    ),
+    Mutation(
         "forget-late-steps", "hearing",
         "return leader.reports.late(leader, leader.steps.add(peer.info.slot, message.done), now)", "return []",
         "steps that are heard of while their generation quiesces are in the journal: the next one may go on from there",

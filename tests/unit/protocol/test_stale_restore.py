@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from lockstep_api.messages import (
     Abandon,
+    Beat,
     Copies,
     Inventory,
     Join,
@@ -88,6 +89,43 @@ def test_a_first_step_says_it_too_and_counts_for_nothing() -> None:
     done = StepSummary(1, 6.0, 0.1, 2.0, 256, 1.0, 1e-3)
     assert abandons(leader.handle(events.MemberSaid(1, Steps(JOB, leader.term, 0, (done,), "forward")), 6.0))
     assert leader.reports.newest is None
+
+
+def test_what_they_stage_until_they_have_left_is_on_no_lineage() -> None:
+    """The simulation found it on the chain, behind a state that it did not descend from: workers were slow to go."""
+    leader = from_memory()
+    uploads(leader)
+    leader.handle(events.CommitDone(leader.term, POINT), 5.0)
+    stale = leader.term
+    assert abandons(restores_fresh_weights(leader, 6.0))
+    later = StateId(8, stale.epoch, stale.generation)
+    told = leader.handle(events.MemberSaid(1, Staged(JOB, stale, 0, later, True)), 6.5)
+    assert not [effect for effect in told if isinstance(effect, SendMember)], "neither kept nor brought to the store"
+    copies = (Copies(STATE, 0, 0), Copies(later, 0, 0))
+    leader.handle(events.MemberSaid(1, Quiesced(JOB, leader.abandoned, 0, Origin(stale, 0), copies)), 7.0)
+    leader.handle(events.StoreReady("10.0.0.1", 3), 7.0)
+    assert leader.running is not None
+    assert (leader.running.memory, leader.running.restore) == (None, POINT)
+
+
+def test_a_commit_without_an_answer_that_was_passed_over_is_asked_for_first() -> None:
+    """Memory alone is no beginning where the chain may name what its workers did not begin from."""
+    leader = from_memory()
+    uploads(leader)
+    leader.handle(events.CommitFailed(leader.term, STATE, "no answer"), 5.0)
+    stale = leader.term
+    restores_fresh_weights(leader, 5.5)
+    copies = (Copies(StateId(8, stale.epoch, stale.generation), 0, 0),)
+    leader.handle(events.MemberSaid(1, Quiesced(JOB, leader.abandoned, 0, Origin(stale, 0), copies)), 6.0)
+    leader.handle(events.StoreReady("10.0.0.1", 3), 6.0)
+    for second in range(7, 100):
+        leader.handle(events.MemberSaid(1, Beat(JOB, leader.term, 0)), float(second))
+        leader.handle(events.Tick(), float(second))
+    assert leader.durability.silent(100.0), "the chain does not answer"
+    assert leader.running is None
+    leader.handle(events.RestoreChosen(leader.abandoned, POINT), 100.0)
+    assert leader.running is not None
+    assert (leader.running.memory, leader.running.restore) == (None, POINT)
 
 
 def test_a_commit_without_an_answer_may_have_moved_the_chain() -> None:

@@ -35,6 +35,8 @@ from lockstep_trainer.protocol.lineage import (
     newest_complete,
     newest_elsewhere,
     order_of,
+    origin_of,
+    passed_over,
 )
 from lockstep_trainer.protocol.policy import PEER_LOST_EXIT, Fault
 from lockstep_trainer.protocol.roster import Peer
@@ -262,8 +264,9 @@ class Keeping:
             return not durability.busy, point
         if point is None or not durability.silent(now):
             return False, None
-        ancestors = self.lineage.cut(point.state)
-        return all(ancestors.holds(state) for state in durability.doubtful), point
+        ancestors, origin = self.lineage.cut(point.state), origin_of(held)
+        descends = (ancestors.holds(state) and not passed_over(state, origin) for state in durability.doubtful)
+        return all(descends), point
 
     def rescue(self, leader: Leader, now: float) -> list[Effect]:
         """Before the first generation of an epoch with another number of nodes: a state that only memory has, complete,
@@ -329,6 +332,9 @@ class Keeping:
             self.tries[start.memory.state] = TRIES
         durability = leader.durability
         if durability.durable != start.restore or durability.doubtful or not durability.known:
+            self.lineage = self.lineage.without(leader.term)  # until they have left they go on with steps and snapshots
+            if self.uploads.order and not self.lineage.holds(self.uploads.order.state):
+                self.uploads.drop()
             return leader.fault(leader.suspect("StaleRestore", "restore", now), now)
         durability.found(point, now)
         self._descend(leader, point.state if point else None)

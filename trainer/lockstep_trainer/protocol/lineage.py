@@ -59,6 +59,10 @@ class Lineage:
         """Without the states beyond that step."""
         return Lineage(tuple((term, min(bound, step)) for term, bound in self.bounds))
 
+    def without(self, term: Term) -> Lineage:
+        """Without the states of that generation."""
+        return Lineage(tuple((other, bound) for other, bound in self.bounds if other != term))
+
     def grown(self, term: Term, begun: StateId | None) -> Lineage:
         """With a new generation, which begins from ``begun``."""
         return Lineage((*self.cut(begun).bounds, (term, _NO_END)))
@@ -89,8 +93,10 @@ def newest_complete(
     has made holds other shards: it can't be started from as it is.
     """
     members = sorted(slots, key=lambda info: info.slot)
-    origin = _origin(holdings)
+    origin = origin_of(holdings)
     since = durable.state.step if durable else 0
+    if durable and passed_over(durable.state, origin):
+        return None
     places: dict[StateId, dict[int, set[int]]] = {}
     for holder, held in holdings.items():
         for copy in held.copies:
@@ -127,8 +133,10 @@ def newest_elsewhere(
     """As ``newest_complete``, of the states that another number of nodes has made: no worker can begin from it, but
     the store can have it, and from there it is loaded at any number of nodes."""
     nodes = len(tuple(slots))
-    origin = _origin(holdings)
+    origin = origin_of(holdings)
     since = durable.state.step if durable else 0
+    if durable and passed_over(durable.state, origin):
+        return None
     places: dict[tuple[StateId, int], dict[int, list[int]]] = {}
     for holder, held in sorted(holdings.items()):
         for copy in held.copies:
@@ -149,8 +157,16 @@ def newest_elsewhere(
     return Elsewhere(state, {holder: tuple(each) for holder, each in shares.items()})
 
 
-def _origin(holdings: Mapping[int, Holding]) -> Origin | None:
+def origin_of(holdings: Mapping[int, Holding]) -> Origin | None:
+    """What the newest generation that anybody was in really began from."""
     return max((held.origin for held in holdings.values() if held.origin), key=lambda o: o.term, default=None)
+
+
+def passed_over(state: StateId, origin: Origin | None) -> bool:
+    """True where the newest generation began from an older state than this one of a generation before it: its workers
+    could not begin from a snapshot, and that became durable behind their backs. What they made does not descend from
+    it."""
+    return origin is not None and term_of(state) < origin.term and origin.step < state.step
 
 
 def _admits(origin: Origin | None, state: StateId) -> bool:
