@@ -210,7 +210,7 @@ def _spun(clock: DeviceClock, cycles: int) -> float:
 
 
 def _yardstick(found: dict[str, Any]) -> None:
-    """Behind other work, as after a step, and on a GPU that has nothing to do and so waits for its host."""
+    """Behind other work, as after a step, and on a GPU that has nothing to do: both say the same."""
     yardstick = Yardstick(GPU)
     for name, cycles in {"behind work": 10_000_000, "on an idle GPU": 0}.items():
         products, copies, host, device = [], [], [], []
@@ -249,6 +249,8 @@ def _yardstick(found: dict[str, Any]) -> None:
     for what in ("product_us", "copy_us"):
         low, middle, high = (busy[what][each] for each in ("p10", "median", "p90"))
         assert high - low < Settings().threshold * middle, f"{what}: {busy[what]}"
+        idle = found["on an idle GPU"][what]["median"]
+        assert abs(idle / middle - 1) < Settings().threshold / 2, f"{what}: {idle} µs where there was nothing to do"
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
