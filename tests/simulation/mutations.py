@@ -42,7 +42,7 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "keep-what-a-stale-generation-stages", "keeping",
-        "self.lineage = self.lineage.without(leader.term)", "pass",
+        "self._keep_to(self.lineage.without(leader.term))", "pass",
         "what workers make that began from the wrong state is neither kept nor brought to the store",
         test="unit/protocol/test_stale_restore.py",
     ),

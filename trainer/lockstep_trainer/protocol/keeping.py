@@ -332,9 +332,7 @@ class Keeping:
             self.tries[start.memory.state] = TRIES
         durability = leader.durability
         if durability.durable != start.restore or durability.doubtful or not durability.known:
-            self.lineage = self.lineage.without(leader.term)  # until they have left they go on with steps and snapshots
-            if self.uploads.order and not self.lineage.holds(self.uploads.order.state):
-                self.uploads.drop()
+            self._keep_to(self.lineage.without(leader.term))  # until they have left they go on with steps and snapshots
             return leader.fault(leader.suspect("StaleRestore", "restore", now), now)
         durability.found(point, now)
         self._descend(leader, point.state if point else None)
@@ -394,13 +392,17 @@ class Keeping:
         return self.fell_back(leader, start.restore, now)
 
     def _descend(self, leader: Leader, begun: StateId | None) -> None:
-        self.lineage = self.lineage.grown(leader.term, begun)
+        self._keep_to(self.lineage.grown(leader.term, begun))
         if self.agreed is not None:  # later steps were of states that are left behind
             self.agreed = leader.durability.agreed = min(self.agreed, begun.step if begun else 0)
         self.snapshots.begin(None)
-        if self.uploads.order and not self.lineage.holds(self.uploads.order.state):
-            self.uploads.drop()
         leader.durability.begin(self.lineage)
+
+    def _keep_to(self, lineage: Lineage) -> None:
+        """What is not on it is not brought to the store any more."""
+        self.lineage = lineage
+        if self.uploads.order and not lineage.holds(self.uploads.order.state):
+            self.uploads.drop()
 
     def _unproven(self, leader: Leader) -> StateId | None:
         """The snapshot that the last generation was to begin from, if it made no step."""

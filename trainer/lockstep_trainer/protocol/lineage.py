@@ -95,13 +95,11 @@ def newest_complete(
     members = sorted(slots, key=lambda info: info.slot)
     origin = origin_of(holdings)
     since = durable.state.step if durable else 0
-    if durable and passed_over(durable.state, origin):
-        return None
     places: dict[StateId, dict[int, set[int]]] = {}
     for holder, held in holdings.items():
         for copy in held.copies:
-            fits = copy.nodes in (0, len(members))
-            if fits and _admits(origin, copy.state) and _descends(copy.state, durable) and copy.durable <= since:
+            fits = copy.nodes in (0, len(members)) and copy.durable <= since
+            if fits and _admits(origin, copy.state) and _descends(copy.state, durable, origin):
                 places.setdefault(copy.state, {}).setdefault(copy.slot, set()).add(holder)
     whole = [state for state, found in places.items() if len(found) == len(members)]
     whole = [state for state in whole if state not in set(refused) and not excluded(state, cut)]
@@ -135,8 +133,6 @@ def newest_elsewhere(
     nodes = len(tuple(slots))
     origin = origin_of(holdings)
     since = durable.state.step if durable else 0
-    if durable and passed_over(durable.state, origin):
-        return None
     places: dict[tuple[StateId, int], dict[int, list[int]]] = {}
     for holder, held in sorted(holdings.items()):
         for copy in held.copies:
@@ -144,7 +140,7 @@ def newest_elsewhere(
                 continue
             if excluded(copy.state, cut):
                 continue
-            if _admits(origin, copy.state) and _descends(copy.state, durable):
+            if _admits(origin, copy.state) and _descends(copy.state, durable, origin):
                 places.setdefault((copy.state, copy.nodes), {}).setdefault(copy.slot, []).append(holder)
     whole = [(state, made_by) for (state, made_by), found in places.items() if len(found) == made_by]
     if not whole:
@@ -173,9 +169,11 @@ def _admits(origin: Origin | None, state: StateId) -> bool:
     return origin is None or term_of(state) >= origin.term or state.step <= origin.step
 
 
-def _descends(state: StateId, durable: RestorePoint | None) -> bool:
+def _descends(state: StateId, durable: RestorePoint | None, origin: Origin | None) -> bool:
     if durable is None:
         return True
+    if passed_over(durable.state, origin):
+        return False
     return state.step > durable.state.step and term_of(state) >= term_of(durable.state)
 
 
