@@ -105,6 +105,7 @@ def trim_pod(manifest: Manifest) -> tuple[str, Pod]:
         deleting="deletionTimestamp" in metadata,
         deleted_at=_deleted_at(metadata),
         disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+        refused=_refused(status),
         unfit=_unfit(container),
         bad_device=_bad_device(container),
         restarts=container.get("restartCount", 0),
@@ -144,6 +145,15 @@ def _deleted_at(metadata: Manifest) -> float | None:
     if "deletionTimestamp" not in metadata:
         return None
     return unix(metadata["deletionTimestamp"]) - float(metadata.get("deletionGracePeriodSeconds") or 0)
+
+
+def _refused(status: Manifest) -> str:
+    """Why the kubelet did not admit the pod, as OutOfcpu, UnexpectedAdmissionError or TopologyAffinityError: it failed
+    and there is no word of any container. One that fails later has told of its containers."""
+    told = status.get("containerStatuses") or status.get("initContainerStatuses")
+    if status.get("phase") != "Failed" or told:
+        return ""
+    return ": ".join(filter(None, (status.get("reason"), status.get("message")))) or "no reason is given"
 
 
 def _unfit(container: Manifest) -> str:

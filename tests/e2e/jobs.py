@@ -112,9 +112,13 @@ class RunningJob:
             self.watch_again()
             return None
 
-    def story(self, lines: int = 60) -> str:
-        """The job's status, and the last lines that each of its pods wrote."""
-        told = [self.kubectl("get", "trainingjob", self.name, "-o", "yaml")]
+    def story(self, lines: int = 15) -> str:
+        """What has become of the job, on a page: its faults, and the last lines that each of its pods wrote."""
+        now = self.job.status
+        told = [f"{self.name}: {now.phase}, epoch {now.epoch}, step {now.progress.step}, slots {now.slots}"]
+        told += [f"{one.type} {one.status}, {one.reason}: {one.message}" for one in now.conditions]
+        told += [str(one.model_dump(exclude_none=True)) for one in (*now.faults, *now.verdicts, *now.excluded_nodes)]
+        told += [f"restarts {now.restarts}; budgets used {now.budgets_used}; incarnations {now.incarnations}"]
         for pod in self.pod_names():
             try:
                 told.append(f"{pod}:\n{self.kubectl('logs', pod, '-c', constants.CONTAINER_NAME, f'--tail={lines}')}")

@@ -12,6 +12,7 @@ from awaited import eventually
 from demonstration import faults, install
 from demonstration.target import REPOSITORY, Target
 from e2e.jobs import NAMESPACE, POD_SPEC, RunningJob
+from lockstep_api.v1alpha1 import TrainingJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -75,6 +76,31 @@ def test_a_user_error_is_said_in_a_condition_and_not_tried_again(lockstep: Targe
         failed = job.until(lambda j: j.status.phase == "Failed", 90, "failure")
         assert failed.status.restarts.total == 0
         assert any("llama-imaginary" in c.message for c in failed.status.conditions if c.type == "Failed")
+
+
+def test_a_job_waits_where_a_kubelet_refuses_its_pods(lockstep: Target) -> None:
+    """A template that names its node goes by no scheduler, and that node's GPUs are taken: its kubelet says so."""
+    there: dict[str, Any] = {**deepcopy(POD_SPEC), "nodeName": "node0"}
+    all_gpus = deepcopy(there)
+    all_gpus["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = 2
+    one = {"nodes": 1, "template": {"spec": there}}
+    with RunningJob.training(lockstep, "refused", 5, **one) as job:
+        job.until_phase("Succeeded")  # nothing else keeps it from the node
+    with RunningJob.training(lockstep, "first", 100_000, nodes=1, gpusPerNode=2, template={"spec": all_gpus}) as first:
+        first.until_step(1)
+        with RunningJob.training(lockstep, "refused", 5, **one) as job:
+            job.until(lambda now: now.status.incarnations.get("0", 0) >= 2, 60, "a third pod")
+            waits = job.until(lambda now: said(now, "Ready", "PodRefused"), 60, "a word of why")
+            assert any("OutOfnvidia.com/gpu" in one.message for one in waits.status.conditions), job.story()
+            first.kubectl("delete", "trainingjob", first.name)
+            ended = job.until_phase("Succeeded")
+            assert (ended.status.budgets_used.pod, ended.status.restarts.total, ended.status.faults) == (0, 0, [])
+            assert "PodRefused" in job.event_reasons()
+
+
+def said(job: TrainingJob, kind: str, reason: str) -> bool:
+    """Whether the job's condition of that kind gives that reason."""
+    return any(one.type == kind and one.reason == reason for one in job.status.conditions)
 
 
 def test_the_operators_node_loses_power_under_a_member(lockstep: Target) -> None:

@@ -31,6 +31,12 @@ PLANNED = frozenset({"NodeDrained", "NodeLeaving", "Straggler"})
 nodes there is ``resilience.stragglers.swapsPerHour``, which ends no job."""
 UNFIT = "PreflightFailed"
 """Uses up budget only where its node does not get excluded for it: see ``charge_unfit``."""
+REFUSED = "PodRefused"
+"""A kubelet did not admit a pod: nothing is lost, so it uses up no budget and is no fault of the job."""
+REFUSED_SECONDS = 10.0
+"""So long after a refused pod was made comes the next: the scheduler does not know what its kubelet knows, a device
+plugin that has just been restarted say, and would put it there again at once. Kubernetes' Job controller begins with
+the same delay."""
 CONFIRM_SECONDS = 600.0
 """A node that is not ready so soon after its member fell silent is why."""
 
@@ -44,7 +50,7 @@ class Loss:
     slot: int | None  # None: it held none
     node: str
     # PodLost, PodFailed, PodDeleted, NodeDrained, ContainerCrashLoop, NodeLost, NodeLeaving, NodeExcluded,
-    # GpuUnhealthy, Straggler, PreflightFailed, LeaderLost, or the leader's word
+    # GpuUnhealthy, Straggler, PreflightFailed, PodRefused, LeaderLost, or the leader's word
     cause: str
     witness: str
     message: str = ""
@@ -80,8 +86,12 @@ def losses(
             continue
         if pod.unfit:
             found.append(Loss(pod.name, pod.ordinal, None, pod.node, UNFIT, "preflight", pod.unfit))
+        elif pod.refused:
+            if now >= refused_until(pod):
+                reason = (REFUSED, "podStatus", pod.refused)
+                found.append(Loss(pod.name, pod.ordinal, None, pod.node, *reason, counts=False))
         elif pod.ended:
-            found.append(Loss(pod.name, pod.ordinal, None, pod.node, "PodFailed", "podStatus", _disrupted(pod)))
+            found.append(Loss(pod.name, pod.ordinal, None, pod.node, "PodFailed", "podStatus", _why_ended(pod)))
         elif pod.deleting:  # somebody's wish, not a fault; it held no slot
             reason = _deleted(pod, observed)
             found.append(Loss(pod.name, pod.ordinal, None, pod.node, *reason, counts=False))
@@ -111,7 +121,7 @@ def _member_lost(
     if pod.unfit and not pod.running:  # started again it may have passed, and hold its slot again by now
         return UNFIT, "preflight", pod.unfit
     if pod.ended:
-        return "PodFailed", "podStatus", _disrupted(pod)
+        return "PodFailed", "podStatus", _why_ended(pod)
     if pod.deleting:
         return _deleted(pod, observed)
     if pod.waiting == "CrashLoopBackOff":
@@ -136,11 +146,16 @@ def _member_lost(
 
 def _deleted(pod: Pod, observed: Observed) -> tuple[str, str, str]:
     node = observed.nodes.get(pod.node)
-    return "NodeDrained" if node and (node.cordoned or node.leaving) else "PodDeleted", "podStatus", _disrupted(pod)
+    return "NodeDrained" if node and (node.cordoned or node.leaving) else "PodDeleted", "podStatus", pod.disruption
 
 
-def _disrupted(pod: Pod) -> str:
-    return pod.disruption
+def refused_until(pod: Pod) -> float:
+    """When a pod that its kubelet refused is given up for another."""
+    return pod.created + REFUSED_SECONDS
+
+
+def _why_ended(pod: Pod) -> str:
+    return ": ".join(filter(None, (pod.disruption, pod.message)))
 
 
 def stopped(status: TrainingJobStatus, observed: Observed) -> bool:

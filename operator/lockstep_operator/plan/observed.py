@@ -35,6 +35,7 @@ class Pod:
     deleting: bool = False
     deleted_at: float | None = None  # when its deletion was asked for
     disruption: str = ""  # why the cluster took it away: PreemptionByScheduler, EvictionByEvictionAPI …
+    refused: str = ""  # its kubelet did not admit it, so that nothing of it ever ran: why
     unfit: str = ""  # its container ended since the node failed the preflight checks: what they found
     bad_device: str = ""  # the kubelet says that a device of the container is unhealthy: its name
     restarts: int = 0  # of the container `trainer`, in place

@@ -146,6 +146,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         width.next_look(job, status, now),
         observed.refusal.retry_at if observed.refusal else None,
         *(time for pod in observed.pods if (time := faults.force_at(job, pod)) is not None and time > now),
+        *(time for pod in observed.pods if pod.refused and (time := faults.refused_until(pod)) > now),
     ]
     if probe or (observed.leader and not observed.leader.connected):
         times.append(now + PROBE_SECONDS)

@@ -292,6 +292,9 @@ def explain(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], ob
     if observed.refusal:
         return "CreationRefused", f"{observed.refusal.what} was refused: {observed.refusal.message}"
     wanted = job.spec.nodes + job.spec.spares
+    for pod in pods:
+        if pod.refused:
+            return "PodRefused", f"{pod.name} was refused by the kubelet of {pod.node}: {pod.refused}"
     waiting = [pod for pod in pods if not pod.running]
     blocked = [pod for pod in waiting if pod.waiting and pod.waiting not in ("ContainerCreating", "PodInitializing")]
     if blocked:

@@ -97,7 +97,8 @@ def loss_event(loss: Loss) -> Event:
     where = f" on {loss.node}" if loss.node else ""
     held = f", which held slot {loss.slot}" if loss.slot is not None else ""
     why = f": {loss.message}" if loss.message else ""
-    return Event("Warning" if loss.counts else "Normal", loss.cause, f"{loss.pod}{where}{held} is given up{why}")
+    bad = loss.counts or loss.cause == "PodRefused"
+    return Event("Warning" if bad else "Normal", loss.cause, f"{loss.pod}{where}{held} is given up{why}")
 
 
 def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[Event, ...]:

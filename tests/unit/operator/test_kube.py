@@ -196,6 +196,19 @@ def test_pods_are_trimmed_to_what_plans_look_at() -> None:
     assert (view.waiting, view.message, view.running) == ("ImagePullBackOff", "no such image", False)
 
 
+def test_a_pod_that_its_kubelet_refused_differs_from_one_that_ran_and_failed() -> None:
+    """The kubelet writes a phase, a reason and a message of a pod that it does not admit, and nothing of containers."""
+    why = {"reason": "OutOfnvidia.com/gpu", "message": "Pod was rejected: Node didn't have enough resource"}
+    refused = trim_pod(pod("run-4-2", "u", phase="Failed", **why))[1]
+    assert refused.ended
+    assert refused.refused == "OutOfnvidia.com/gpu: Pod was rejected: Node didn't have enough resource"
+    ran = {"name": "trainer", "state": {"terminated": {"exitCode": 137}}}
+    evicted = {"reason": "Evicted", "message": "The node was low on resource: memory."}
+    view = trim_pod(pod("run-4-2", "u", phase="Failed", containerStatuses=[ran], **evicted))[1]
+    assert (view.ended, view.refused, view.message) == (True, "", "The node was low on resource: memory.")
+    assert trim_pod(pod("run-4-2", "u", phase="Pending"))[1].refused == ""
+
+
 @pytest.mark.parametrize(
     ("ready", "taint", "expected"),
     [

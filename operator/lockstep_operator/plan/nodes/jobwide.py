@@ -55,7 +55,7 @@ def excluded(status: TrainingJobStatus, observed: Observed) -> tuple[str, ...]:
 
 def avoided(status: TrainingJobStatus, observed: Observed, now: float) -> tuple[str, ...]:
     """Nodes that new pods go to only if there are no others: lately lost, about to go, or found at fault by another
-    system."""
+    system; and where a kubelet has just refused one."""
     lost = {
         fault.node
         for fault in status.faults
@@ -64,5 +64,6 @@ def avoided(status: TrainingJobStatus, observed: Observed, now: float) -> tuple[
         and fault.cause not in _BLAMELESS
         and now - unix(fault.at) < AVOID_SECONDS
     }
+    lost |= {pod.node for pod in observed.pods if pod.refused}
     suspected = {node.name for node in observed.nodes.values() if node.leaving or node.sick}
     return tuple(sorted((lost | suspected) - set(excluded(status, observed))))
