@@ -83,7 +83,7 @@ def test_a_job_waits_where_a_kubelet_refuses_its_pods(lockstep: Target) -> None:
     there: dict[str, Any] = {**deepcopy(POD_SPEC), "nodeName": "node0"}
     all_gpus = deepcopy(there)
     all_gpus["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = 2
-    one = {"nodes": 1, "template": {"spec": there}}
+    one: dict[str, Any] = {"nodes": 1, "template": {"spec": there}}
     with RunningJob.training(lockstep, "refused", 5, **one) as job:
         job.until_phase("Succeeded")  # nothing else keeps it from the node
     with RunningJob.training(lockstep, "first", 100_000, nodes=1, gpusPerNode=2, template={"spec": all_gpus}) as first:
