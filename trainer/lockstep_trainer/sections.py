@@ -13,9 +13,10 @@ class Sections:
     """Times the parts of a step and names the current one in the header of the step records."""
 
     def __init__(self, records: StepWriter, check: Callable[[], None] = lambda: None) -> None:
-        """``check`` is called at the beginning of each, and raises where the worker must not go on."""
+        """``check`` is called at the beginning of each."""
         self._records = records
-        self._check = check
+        self.check = check
+        """Raises where the worker must not go on."""
         self._seconds: dict[str, float] = {}
         self._current = ""
         self.annotate: Callable[[str], AbstractContextManager[object]] | None = None
@@ -29,7 +30,7 @@ class Sections:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Run the body in section ``name``. Behind it the outer section goes on; its time includes the inner's."""
-        self._check()
+        self.check()
         outer, self._current = self._current, name
         self._records.section(name)
         begun = time.perf_counter()

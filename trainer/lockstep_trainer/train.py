@@ -35,6 +35,7 @@ from lockstep_trainer.lookout import Lookout
 from lockstep_trainer.model.export import export_model
 from lockstep_trainer.optim.build import build_optimizer, set_learning_rate, start_fresh
 from lockstep_trainer.optim.schedule import learning_rate
+from lockstep_trainer.outage import outlast
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.parallel.compiling import watch_compilation
 from lockstep_trainer.parallel.expert import update_balance
@@ -113,6 +114,7 @@ class Trainer:
             seed=recipe.seed,
             rank=self.layout.data_rank(ranks.rank),
             ranks=self.layout.data_width,
+            outlast=partial(outlast, sections=sections),
         )
         last_change = self.batches.steps + 1
         snapshots = folder.parent.parent / FOLDER

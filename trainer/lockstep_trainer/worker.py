@@ -27,7 +27,8 @@ from lockstep_trainer.callbacks import Outcome
 from lockstep_trainer.config import Job, Orders, load_job, load_orders
 from lockstep_trainer.data.corpus import Corpus
 from lockstep_trainer.data.prepare import prepare
-from lockstep_trainer.errors import PeerLost, TrainerError, UserError
+from lockstep_trainer.errors import PeerLost, StoreError, TrainerError, UserError
+from lockstep_trainer.outage import outlast
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.position import Answers
 from lockstep_trainer.ranks import Ranks, device_of, join, lost_peer
@@ -39,7 +40,7 @@ from lockstep_trainer.storage import open_store
 from lockstep_trainer.tenure import Tenure
 from lockstep_trainer.train import Trainer
 
-DONE, FAILED, USER_ERROR, PEER_LOST = 0, 1, 65, 75
+DONE, FAILED, USER_ERROR, STORE_AWAY, PEER_LOST = 0, 1, 65, 69, 75
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Worker:
         with StepWriter.create(folder / "steps") as records:
             sections = Sections(records, self.tenure.check)
             with sections("data"):
-                job, corpus = self._prepared(orders)
+                job, corpus = outlast(lambda: self._prepared(orders), sections)
             with sections("rendezvous"):
                 if job.trainer.recipe.deterministic:
                     make_deterministic()
@@ -193,4 +194,4 @@ def _explain(error: BaseException, outbox: Outbox) -> int:
         return PEER_LOST
     known = isinstance(error, TrainerError)
     outbox.error(str(error) if known else f"{type(error).__name__}: {error}", user_error=False)
-    return FAILED
+    return STORE_AWAY if isinstance(error, StoreError) and error.temporary else FAILED

@@ -24,6 +24,7 @@ from lockstep_trainer.protocol.policy import (
 CRASH = Fault("WorkerExited", "exit", at=100.0, noticed=100.1, step=7, slot=1, rank=3, exit_code=-11)
 RAISED = replace(CRASH, exit_code=1, error="IndexError: list index out of range")
 DEVICE = replace(RAISED, error="AcceleratorError: CUDA error: uncorrectable ECC error encountered")
+AWAY = replace(RAISED, exit_code=69, error="read s3://texts/0.tokens: no connection")
 RULES = Ladder(
     process_budget=2,
     rules=(
@@ -53,6 +54,8 @@ def fault(**changes: object) -> Fault:
         pytest.param(RAISED, [replace(RAISED, error="KeyError: 1", step=6)], 1, Restart("process"), id="another error"),
         pytest.param(DEVICE, [DEVICE], 1, Replace, id="an exception that hardware may have caused: another pod"),
         pytest.param(replace(RAISED, exit_code=75), [replace(RAISED, exit_code=75)], 1, Replace, id="lost peers"),
+        pytest.param(AWAY, [AWAY, AWAY, AWAY], 2, Restart("process"), id="a store is away: no pod brings it back"),
+        pytest.param(CRASH, [AWAY], 1, Restart("process"), id="a crash where a store was away before"),
         pytest.param(fault(step=9), [CRASH], 2, Replace, id="budget is used up"),
         pytest.param(fault(exit_code=65), [], 0, Fail, id="EX_DATAERR"),
         pytest.param(fault(exit_code=1, user_error=True), [], 0, Fail, id="user error"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 from lockstep_api.messages import StepSummary
@@ -57,6 +58,7 @@ def test_hang_bounds() -> None:
     assert bounds.allowed(2.0, ["forward", "checkpoint"]) == 1800.0
     assert bounds.allowed(2.0, ["forward"]) == 60.0
     assert bounds.allowed(20.0, ["forward"]) == 100.0
+    assert bounds.allowed(20.0, ["forward", "outage"]) == math.inf, "a restart would wait for the same store"
 
 
 def test_parts_of_a_recovery_sum_to_it() -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,30 +29,60 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _make_bucket(given)
         yield given
         return
-    program = build.programs().get("versitygw")
-    if program is None:
-        reason = "no S3 server; `python -m localcluster build versitygw` builds one"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
-    own = {"ROOT_ACCESS_KEY": keys["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": keys["AWS_SECRET_ACCESS_KEY"]}
-    command = [str(program), f"--port=127.0.0.1:{port}", "--quiet", "posix", str(tmp_path_factory.mktemp("buckets"))]
-    with (
-        subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in keys.items():
-            patch.setenv(name, value)
-        try:
-            _wait_listening(port, server)
-            _make_bucket(f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
+    server = S3Server(tmp_path_factory.mktemp("buckets"))
+    with server.credentials(), server.running():
+        _make_bucket(server.endpoint)
+        yield server.endpoint
+
+
+@pytest.fixture
+def s3_server(tmp_path: Path) -> Iterator[S3Server]:
+    """A server of the test's own, not yet started, and this process's credentials for it."""
+    server = S3Server(tmp_path / "buckets")
+    server.folder.mkdir()
+    with server.credentials():
+        yield server
+
+
+class S3Server:
+    """The local cluster's S3 server on a folder; it can be ended and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        program = build.programs().get("versitygw")
+        if program is None:
+            reason = "no S3 server; `python -m localcluster build versitygw` builds one"
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self._secret = folder, secrets.token_hex(16)
+        self._command = [str(program), f"--port=127.0.0.1:{self.port}", "--quiet", "posix", str(folder)]
+
+    @property
+    def endpoint(self) -> str:
+        """Its URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def credentials(self) -> Iterator[None]:
+        """This process, and what it forks, may use it."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ACCESS_KEY_ID", "test")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", self._secret)
+            yield
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """It answers while the body runs, and dies at once behind it."""
+        own = {"ROOT_ACCESS_KEY": "test", "ROOT_SECRET_KEY": self._secret}
+        with subprocess.Popen(self._command, env={**os.environ, **own}, stdout=subprocess.DEVNULL) as server:
+            try:
+                _wait_listening(self.port, server)
+                yield
+            finally:
+                server.kill()
 
 
 def _wait_listening(port: int, server: subprocess.Popen[bytes]) -> None:

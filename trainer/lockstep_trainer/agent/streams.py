@@ -49,13 +49,13 @@ class LeaderStream:
             self._channel.send(message)
 
     async def _keep(self, leader: str, epoch: int) -> None:
-        pause = _SHORTEST_PAUSE
+        pause, said = _SHORTEST_PAUSE, ""
         while True:
             try:
                 if await self._converse(leader, epoch):
-                    pause = _SHORTEST_PAUSE
+                    pause, said = _SHORTEST_PAUSE, ""
             except (ClientError, OSError, TimeoutError, WireError) as error:
-                log.debug("stream to leader %s: %s", leader, error)
+                said = _say(f"the leader, {leader}, can't be reached: {_named(error)}", said)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # jitter: members must not come back in step
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -92,6 +92,7 @@ class Inviter:
         self._session, self._trust = session, trust
         self._tell = tell
         self._busy: dict[str, asyncio.Task[None]] = {}
+        self._said: dict[str, str] = {}
 
     def post(self, address: str, invite: Invite) -> None:
         """At once, unless one is still under way; the core repeats it."""
@@ -105,11 +106,23 @@ class Inviter:
             async with self._session.post(
                 url, data=encode(invite), timeout=ClientTimeout(total=_INVITE_SECONDS), **self._trust.call()
             ) as response:
+                self._said.pop(address, None)
                 if response.status != 409:
                     return
                 inventory = decode(await response.text())
         except (ClientError, OSError, TimeoutError, WireError) as error:
-            log.debug("invite %s: %s", address, error)
+            text = f"slot {invite.slot}, {address}, can't be invited: {_named(error)}"
+            self._said[address] = _say(text, self._said.get(address, ""))
             return
         if isinstance(inventory, Inventory):
             self._tell(events.InviteRefused(invite.slot, inventory))
+
+
+def _say(text: str, before: str) -> str:
+    """Warn of what is tried again and again once, until something else is the matter; returns ``text``."""
+    log.log(logging.WARNING if text != before else logging.DEBUG, "%s", text)
+    return text
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

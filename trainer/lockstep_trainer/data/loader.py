@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lockstep_api.v1alpha1 import DataSpec
 from lockstep_trainer.batch import Batch
@@ -11,7 +15,41 @@ from lockstep_trainer.checkpoint.manifest import SamplerState, SourceState
 from lockstep_trainer.data.batches import evaluation_batches, make_batch, read_windows
 from lockstep_trainer.data.corpus import Corpus, Source
 from lockstep_trainer.data.order import Draws, Mixture
+from lockstep_trainer.data.packing import Samples, Windows
 from lockstep_trainer.data.sampler import BatchSizes, Sampler, sampler_state, stages_of
+
+T = TypeVar("T")
+
+
+class Outlast(Protocol):
+    """Makes a call again until it can be made."""
+
+    def __call__(self, call: Callable[[], T], /) -> T:
+        """What ``call`` returns in the end."""
+        ...
+
+
+def at_once(call: Callable[[], T], /) -> T:
+    """Where nobody waits for a store."""
+    return call()
+
+
+class _Outlasting:
+    """Samples that are waited for."""
+
+    def __init__(self, samples: Samples, outlast: Outlast) -> None:
+        self._samples, self._outlast = samples, outlast
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def windows(self, ids: NDArray[np.int64]) -> Windows:
+        """Tokens of these samples."""
+        return self._outlast(lambda: self._samples.windows(ids))
+
+    def close(self) -> None:
+        """Let go of threads and files."""
+        self._samples.close()
 
 
 class Loader:
@@ -22,10 +60,19 @@ class Loader:
     """
 
     def __init__(
-        self, corpus: Corpus, spec: DataSpec, batches: BatchSizes, *, seed: int, rank: int, ranks: int
+        self,
+        corpus: Corpus,
+        spec: DataSpec,
+        batches: BatchSizes,
+        *,
+        seed: int,
+        rank: int,
+        ranks: int,
+        outlast: Outlast = at_once,
     ) -> None:
-        """``rank`` of ``ranks`` that read different samples. Raises UserError where the mix can't be drawn."""
-        self._corpus, self._spec, self._batches = corpus, spec, batches
+        """``rank`` of ``ranks`` that read different samples. ``outlast`` makes a call until the store that it asks is
+        there. Raises UserError where the mix can't be drawn."""
+        self._corpus, self._spec, self._batches, self._outlast = corpus, spec, batches, outlast
         sizes = corpus.sizes()
         stages = () if spec.module else stages_of(spec, sizes, batches)
         self.mixture = Mixture(seed, tuple(sizes.values()), stages)
@@ -36,8 +83,7 @@ class Loader:
 
     def batch(self, step: int) -> tuple[Batch, Draws]:
         """The batch of ``step`` (the first is 1), and which samples it has."""
-        ahead = self._ahead
-        found = ahead[1].result() if ahead and ahead[0] == step else self._read(step)
+        found = self._outlast(lambda: self._next(step))
         self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
         return found
 
@@ -45,7 +91,7 @@ class Loader:
         """Batches of ``per_rank`` samples over at most ``at_most`` held-out samples of ``source``, spread over the
         ranks: together the same ones at any width, and as many batches on each rank. ``alone``: all of them here."""
         return evaluation_batches(
-            source.holdout,
+            _Outlasting(source.holdout, self._outlast),
             at_most=at_most,
             per_rank=per_rank,
             rank=0 if alone else self.sampler.rank,
@@ -82,6 +128,10 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _next(self, step: int) -> tuple[Batch, Draws]:
+        ahead, self._ahead = self._ahead, None
+        return ahead[1].result() if ahead and ahead[0] == step else self._read(step)
 
     def _read(self, step: int) -> tuple[Batch, Draws]:
         draws = self.sampler.step(step)

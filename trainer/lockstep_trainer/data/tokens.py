@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 
 _VERSION = 1
 _REQUESTS = 8  # at once, of one worker: enough to hide the store's latency, fewer than boto3's connections
-_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)  # seconds between tries of a read that the store did not answer
+_PAUSES = (1.0, 2.0)
+"""Seconds between tries of a read that the store did not answer. A longer outage is the trainer's to wait for, since it
+can say that it does."""
 _EMPTY = np.empty(0, np.int64)
 
 
@@ -142,7 +144,7 @@ class RemoteShard:
         self._store, self._key, self._width = store, key, width
 
     def read(self, offset: int, length: int) -> NDArray[np.integer]:
-        """``length`` ids from ``offset``. An outage of the store is waited for, a minute at most; raises StoreError."""
+        """``length`` ids from ``offset``. Raises StoreError, not for an outage of a moment."""
         for pause in (*_PAUSES, None):
             try:
                 data = self._store.get_range(self._key, offset * self._width, length * self._width)

@@ -11,6 +11,8 @@ USER_ERROR_EXIT = 65
 """EX_DATAERR of sysexits.h: the worker says that its configuration or data is wrong."""
 PEER_LOST_EXIT = 75
 """EX_TEMPFAIL: a collective failed since another worker went away; never the root of a fault."""
+STORE_AWAY_EXIT = 69
+"""EX_UNAVAILABLE of sysexits.h: a store that the worker needs does not answer, and it could not wait in its place."""
 CORRUPTION = "Corruption"
 """Cause of a fault that ranks were found to compute wrong numbers."""
 CRASH_LOOP_REPLACE = 2
@@ -145,6 +147,10 @@ def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *
         return _of_corruption(fault, earlier)
     if fault.cause == "WorkerExited" and (said := _rules_say(fault, ladder.rules)):
         return said
+    if _store_away(fault, ladder):
+        return Restart(
+            "process"
+        )  # as often as it takes: neither another pod nor the job's end would bring the store back
     repeats = 1 + _repeats(fault, earlier) if ladder.crash_loops else 1
     if intact and repeats == 1 and not _tried_in_process(fault, earlier) and used.in_process < ladder.in_process_budget:
         return Restart("inProcess")
@@ -222,14 +228,19 @@ def _rules_say(fault: Fault, rules: Iterable[RetryRule]) -> Decision | None:
     return Fail(reason, f"{text}: {fault.error}" if fault.error else text)
 
 
+def _store_away(fault: Fault, ladder: Ladder) -> bool:
+    """A worker of Lockstep's own says so; of a script's exit codes nothing is known but what its rules say."""
+    return ladder.crash_loops and fault.cause == "WorkerExited" and fault.exit_code == STORE_AWAY_EXIT
+
+
 def _repeats(fault: Fault, earlier: Sequence[Fault]) -> int:
     """How many of the newest earlier faults were at the same step and place, without another between; those that the
-    lowest rung has answered do not count."""
+    lowest rung has answered do not count, nor does a store's outage."""
     count = 0
     for other in reversed(earlier):
         if not _alike(other, fault):
             break
-        count += other.answer != "inProcess"
+        count += other.answer != "inProcess" and other.exit_code != STORE_AWAY_EXIT
     return count
 
 

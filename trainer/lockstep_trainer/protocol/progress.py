@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from lockstep_api.messages import StepSummary
@@ -15,6 +16,8 @@ UNBOUNDED_SECTIONS = frozenset(
     {"starting", "data", "rendezvous", "build", "compile", "restore", "checkpoint", "evaluate", "generate"}
 )
 """Sections that may take far longer than a step: only the bound for the first step applies there."""
+OUTAGE = "outage"
+"""The section of a worker that waits for a store: as long as it takes, since a restart would wait for the same."""
 PENDING_STEPS = 4
 """Newest steps that wait for a member's report before they count without it."""
 
@@ -95,8 +98,10 @@ class HangBounds:
     minimum_seconds: float = 60.0
     first_step_seconds: float = 1800.0
 
-    def allowed(self, median: float | None, sections: Iterable[str]) -> float:
+    def allowed(self, median: float | None, sections: Collection[str]) -> float:
         """Seconds without a step before the generation counts as hung."""
+        if OUTAGE in sections:
+            return math.inf
         if median is None or any(section in UNBOUNDED_SECTIONS for section in sections):
             return max(self.first_step_seconds, self.minimum_seconds)
         return max(self.minimum_seconds, self.factor * median)

@@ -9,7 +9,7 @@ from lockstep_api.messages import Beat, Examine, ReplaceRequest
 from lockstep_trainer.protocol.effects import Effect, SendOperator
 from lockstep_trainer.protocol.hangs import Examination, blame
 from lockstep_trainer.protocol.member import BEAT_SECONDS
-from lockstep_trainer.protocol.progress import UNBOUNDED_SECTIONS
+from lockstep_trainer.protocol.progress import OUTAGE, UNBOUNDED_SECTIONS
 
 if TYPE_CHECKING:
     from lockstep_trainer.protocol.leader import Leader
@@ -28,7 +28,7 @@ def watch(leader: Leader, now: float) -> list[Effect]:
         # Two witnesses, a closed stream and no step when one is due: the generation is over, whoever comes back.
         # Between steps (an evaluation, say), and for a script, whose steps are not seen, the stream alone says it.
         sections = {peer.section for peer in leader.roster.members.values() if peer.connected}
-        due = leader.plan.reports_steps and median is not None and not sections & UNBOUNDED_SECTIONS
+        due = leader.plan.reports_steps and median is not None and not sections & (UNBOUNDED_SECTIONS | {OUTAGE})
         grace = STALL_SECONDS + 2 * (median or 0.0) if due else leader.plan.rejoin_grace
         since = max(min(peer.missing_since for peer in missing), leader.stepped_at)
         if now - since > grace:
