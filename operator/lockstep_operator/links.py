@@ -192,6 +192,8 @@ class Links:
                 leader = replace(leader, inventory=message)
             case Progress():
                 leader = replace(leader, progress=message, advanced=_advanced(leader, message, now))
+                if message.state in ("running", "finishing"):
+                    leader = replace(leader, replace=None)  # whoever was missing has come meanwhile
             case FaultReport():
                 if all(known.term != message.term for known in leader.faults):
                     leader = replace(leader, faults=(*leader.faults, message))

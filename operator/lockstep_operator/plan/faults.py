@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from lockstep_api.messages import FaultReport, Recovered, Term
 from lockstep_api.v1alpha1 import Fault, TrainingJob, TrainingJobStatus
@@ -37,6 +38,10 @@ REFUSED_SECONDS = 10.0
 """So long after a refused pod was made comes the next: the scheduler does not know what its kubelet knows, a device
 plugin that has just been restarted say, and would put it there again at once. Kubernetes' Job controller begins with
 the same delay."""
+PATIENCE_SECONDS = (10.0, 120.0)
+"""A member that does not come to its leader is given up at once the first time. Where the next one does not come
+either, and no step was made since, it is more likely the network between them than the pod: it has so long since the
+loss before, doubled each time up to the second figure. So a budget of five lasts for minutes, not half of one."""
 CONFIRM_SECONDS = 600.0
 """A node that is not ready so soon after its member fell silent is why."""
 
@@ -127,7 +132,8 @@ def _member_lost(
     if pod.waiting == "CrashLoopBackOff":
         return "ContainerCrashLoop", "podStatus", ""
     request = observed.leader.replace if observed.leader else None
-    if request and request.epoch == status.epoch and slot in request.slots:
+    asked = request is not None and request.epoch == status.epoch and slot in request.slots
+    if request and asked and (request.cause != "MemberLost" or now >= patient_until(status)):
         # The leader has seen two things itself: no stream, and no step for the time of grace.
         return request.cause, request.witness, ""
     stands = stalled(job, status, observed.leader, now)
@@ -152,6 +158,21 @@ def _deleted(pod: Pod, observed: Observed) -> tuple[str, str, str]:
 def refused_until(pod: Pod) -> float:
     """When a pod that its kubelet refused is given up for another."""
     return pod.created + REFUSED_SECONDS
+
+
+def patient_until(status: TrainingJobStatus) -> float:
+    """Until when a member that its leader misses is waited for: the losses in earlier epochs since the last step
+    decide. Several at once are one."""
+    since = takewhile(lambda fault: fault.steps_lost is None, reversed(status.faults))
+    times = {
+        one.epoch: unix(one.at)
+        for one in since
+        if one.cause == "MemberLost" and one.rung in _POD_GIVEN_UP and one.epoch < status.epoch
+    }
+    if not times:
+        return 0.0
+    first, most = PATIENCE_SECONDS
+    return max(times.values()) + min(most, first * 2.0 ** (len(times) - 1))
 
 
 def _why_ended(pod: Pod) -> str:

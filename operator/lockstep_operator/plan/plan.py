@@ -140,7 +140,9 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     # What follows from the status.
     create, delete = _pods(job, status, observed, leaving, now)
     probe = _probes(job, status, pods, observed, leads=leads, moving=bool(moving), now=now)
+    patience = faults.patient_until(status) if observed.leader and observed.leader.replace else now
     times = [
+        patience if patience > now else None,
         lifecycle.deadline(job, status, now),
         lifecycle.startup_deadline(job, status),
         width.next_look(job, status, now),

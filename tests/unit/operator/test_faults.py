@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -151,6 +152,60 @@ def test_what_the_leader_gives_up_is_given_up_once() -> None:
     assert world.status.slots == {"0": "run-0-0", "1": "run-1-0", "2": "run-2-1"}
     assert world.status.restarts.pod == 1
     assert world.status.faults[-1].witness == "stream"
+
+
+def misses(world: World, slot: int) -> None:
+    """The leader of the current epoch asks for another pod in this slot, and goes on doing so."""
+    assert world.leader is not None
+    world.leader = replace(world.leader, replace=replace_request(world.status.epoch, slot))
+
+
+def test_where_one_member_after_another_does_not_come_a_budget_lasts_for_minutes() -> None:
+    """A broken network takes every new pod like the last one: five of them are not to be used up in half a minute."""
+    world = running(nodes=3)
+    lost_at = []
+    while world.status.phase != "Failed":
+        misses(world, 2)
+        before, world.now = world.status.budgets_used.pod, world.now + 1
+        world.settle()
+        if world.status.budgets_used.pod > before:
+            lost_at.append(world.now)
+        assert world.now < START + 600
+    between = [later - earlier for earlier, later in pairwise(lost_at)]
+    assert between == [10, 20, 40, 80, 120]
+
+
+def test_a_member_that_comes_late_is_not_given_up_for_having_been_asked_for() -> None:
+    world = running(nodes=3)
+    misses(world, 2)
+    world.settle()
+    misses(world, 2)
+    world.now += 9
+    decided = world.settle()
+    assert world.status.slots["2"] == "run-2-1"
+    assert decided.again_at == world.now + 1
+    world.say(newest=summary(11, world.now))
+    assert world.leader is not None
+    world.leader = replace(world.leader, replace=None)  # as the link does when training goes on
+    world.now += 100
+    world.settle()
+    assert world.status.slots["2"] == "run-2-1"
+
+
+def test_members_that_are_lost_together_or_after_a_recovery_are_given_up_at_once() -> None:
+    world = running(nodes=4)
+    assert world.leader is not None
+    world.leader = replace(world.leader, replace=replace_request(1, 2, 3))
+    world.settle()
+    assert world.status.slots == {"0": "run-0-0", "1": "run-1-0", "2": "run-2-1", "3": "run-3-1"}
+    world.leader = replace(
+        world.leader, recovered=(Recovered(world.job.uid, Term(2, 1), {}, steps_lost=0, at=world.now),)
+    )
+    world.say(newest=summary(12, world.now))
+    world.settle()
+    misses(world, 1)
+    world.settle()
+    assert world.status.slots["1"] == "run-1-1"
 
 
 def test_pods_on_a_lost_node_never_block_the_recovery() -> None:

@@ -18,7 +18,7 @@ from lockstep_api.wire import decode, encode
 from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import Plan, Target
 from lockstep_operator.plan.observed import Pod
-from unit.operator.builders import CREDENTIALS, UID, fault, inventory, progress, summary
+from unit.operator.builders import CREDENTIALS, UID, fault, inventory, progress, replace_request, summary
 
 
 class StandIn:
@@ -107,6 +107,19 @@ def test_a_stream_carries_messages_both_ways() -> None:
         await until(lambda: len(agent.heard) == 2)
         assert agent.heard == [MEMBERS, FaultAck(UID, Term(3, 1))]
         assert links.leader.faults == ()
+
+    run(test)
+
+
+def test_a_member_that_was_missed_and_has_come_is_missed_no_longer() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        agent.says = [encode(replace_request(3, 1))]
+        links.follow(replace(NOTHING, leader=agent.target()))
+        await until(lambda: links.leader is not None and links.leader.replace is not None)
+        await agent.sockets[0].send_str(encode(progress(3, newest=summary(4, 0.0))))
+        await until(lambda: links.leader is not None and links.leader.progress is not None)
+        assert links.leader is not None
+        assert links.leader.replace is None
 
     run(test)
 
