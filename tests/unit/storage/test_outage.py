@@ -84,7 +84,8 @@ def test_a_job_waits_for_its_data_before_the_first_step_and_between_two(tmp_path
         assert run_kept(calm) == [0, 0], (calm[0] / "output.log").read_text()
 
         with s3_server.running():
-            client = boto3.client("s3", endpoint_url=s3_server.endpoint, region_name=S3Spec().region)
+            # A session of its own: the default one keeps the credentials that it saw first.
+            client = boto3.session.Session().client("s3", endpoint_url=s3_server.endpoint, region_name=S3Spec().region)
             client.create_bucket(Bucket="texts")
             for path in (tmp_path / "texts").iterdir():
                 client.put_object(Bucket="texts", Key=path.name, Body=path.read_bytes())
