@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import ClientSession, ClientTimeout, web
 
 from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_api.messages import Committed, Finished, Inventory, Start, Term, ToOperator
@@ -152,9 +152,7 @@ class Agent:
             loop.add_signal_handler(number, ending.set)
         runner = web.AppRunner(self.server.app, access_log=None, shutdown_timeout=1.0)
         open_runner = web.AppRunner(self.server.open_app, access_log=None, shutdown_timeout=1.0)
-        # No limit on connections (aiohttp's is 100): a leader invites all its members at once, and those that are dead
-        # would keep others waiting until they time out.
-        async with ClientSession(timeout=ClientTimeout(total=None), connector=TCPConnector(limit=0)) as session:
+        async with ClientSession(timeout=ClientTimeout(total=None)) as session:
             self._stream = LeaderStream(session, self.trust, self.tell)
             self._inviter = Inviter(session, self.trust, self.tell)
             self.copies.session = session
