@@ -148,9 +148,7 @@ def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *
     if fault.cause == "WorkerExited" and (said := _rules_say(fault, ladder.rules)):
         return said
     if _store_away(fault, ladder):
-        return Restart(
-            "process"
-        )  # as often as it takes: neither another pod nor the job's end would bring the store back
+        return Restart("process")  # as often as it takes: another pod would meet the same
     repeats = 1 + _repeats(fault, earlier) if ladder.crash_loops else 1
     if intact and repeats == 1 and not _tried_in_process(fault, earlier) and used.in_process < ladder.in_process_budget:
         return Restart("inProcess")
