@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, WSMsgType
+from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTimeout, WSMsgType
 
 from lockstep_api.messages import Inventory, Invite, ToLeader
 from lockstep_api.wire import WireError, decode, encode
@@ -125,4 +125,5 @@ def _say(text: str, before: str) -> str:
 
 
 def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    cause = error.os_error if isinstance(error, ClientConnectorError) else error  # aiohttp's text names Python objects
+    return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
