@@ -154,7 +154,12 @@ def test_power_cut_and_power_on(small: Cluster) -> None:
         status = small.api.get("/api/v1/namespaces/default/pods/sleeper")["status"]
         return sum(c["restartCount"] for c in status["containerStatuses"] if c["ready"])
 
-    first = restarts()
+    def bridge() -> int:
+        """The number of the node's bridge; neighbours are remembered for it, by their addresses."""
+        argv = in_network(small.layout.namespace(1), "ip", "-json", "link", "show", "cni0")
+        return int(json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)[0]["ifindex"])
+
+    first, before = restarts(), bridge()
     small.power_cut(1)
     assert not small.node(1).powered
     assert not [p for p in traces(NAME)["processes"] if "/node1/" in p]
@@ -162,6 +167,7 @@ def test_power_cut_and_power_on(small: Cluster) -> None:
     small.power_on(1)
     eventually(lambda: restarts() > first)
     assert PAUSE in small.node(1).containerd.images(), "its disk stayed"
+    assert bridge() != before, "its pods have the same addresses again: nobody may remember who had them"
 
 
 def test_the_tenant_may_edit_their_namespace_only(small: Cluster) -> None:
