@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from itertools import chain, repeat
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TypeVar
 
 from lockstep_trainer.errors import StoreError
 from lockstep_trainer.protocol.progress import OUTAGE
 from lockstep_trainer.sections import Sections
+from lockstep_trainer.storage.retries import until_answered
 
 log = logging.getLogger(__name__)
 
@@ -24,28 +25,11 @@ def outlast(call: Callable[[], T], sections: Sections, sleep: Callable[[float], 
     and need no other rank: this one waits alone. Raises what else ``call`` raises, and Left where the generation ends
     meanwhile.
     """
-    try:
-        return call()
-    except StoreError as error:
-        problem = _temporary(error)
-    with sections(OUTAGE):
-        for pause in _pauses():
-            log.warning("%s; trying again in %.0f s, for as long as it takes", problem, pause)
-            sleep(pause)
-            sections.check()
-            try:
-                return call()
-            except StoreError as error:
-                problem = _temporary(error)
-    raise AssertionError("pauses have no end")
+    with ExitStack() as waiting:
 
+        def away(error: StoreError) -> None:
+            log.warning("%s; trying again for as long as it takes", error)
+            if sections.current != OUTAGE:
+                waiting.enter_context(sections(OUTAGE))
 
-def _temporary(error: StoreError) -> StoreError:
-    if not error.temporary:
-        raise error
-    return error
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds; short enough that a generation that ends is left in time."""
-    return chain((1.0, 2.0), repeat(5.0))
+        return until_answered(call, away, sections.check, sleep)

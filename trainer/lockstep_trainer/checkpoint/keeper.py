@@ -33,18 +33,17 @@ from lockstep_trainer.checkpoint.stage import Facts, Stage
 from lockstep_trainer.checkpoint.state import load_state
 from lockstep_trainer.config import Job, Orders
 from lockstep_trainer.data.order import Draws
-from lockstep_trainer.errors import Corrupt, StoreError, UserError
+from lockstep_trainer.errors import Corrupt, UserError
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.parallel.layout import Layout as Degrees
 from lockstep_trainer.ranks import Ranks
 from lockstep_trainer.storage import open_store
+from lockstep_trainer.storage.retries import until_answered
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_PAUSES = (1.0, 2.0, 5.0)
-"""Seconds between tries where nothing else is left to do than to wait for the store; the last one repeats."""
 _BUFFER_SECONDS = 0.05
 """Between two looks for a free buffer behind the last step, and for the end of a generation that is to end."""
 HOLD_SECONDS = 120.0
@@ -391,17 +390,7 @@ class Keeper:
 
     def _until_stored(self, call: Callable[[], T]) -> T:
         """Try until the store answers. The agent sees the section and knows that this worker waits."""
-        tries = 0
-        while True:
-            try:
-                return call()
-            except StoreError as error:
-                if not error.temporary:
-                    raise
-                self._problem(str(error), None)
-                self._check()
-                time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
-                tries += 1
+        return until_answered(call, lambda error: self._problem(str(error), None), self._check)
 
     def _problem(self, message: str, step: int | None) -> None:
         log.warning("%s", message)
