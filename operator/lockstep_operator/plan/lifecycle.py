@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lockstep_api import constants
 from lockstep_api.messages import Stop
 from lockstep_api.v1alpha1 import ElasticStatus, Members, Phase, TrainingJob, TrainingJobStatus
-from lockstep_operator.plan import faults, ledger
+from lockstep_operator.plan import ledger, losses
 from lockstep_operator.plan.actions import DeletePod, Event, Plan
 from lockstep_operator.plan.observed import Observed
 from lockstep_operator.plan.pool import bump, current
@@ -85,7 +85,7 @@ def last_checkpoint(
     if limit is None or now < limit or job.spec.checkpoint is None or not status.slots or not leads:
         return None
     latest = limit + FINAL_CHECKPOINT_SECONDS
-    if now >= latest or faults.stopped(status, observed):
+    if now >= latest or losses.stopped(status, observed):
         return None
     stop = Stop(job.uid, status.epoch, "activeDeadlineSeconds have passed", seconds=FINAL_CHECKPOINT_SECONDS)
     return Plan(status=status, send=(stop,), again_at=latest)
@@ -192,7 +192,7 @@ def suspend(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lea
         status = _suspended(job, status, now)
         return Plan(status=status, events=_suspended_event(job, status))
     status = status.model_copy(update={"phase": Phase.SUSPENDING})
-    if status.slots and leads and not faults.stopped(status, observed) and now < since + STOP_SECONDS:
+    if status.slots and leads and not losses.stopped(status, observed) and now < since + STOP_SECONDS:
         stop = Stop(job.uid, status.epoch, "spec.suspend is true", seconds=FINAL_CHECKPOINT_SECONDS)
         return Plan(status=status, send=(stop,), again_at=since + STOP_SECONDS)
     status = let_go(job, status, observed).model_copy(update={"elastic": ElasticStatus()})
@@ -215,9 +215,9 @@ def let_go(job: TrainingJob, status: TrainingJobStatus, observed: Observed) -> T
 def delete_all(job: TrainingJob, observed: Observed, reason: str, now: float) -> tuple[DeletePod, ...]:
     """Every pod; by force where its node is down."""
     return tuple(
-        DeletePod(pod.name, pod.uid, faults.may_force(job, pod, observed, now), reason)
+        DeletePod(pod.name, pod.uid, losses.may_force(job, pod, observed, now), reason)
         for pod in observed.pods
-        if not pod.deleting or faults.may_force(job, pod, observed, now)
+        if not pod.deleting or losses.may_force(job, pod, observed, now)
     )
 
 

@@ -16,6 +16,7 @@ from lockstep_operator.plan import (
     images,
     ledger,
     lifecycle,
+    losses,
     pool,
     requeue,
     resize,
@@ -68,7 +69,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     # Who is lost, and who takes the place.
     leaving = departures.departures(job, status, observed, now)
     moving, heirs = departures.moving(status, leaving), departures.heirs(status, observed, leaving, now)
-    lost = faults.losses(job, status, observed, leaving, heirs=heirs >= len(moving), now=now)
+    lost = losses.lost(job, status, observed, leaving, heirs=heirs >= len(moving), now=now)
     events = [story.loss_event(loss) for loss in lost]
     if lost:
         if any(loss.slot is not None for loss in lost):
@@ -140,15 +141,15 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
     # What follows from the status.
     create, delete = _pods(job, status, observed, leaving, now)
     probe = _probes(job, status, pods, observed, leads=leads, moving=bool(moving), now=now)
-    patience = faults.patient_until(status) if observed.leader and observed.leader.replace else now
+    patience = losses.patient_until(status) if observed.leader and observed.leader.replace else now
     times = [
         patience if patience > now else None,
         lifecycle.deadline(job, status, now),
         lifecycle.startup_deadline(job, status),
         width.next_look(job, status, now),
         observed.refusal.retry_at if observed.refusal else None,
-        *(time for pod in observed.pods if (time := faults.force_at(job, pod)) is not None and time > now),
-        *(time for pod in observed.pods if pod.refused and (time := faults.refused_until(pod)) > now),
+        *(time for pod in observed.pods if (time := losses.force_at(job, pod)) is not None and time > now),
+        *(time for pod in observed.pods if pod.refused and (time := losses.refused_until(pod)) > now),
     ]
     if probe or (observed.leader and not observed.leader.connected):
         times.append(now + PROBE_SECONDS)
@@ -372,10 +373,10 @@ def _pods(
         # Nothing half-made is left: pods that wait for others that may not come hold GPUs for nothing.
         surplus = list(pods.values())
     delete = tuple(
-        DeletePod(pod.name, pod.uid, faults.may_force(job, pod, observed, now), reason)
+        DeletePod(pod.name, pod.uid, losses.may_force(job, pod, observed, now), reason)
         for group, reason in ((given_up, "Another pod takes its place"), (surplus, "It is not needed"))
         for pod in group
-        if not pod.deleting or faults.may_force(job, pod, observed, now)
+        if not pod.deleting or losses.may_force(job, pod, observed, now)
     )
     return create, delete
 
@@ -392,7 +393,7 @@ def _labels(status: TrainingJobStatus, pods: Mapping[int, Pod]) -> tuple[LabelPo
     return tuple(changes)
 
 
-def _spares(status: TrainingJobStatus, observed: Observed, lost: list[faults.Loss]) -> list[Pod]:
+def _spares(status: TrainingJobStatus, observed: Observed, lost: list[losses.Loss]) -> list[Pod]:
     taken = {*status.slots.values(), *(loss.pod for loss in lost)}
     return [
         pod

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lockstep_api import constants
 from lockstep_api.messages import Stop
 from lockstep_api.v1alpha1 import ElasticStatus, Phase, TrainingJob, TrainingJobStatus
-from lockstep_operator.plan import faults, lifecycle, width
+from lockstep_operator.plan import faults, lifecycle, losses, width
 from lockstep_operator.plan.observed import Observed
 from lockstep_operator.plan.status import find_condition
 
@@ -42,7 +42,7 @@ def decide(
     """On how many nodes the job is to go on, and what comes before. ``moving``: a member is about to leave its node,
     which comes first."""
     now_on, saves = width.current(job, status), job.spec.checkpoint is not None
-    stopped = faults.stopped(status, observed)
+    stopped = losses.stopped(status, observed)
     if width.hopeless(job, status, have, now):
         waited = width.seconds_since(status.elastic.short_since, now) or 0.0
         late = waited >= job.spec.resilience.requeue_after_seconds + lifecycle.STOP_SECONDS

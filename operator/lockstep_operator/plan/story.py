@@ -8,7 +8,7 @@ from lockstep_api.v1alpha1 import Fault, Injection, TrainingJobStatus, Verdict
 from lockstep_operator.plan.actions import Event
 
 if TYPE_CHECKING:
-    from lockstep_operator.plan.faults import Loss
+    from lockstep_operator.plan.losses import Loss
 
 _WHAT = {
     "WorkerExited": "a worker died",

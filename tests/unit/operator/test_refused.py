@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lockstep_operator.plan import faults
+from lockstep_operator.plan.losses import REFUSED_SECONDS
 from lockstep_operator.plan.nodes import jobwide
 from lockstep_operator.plan.status import find_condition
 from unit.operator.builders import World, make_job
@@ -30,7 +30,7 @@ def starting() -> World:
 def test_the_next_pod_comes_after_a_time_and_the_job_says_what_it_waits_for() -> None:
     world = starting()
     refuse(world, "run-1-0")
-    world.now += faults.REFUSED_SECONDS - 1
+    world.now += REFUSED_SECONDS - 1
     decided = world.settle()
     assert set(world.pods) == {"run-0-0", "run-1-0"}
     assert decided.again_at == world.now + 1
@@ -51,7 +51,7 @@ def test_nothing_is_counted_where_nothing_ran() -> None:
     world = starting()
     for number in range(20):
         refuse(world, f"run-1-{number}")
-        world.now += faults.REFUSED_SECONDS
+        world.now += REFUSED_SECONDS
         world.settle()
     assert not world.status.phase.terminal  # type: ignore[union-attr]
     assert (world.status.budgets_used.pod, world.status.restarts.total, world.status.faults) == (0, 0, [])
@@ -65,7 +65,7 @@ def test_the_next_pod_goes_elsewhere_if_it_can() -> None:
     world = starting()
     refuse(world, "run-1-0")
     assert jobwide.avoided(world.status, world.observed(), world.now) == ("node-1",)
-    world.now += faults.REFUSED_SECONDS
+    world.now += REFUSED_SECONDS
     (new,) = world.plan().create
     assert (new.name, new.avoid_nodes, new.exclude_nodes) == ("run-1-1", ("node-1",), ())
 
@@ -79,7 +79,7 @@ def test_a_member_that_waits_for_another_pod_keeps_its_epoch() -> None:
     world.settle()
     assert world.status.faults[-1].message == "Evicted: memory"
     refuse(world, "run-1-1")
-    world.now += faults.REFUSED_SECONDS
+    world.now += REFUSED_SECONDS
     world.settle()
     assert "run-1-2" in world.pods
     assert (world.status.budgets_used.pod, world.status.restarts.pod, len(world.status.faults)) == (1, 1, 1)
