@@ -18,6 +18,7 @@ from aiohttp import ClientSession, ClientTimeout, web
 
 from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_api.messages import Committed, Finished, Inventory, Start, Term, ToOperator
+from lockstep_trainer.agent import heap
 from lockstep_trainer.agent.copies import Copies
 from lockstep_trainer.agent.durable import DurableStore
 from lockstep_trainer.agent.memory import Volume
@@ -166,6 +167,7 @@ class Agent:
                 self.snapshots.watch(),
                 self.durable.write_journal(),
                 self.trust.watch(),
+                heap.keep_trimmed(),
                 self._tick(),
             ]
             for coroutine in background:
