@@ -102,6 +102,13 @@ class Invariants:
         if report.slot is None or report.rung != "pod" or wrong.nodes <= report.slot:
             raise Violation(f"nobody is put aside: {report}")
         self.cuts.append(cut)
+        if self.stop_at is not None:  # told to stop, and what it would have saved is worth nothing
+            self.stop_at = min(self.stop_at, self.durable_before(cut))
+
+    def durable_before(self, cut: Cut) -> int:
+        """The newest durable step that ``cut`` leaves, 0 if none."""
+        chain = self._chain(self.world.store.newest)
+        return next((point.state.step for point in chain if not self.spoiled(point.state, cut)), 0)
 
     def spoiled(self, state: StateId | None, cut: Cut) -> bool:
         """True where a state that ``cut`` excludes is ``state`` itself or an ancestor."""
