@@ -316,11 +316,13 @@ class Agent:
         self.pod.memory = Written(self.node.memory(), coded=self.world.coded)
 
     def _choose(self, effect: effects.ChooseRestore) -> None:
+        self.choosing = effect
+
         def attempt() -> None:
-            if not self.alive:
-                return
+            if not self.alive or self.choosing is not effect:
+                return  # asked anew: a thread of its own does one after another
             try:
-                restore = self.world.store.fence(effect.term, effect.cut)
+                restore = self.world.store.fence(effect.term, effect.cut, effect.at)
             except Superseded:
                 self.tell(events.RestoreUnavailable(effect.term, "superseded"))
             except Unavailable:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 from lockstep_trainer.protocol.events import PodEnding
+from lockstep_trainer.protocol.lineage import order_of
 from simulation.operator import Operator
 from simulation.pods import Pod
 from simulation.world import World
@@ -28,6 +30,9 @@ class Faults:
             # Between other faults there is time to train, and to make durable, what is wrong.
             self.pause = 2 * pause
             world.clockwork.after(world.clockwork.between(0.2, 0.7) * (until - world.clockwork.now), self._corrupting)
+        if world.outages:
+            self._dice = random.Random(f"outages of {world.seed}")  # other schedules draw what they drew before
+            world.clockwork.after(self._dice.uniform(4.0, 12.0), self._outage)
         self._next()
 
     def _next(self) -> None:
@@ -134,6 +139,43 @@ class Faults:
 
         self.world.clockwork.after(self.world.clockwork.between(2.0, 8.0), speak)
 
+    def _outage(self) -> None:
+        """The store is away for longer than anybody waits for it, and members are lost meanwhile: by turns of chance
+        behind a commit that took effect without an answer."""
+        store, dice, after = self.world.store, self._dice, self.world.clockwork.after
+        if not self.world.network.faulty:
+            return
+        store.mute = dice.random() < 0.5
+        store.on_lost = lambda: self._follow(self._newest)
+
+        def away() -> None:
+            store.mute, store.on_lost, store.away = False, None, self.world.network.faulty
+            kinds = [self._delete, self._leaders_pod, self._worker, self._newest]
+            for delay in sorted(dice.uniform(0.0, 12.0) for _ in range(dice.choice([1, 1, 2, 3]))):
+                after(delay, lambda: self._follow(dice.choice(kinds)))
+
+        def back() -> None:
+            store.away = False
+
+        length = dice.uniform(8.0, 40.0)
+        after(3.0, away)
+        after(3.0 + length, back)
+        after(3.0 + length + dice.uniform(1.0, 20.0), self._outage)
+
+    def _newest(self, pod: Pod) -> None:
+        """All agents find the newest snapshots damaged: what is left in memory may be older than what is durable."""
+        states = {one.state for each in self.world.current_pods() for one in each.volume.snapshots}
+        for newest in sorted(states, key=order_of)[-1:]:
+            self.world.invariants.corrupt.add(newest)
+            for victim in self.world.current_pods():
+                victim.volume.snapshots[:] = [one for one in victim.volume.snapshots if one.state != newest]
+                victim.tell_held()
+        self._leaders_pod(pod)
+
+    def _leaders_pod(self, _: Pod) -> None:
+        if first := self.world.status["slots"].get(0):
+            self.world.pods[first.pod].delete()
+
     def _slow_commits(self, pod: Pod) -> None:
         """Commits take seconds; meanwhile the generation that made them ends."""
         self.world.store.slowness = self.world.clockwork.between(1.0, 4.0)
@@ -149,9 +191,9 @@ class Faults:
         follow = self.world.random.choice([self._forget, self._forget, self._leader, self._worker])
         self.world.clockwork.after(self.world.clockwork.between(0.1, 2.0), lambda: self._follow(follow, pod))
 
-    def _follow(self, fault: Callable[[Pod], None], pod: Pod) -> None:
+    def _follow(self, fault: Callable[[Pod], None], pod: Pod | None = None) -> None:
         if self.world.network.faulty:
-            fault(pod)
+            fault(pod or self._dice.choice(self.world.current_pods()))
             self.count += 1
 
     def _leader(self, _: Pod) -> None:

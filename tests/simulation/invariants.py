@@ -63,6 +63,8 @@ class Invariants:
         if older:
             raise Violation(f"{worker.pod.name} runs workers of {older[0].start.term} and {start.term} at once")
         store = self.world.store
+        if start.loose:
+            return  # what it may commit is looked at when it does
         if store.term.epoch != start.term.epoch or store.term > start.term:
             return
         newest = store.newest.state if store.newest else None
@@ -220,7 +222,7 @@ class Invariants:
         if finished.outcome == "succeeded" and (newest is None or newest.state.step != self.world.steps):
             raise Violation(f"succeeded, but the newest durable state is {newest}")
         if finished.outcome == "stopped" and self.stop_at is not None:
-            if newest is None or newest.state.step < self.stop_at - 2:  # the leader hears of steps a moment late
+            if (newest.state.step if newest else 0) < self.stop_at - 2:  # the leader hears of steps a moment late
                 raise Violation(f"stopped at step {self.stop_at} with time to spare, but {newest} is durable")
         elif finished.outcome != "succeeded":
             raise Violation(f"ended for no reason: {finished}")

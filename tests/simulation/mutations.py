@@ -53,7 +53,7 @@ MUTATIONS = (
         test="unit/protocol/test_stale_restore.py",
     ),
     Mutation(
-        "begin-from-memory-that-passed-a-doubtful-commit-by", "keeping",
+        "begin-from-memory-that-passed-a-doubtful-commit-by", "beginning",
         "ancestors.holds(state) and not passed_over(state, origin)", "ancestors.holds(state)",
         "where the chain does not answer, a state in memory descends from all that it may name",
         test="unit/protocol/test_stale_restore.py",
@@ -184,7 +184,7 @@ MUTATIONS = (
     ),
     Mutation(
         "leave-the-chain-where-it-is", "durability",
-        "return [ChooseRestore(term, self.cut)]", "return [ChooseRestore(term)]",
+        "return [ChooseRestore(term, self.cut, self.anchor)]", "return [ChooseRestore(term, None, self.anchor)]",
         "the chain goes back behind what wrong numbers may have spoiled",
     ),
     Mutation(
@@ -220,7 +220,7 @@ GUARDS = (
         test="unit/protocol/test_forming.py",
     ),
     Mutation(
-        "start-while-committing", "keeping",
+        "start-while-committing", "beginning",
         "return not durability.busy, point", "return True, point",
         "no restore point is chosen while a commit is under way",
         test="unit/protocol/test_guards.py",
@@ -258,8 +258,8 @@ GUARDS = (
         test="unit/protocol/test_width.py",
     ),
     Mutation(
-        "start-before-the-rescue", "keeping",
-        "if self.uploads.shares:", "if False:",
+        "start-before-the-rescue", "beginning",
+        "if keeping.uploads.shares:", "if False:",
         "a state that only memory has is brought to the store before another number of nodes begins",
         test="unit/protocol/test_width.py",
     ),
@@ -289,9 +289,33 @@ GUARDS = (
     ),
     Mutation(
         "end-without-a-last-checkpoint", "leader",
-        "(now >= self._stop_until or (ready and memory is None))", "True",
+        "(now >= self._stop_until or (ready and saved))", "True",
         "a job that is stopped leaves its newest state in the store, where there is time",
         test="unit/protocol/test_guards.py",
+    ),
+    Mutation(
+        "tie-to-whatever-the-chain-names", "beginning",
+        "if leader.durability.durable == anchor:", "if True:",
+        "what was made while the store was away is committed behind what it descends from",
+        test="unit/protocol/test_store_away.py",
+    ),
+    Mutation(
+        "ask-for-the-newest-when-the-store-is-back", "durability",
+        "return [ChooseRestore(term, self.cut, anchor)]", "return [ChooseRestore(term, self.cut)]",
+        "the chain goes back to what a generation that started without it descends from",
+        test="unit/protocol/test_store_away.py",
+    ),
+    Mutation(
+        "go-on-from-where-the-chain-went-without-it", "beginning",
+        "durability.known and known.loose and known.durable != durability.durable", "False",
+        "the next leader, too, sends the chain back to what the members' states descend from",
+        test="unit/protocol/test_store_away.py",
+    ),
+    Mutation(
+        "start-loose-at-once", "beginning",
+        "if point is None or not durability.silent(now):", "if point is None:",
+        "a new epoch waits for the store's answer before it starts without",
+        test="unit/protocol/test_store_away.py",
     ),
     Mutation(
         "forget-the-upload", "holdings",

@@ -70,13 +70,15 @@ class SimulatedStore:
             point = self.manifests[point.manifest].parent
         return states
 
-    def fence(self, term: Term, cut: Cut | None = None) -> RestorePoint | None:
-        """Take ``latest`` for this term, and move it behind what ``cut`` excludes."""
+    def fence(self, term: Term, cut: Cut | None = None, at: RestorePoint | None = None) -> RestorePoint | None:
+        """Take ``latest`` for this term, and move it behind what ``cut`` excludes and back to ``at``."""
         lost_answer = self._call(latest=True)
         if self.term > term:
             raise Superseded
         self.term = term
         while self.newest and cut and term_of(self.newest.state) <= cut.term and self.newest.state.step > cut.step:
+            self.newest = self.manifests[self.newest.manifest].parent
+        while self.newest and at and self.newest != at and at.state in self.lineage():
             self.newest = self.manifests[self.newest.manifest].parent
         self.version += 1
         if lost_answer:

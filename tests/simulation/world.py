@@ -23,6 +23,11 @@ CODED = 11
 Sent = TypeVar("Sent")
 
 
+def outages(seed: int) -> bool:
+    """Whether members are lost while the store is away for long, with time to train in between."""
+    return seed % 16 == 11
+
+
 class World:
     """Everything."""
 
@@ -41,6 +46,7 @@ class World:
         self.gives_up = seed % 4 < 2
         """Whether workers end, or begin from the store at once, where a copy does not verify."""
         self.replays = seed % 5 == 2
+        self.outages = outages(seed)
         """Steps are replayed, and who computes wrong numbers is put aside."""
         self.plan = JobPlan(
             JOB, nodes, gpus, steps, checkpoint_every=every, memory_buddy=seed % 5 != 1,

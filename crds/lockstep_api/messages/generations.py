@@ -32,6 +32,7 @@ class Start:
     memory: MemoryPoint | None = None  # to be tried before ``restore``, which stands where a copy fails its checksum
     buddies: tuple[str, ...] = ()  # by slot: host:port of the agent that keeps copies of its snapshots; "" for none
     fresh: bool = False  # in new processes, also where workers of the last generation rest
+    loose: bool = False  # the store is away: ``restore`` is what the members know, and nothing is committed for now
     kind: Literal["Start"] = "Start"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lockstep_api.messages.parts import Copies, Cut, Origin, SlotInfo, Term
+from lockstep_api.messages.parts import Copies, Cut, Descent, Origin, SlotInfo, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,7 @@ class Join:
     slot: int
     inventory: Inventory
     cut: Cut | None = None
+    descent: Descent | None = None
     kind: Literal["Join"] = "Join"
 
 

@@ -100,6 +100,17 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Descent:
+    """What a generation of this member's descends from in the store."""
+
+    term: Term
+    durable: RestorePoint | None
+    """What its Start named, or what was committed since; None: fresh weights."""
+    loose: bool = False
+    """It started while the store was away: what an earlier leader has committed since ``durable`` is on no lineage."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepSummary:
     """One optimizer step of one generation, folded over the ranks of a node, or of the job."""
 

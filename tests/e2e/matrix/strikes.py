@@ -213,11 +213,11 @@ def lose_store_while_a_worker_restarts(scene: Scene) -> None:
 
 
 def lose_store_while_a_pod_is_replaced(scene: Scene) -> None:
-    """The store is away until the pod's successor has a slot: the new epoch must wait for it, and for nothing else."""
+    """The store is away until the job has made new steps: the new epoch begins from memory, and is tied to the chain
+    when the store is back."""
     _stop_store(scene)
     delete_pod(scene.dice.choice((LEADER, MEMBER)))(scene)
-    before = scene.before.status.epoch
-    scene.job.until(lambda j: j.status.epoch > before, PATIENCE, "an epoch after the lost pod's")
+    scene.until_new_steps()
 
 
 def _stop_store(scene: Scene) -> None:

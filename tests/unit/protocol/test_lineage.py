@@ -40,7 +40,9 @@ def test_newest_state_that_all_slots_have_a_copy_of() -> None:
     }
     assert newest_complete(members("a", "b"), holdings, None) == MemoryPoint(state(20), ("", "pod-0:1"))
     assert newest_complete(members("a", "b"), holdings, None, [state(20)]) == MemoryPoint(state(10), ("", ""))
-    assert newest_complete(members("a", "b"), holdings, durable(20)) is None
+    nearer = MemoryPoint(state(20), ("", "pod-0:1"))
+    assert newest_complete(members("a", "b"), holdings, durable(20)) == nearer, "the store has it, too"
+    assert newest_complete(members("a", "b"), holdings, durable(21)) is None
 
 
 def test_copies_that_others_have_dropped_are_of_no_lineage() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,18 @@ def test_a_cut_behind_all_states_goes_back_to_where_the_job_began(store: ObjectS
     assert chain.fence(Term(1, 2), "a", Cut(ONE, 5, "wrong numbers")) is None
     fresh = chain.commit(listing(10, Term(1, 2)), Term(1, 2), "a")
     assert chain.newest() == fresh
+
+
+def test_what_came_behind_an_ancestor_leaves_the_chain(store: ObjectStore) -> None:
+    """An epoch that began while the store was away goes back to what it descends from."""
+    chain, points = chain_of(store, 3)
+    assert chain.fence(Term(2, 0), "b", at=points[1]) == points[1]
+    chain.store.put("step-30-e2-g1/.metadata", b"x")
+    after = chain.commit(listing(30, Term(2, 1), points[1]), Term(2, 1), "b")
+    assert [point for point, _ in chain.lineage(chain.latest())] == [after, points[1], points[0]]
+
+
+def test_a_chain_that_does_not_lead_to_an_ancestor_stays_where_it_is(store: ObjectStore) -> None:
+    chain, points = chain_of(store, 3)
+    elsewhere = replace(points[1], sha256="another")
+    assert chain.fence(Term(2, 0), "b", at=elsewhere) == points[2]

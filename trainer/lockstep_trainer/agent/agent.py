@@ -102,7 +102,7 @@ class Agent:
             effects.SendMember: lambda effect: self.server.send_member(effect.connection, effect.message),
             effects.DropMember: lambda effect: self.server.drop_member(effect.connection),
             effects.SendOperator: lambda effect: self._send_operator(effect.message),
-            effects.ChooseRestore: lambda effect: self.durable.choose(effect.term, effect.cut),
+            effects.ChooseRestore: lambda effect: self.durable.choose(effect.term, effect.cut, effect.at),
             effects.EnsureStore: lambda _: self._rendezvous.ensure(),
             effects.Commit: self.durable.commit,
             effects.CopySnapshot: self._copy,

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lockstep_api.messages import Cut, Term
+from lockstep_api.messages import Cut, RestorePoint, Term
 from lockstep_trainer.agent.spoil import spoil_store
 from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError, UserError
 from lockstep_trainer.protocol import events
@@ -54,12 +54,12 @@ class DurableStore:
         self._urgent = asyncio.Event()
         self._flushing = asyncio.Lock()
 
-    def choose(self, term: Term, cut: Cut | None = None) -> None:
-        """Fence to ``term``, move ``latest`` behind ``cut``, and tell the newest restore point; tries until it has an
-        answer."""
+    def choose(self, term: Term, cut: Cut | None = None, at: RestorePoint | None = None) -> None:
+        """Fence to ``term``, move ``latest`` behind ``cut`` and back to ``at``, tell the newest restore point; tries
+        until it has an answer."""
         if self._choosing:
             self._choosing.cancel()
-        self._choosing = self._spawn(self._choose(term, cut))
+        self._choosing = self._spawn(self._choose(term, cut, at))
 
     def commit(self, order: Commit) -> None:
         """Make this state the newest, and tell."""
@@ -132,11 +132,11 @@ class DurableStore:
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    async def _choose(self, term: Term, cut: Cut | None) -> None:
+    async def _choose(self, term: Term, cut: Cut | None, at: RestorePoint | None) -> None:
         attempt = 0
         while True:
             try:
-                chosen = await self._call(lambda: self._choose_now(term, cut))
+                chosen = await self._call(lambda: self._choose_now(term, cut, at))
             except Superseded as error:
                 log.warning("%s", error)
                 self._tell(events.RestoreUnavailable(term, str(error)))
@@ -188,9 +188,9 @@ class DurableStore:
             self._chain = Chain(store, self._job.checkpoint_prefix, s3=spec.s3, resume_from=resume)
         return self._chain
 
-    def _choose_now(self, term: Term, cut: Cut | None) -> events.RestoreChosen:
+    def _choose_now(self, term: Term, cut: Cut | None, at: RestorePoint | None) -> events.RestoreChosen:
         chain = self._open()
-        restore = chain.fence(term, self._nonce, cut)
+        restore = chain.fence(term, self._nonce, cut, at)
         if restore is None or "://" in restore.manifest:
             return events.RestoreChosen(term, restore)
         listing = chain.manifest(restore)

@@ -146,12 +146,15 @@ class Chain:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def fence(self, term: Term, nonce: str, cut: Cut | None = None) -> RestorePoint | None:
+    def fence(
+        self, term: Term, nonce: str, cut: Cut | None = None, at: RestorePoint | None = None
+    ) -> RestorePoint | None:
         """Take ``latest`` for ``term`` and return the state that this term descends from.
 
         From here on no older term can commit. Where the newest manifest is corrupt, or ``cut`` excludes it, ``latest``
-        moves back to the newest whole one that may be used; where there is none, to where the job began. A job's first
-        fence probes the store. Raises Superseded where a newer term has ``latest``.
+        moves back to the newest whole one that may be used; where there is none, to where the job began. It moves back
+        to ``at``, where it leads to that: what came behind it is on no lineage. A job's first fence probes the store.
+        Raises Superseded where a newer term has ``latest``.
         """
         latest = self.latest()
         if latest.pointer is None:
@@ -159,7 +162,7 @@ class Chain:
         for _ in range(_MOVES):
             if latest.pointer and latest.pointer.term > term:
                 raise Superseded(_superseded(term, latest.pointer))
-            target = self._newest(latest, cut)
+            target = self._newest(latest, cut, at if at in latest.named else None)
             moved = self._swap(latest, self._pointer(latest, term, nonce, target, latest.behind(target)))
             if moved is None:
                 return target
@@ -192,13 +195,13 @@ class Chain:
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _newest(self, latest: Latest, cut: Cut | None = None) -> RestorePoint | None:
-        """The newest whole state that ``latest`` leads to and ``cut`` allows."""
+    def _newest(self, latest: Latest, cut: Cut | None = None, at: RestorePoint | None = None) -> RestorePoint | None:
+        """The newest whole state that ``latest`` leads to and ``cut`` allows, and that is not newer than ``at``."""
         if latest.point is None:
             return self._resume_from
         passed = unreadable = False
         for point, manifest in self.lineage(latest):
-            if is_cut_off(point, cut):
+            if is_cut_off(point, cut) or (at is not None and point.state.step > at.state.step):
                 passed = True
             elif isinstance(manifest, Manifest):
                 return point

@@ -50,6 +50,10 @@ class Durability:
     """Commits without an answer: the chain may name one of them."""
     cut: Cut | None = None
     """What must not be started from any more, durable or not."""
+    anchor: RestorePoint | None = None
+    """To what ``latest`` is to go back: a generation started without the chain and descends from this."""
+    left: RestorePoint | None = None
+    """An anchor that the chain does not lead to any more."""
     agreed: int | None = None
     """The last step whose replay agreed; None: none did, or nobody looks."""
     _waiting: Pending | None = None
@@ -83,7 +87,21 @@ class Durability:
         if self.known or self.busy or self.superseded or self._asked == term:
             return []
         self._asked, self._asked_at = term, now
-        return [ChooseRestore(term, self.cut)]
+        return [ChooseRestore(term, self.cut, self.anchor)]
+
+    def go_back(self, anchor: RestorePoint) -> None:
+        """The members' states descend from ``anchor``, and from nothing that the chain names beyond it."""
+        self.anchor, self._asked = anchor, None
+        self.known = self.fenced = False
+
+    def start_loose(self, term: Term, anchor: RestorePoint, now: float) -> list[Effect]:
+        """A generation starts while the store is away: from a state that descends from ``anchor``. When the store is
+        back, ``latest`` goes to that, though it may name more."""
+        self.found(anchor, now)
+        if self.anchor == anchor and self._asked is not None:
+            return []
+        self.anchor, self._asked, self._asked_at = anchor, term, now
+        return [ChooseRestore(term, self.cut, anchor)]
 
     def chosen(self, answer: RestoreChosen, now: float) -> bool:
         """The chain is fenced and has answered; false: to a question of another term, or without the newest cut."""
@@ -94,6 +112,8 @@ class Durability:
         if is_cut_off(restore, self.cut):
             return False
         self.known = self.fenced = True
+        self.left = self.anchor if self.anchor != restore else None
+        self.anchor = None
         self.problem = None
         self.doubtful.clear()
         if restore != self.durable or self.uri is None:
@@ -117,8 +137,8 @@ class Durability:
         return self.uri.removesuffix(self.durable.manifest) + restore.manifest
 
     def silent(self, now: float) -> bool:
-        """The chain was fenced in this epoch and leaves a question open for long."""
-        return self.fenced and self._asked is not None and not self.busy and now - self._asked_at >= PATIENCE_SECONDS
+        """The chain leaves a question open for long."""
+        return self._asked is not None and not self.busy and now - self._asked_at >= PATIENCE_SECONDS
 
     def ready(self, pending: Pending, term: Term, now: float) -> list[Effect]:
         """A step folder is whole."""

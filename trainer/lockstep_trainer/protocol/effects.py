@@ -108,10 +108,12 @@ class SendOperator:
 @dataclass(frozen=True, slots=True)
 class ChooseRestore:
     """Leader: fence the chain to this term and name the newest restore point; answered by RestoreChosen or
-    RestoreUnavailable. What ``cut`` excludes leaves the chain: ``latest`` goes back behind it."""
+    RestoreUnavailable. What ``cut`` excludes leaves the chain: ``latest`` goes back behind it, and to ``at`` where it
+    leads to that."""
 
     term: Term
     cut: Cut | None = None
+    at: RestorePoint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from lockstep_api.messages import (
     Copies,
     Cut,
+    Descent,
     Kept,
     Leaving,
     Origin,
+    RestorePoint,
     Staged,
     Start,
     StateId,
@@ -76,6 +78,8 @@ class HoldingsMemory:
     upload: UploadOrder | None = None
     cut: Cut | None = None
     """The newest that a leader has told of."""
+    descent: Descent | None = None
+    """Of the newest generation; None: its workers did not begin from what they were told to."""
 
 
 class Holdings:
@@ -136,7 +140,8 @@ class Holdings:
             upload = None  # of no lineage, or of other ranks
         buddy = start.buddies[slot] if start.buddies else ""
         cut = newer_cut(self.memory.cut, start.cut)
-        self.memory = HoldingsMemory(Origin(start.term, step), buddy, upload=upload, cut=cut)
+        descent = Descent(start.term, start.restore, start.loose)
+        self.memory = HoldingsMemory(Origin(start.term, step), buddy, upload=upload, cut=cut, descent=descent)
         self._again = start if start.memory else None
         effects: list[Effect] = [DropSnapshots(start.term, step)]
         if start.memory:
@@ -164,8 +169,10 @@ class Holdings:
         staged, later = self.memory.staged, self.memory.later
         if staged and term_of(staged.state) != origin.term:
             staged, later = later, None
-        kept = Origin(origin.term, first - 1)
-        self.memory = replace(self.memory, origin=kept, staged=staged, later=later, upload=upload)
+        kept, descent = Origin(origin.term, first - 1), self.memory.descent
+        if descent and descent.durable and descent.durable.state.step >= first:
+            descent = None  # nor from what is durable: its files were corrupt
+        self.memory = replace(self.memory, origin=kept, staged=staged, later=later, upload=upload, descent=descent)
         self._again = None
         return [Persist(), DropSnapshots(origin.term, first - 1)]
 
@@ -200,10 +207,14 @@ class Holdings:
         self.memory = replace(self.memory, upload=UploadOrder(order))
         return [Persist(), upload]
 
-    def committed(self, state: StateId) -> None:
+    def committed(self, restore: RestorePoint) -> list[Effect]:
         """This state is durable: so is what it descends from."""
-        if (upload := self.memory.upload) and upload.order.state.step <= state.step:
+        if (upload := self.memory.upload) and upload.order.state.step <= restore.state.step:
             self.memory = replace(self.memory, upload=None)
+        if (descent := self.memory.descent) and (descent.durable != restore or descent.loose):
+            self.memory = replace(self.memory, descent=Descent(descent.term, restore))
+            return [Persist()]
+        return []
 
     # --------------------------------------------------------------------------------- from the shell
 

@@ -10,7 +10,6 @@ from lockstep_api.messages import (
     Cut,
     Kept,
     Leaving,
-    MemoryPoint,
     RestorePoint,
     Staged,
     Start,
@@ -26,17 +25,12 @@ from lockstep_trainer.protocol.cadence import Cadence, cadence
 from lockstep_trainer.protocol.effects import Effect, Persist
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.lineage import (
-    Holding,
     Lineage,
     begun_from,
     buddies,
     excluded,
     newer_cut,
-    newest_complete,
-    newest_elsewhere,
     order_of,
-    origin_of,
-    passed_over,
 )
 from lockstep_trainer.protocol.policy import PEER_LOST_EXIT, Fault
 from lockstep_trainer.protocol.roster import Peer
@@ -247,43 +241,8 @@ class Keeping:
 
     # ------------------------------------------------------------------------------------ generations
 
-    def choose(self, leader: Leader, now: float) -> tuple[bool, MemoryPoint | None]:
-        """Whether it is known what to start from, and the snapshot, where one is newer than the chain.
-
-        Without an answer of the chain a generation may start from memory alone: in an epoch that has fenced it, so that
-        nobody else has moved it, and where all that it may name by now is an ancestor of the snapshot.
-        """
-        durability = leader.durability
-        if not self.plan.checkpoints:
-            return True, None
-        if self.uploads.shares:
-            return False, None
-        held = {slot: Holding(peer.origin, peer.snapshots) for slot, peer in leader.roster.members.items()}
-        point = newest_complete(leader.membership.slots, held, durability.durable, self._refused(), self.cut)
-        if durability.known:
-            return not durability.busy, point
-        if point is None or not durability.silent(now):
-            return False, None
-        ancestors, origin = self.lineage.cut(point.state), origin_of(held)
-        descends = (ancestors.holds(state) and not passed_over(state, origin) for state in durability.doubtful)
-        return all(descends), point
-
-    def rescue(self, leader: Leader, now: float) -> list[Effect]:
-        """Before the first generation of an epoch with another number of nodes: a state that only memory has, complete,
-        is brought to the store by those that hold its shards, and begun from there."""
-        durability = leader.durability
-        idle = durability.known and not durability.pending and not durability.superseded and self.uploads.order is None
-        if not self.plan.checkpoints or leader.generation or not idle:
-            return []
-        held = {slot: Holding(peer.origin, peer.snapshots) for slot, peer in leader.roster.members.items()}
-        found = newest_elsewhere(leader.membership.slots, held, durability.durable, self._refused(), self.cut)
-        if found is None:
-            return []
-        self.uploads.give(Upload(self.plan.job_uid, leader.term, found.state, durability.durable), now, found.shares)
-        orders = [(leader.roster.members[slot], self.uploads.order_for(slot)) for slot in found.shares]
-        return [effect for peer, order in orders if order for effect in leader.roster.say(peer, order, now)]
-
-    def _refused(self) -> list[StateId]:
+    def refused(self) -> list[StateId]:
+        """States in memory that are not tried again."""
         return [state for state, count in self.tries.items() if count >= TRIES]
 
     def buddies(self, leader: Leader) -> tuple[str, ...]:
@@ -332,11 +291,15 @@ class Keeping:
             self.tries[start.memory.state] = TRIES
         durability = leader.durability
         if durability.durable != start.restore or durability.doubtful or not durability.known:
-            self._keep_to(self.lineage.without(leader.term))  # until they have left they go on with steps and snapshots
-            return leader.fault(leader.suspect("StaleRestore", "restore", now), now)
+            return self.stale(leader, now)
         durability.found(point, now)
         self._descend(leader, point.state if point else None)
         return [Persist()]
+
+    def stale(self, leader: Leader, now: float) -> list[Effect]:
+        """What its workers make could never be committed: the generation begins again."""
+        self._keep_to(self.lineage.without(leader.term))  # until they have left they go on with steps and snapshots
+        return leader.fault(leader.suspect("StaleRestore", "restore", now), now)
 
     def restored(self, leader: Leader, line: dict[str, Any], now: float) -> list[Effect]:
         """Rank 0's line about its restore: ``source`` "memory" or "store"; of a checkpoint, ``manifest``, ``sha256``,

@@ -27,7 +27,7 @@ from lockstep_api.messages import (
     Stop,
     Term,
 )
-from lockstep_trainer.protocol import events, hearing, policy, watch
+from lockstep_trainer.protocol import beginning, events, hearing, policy, watch
 from lockstep_trainer.protocol.durability import Durability
 from lockstep_trainer.protocol.effects import Effect, EnsureStore, Persist, SendOperator
 from lockstep_trainer.protocol.hangs import Examination
@@ -58,6 +58,7 @@ class LeaderMemory:
     recovery: Recovery | None = None
     finished: Finished | None = None
     keeping: KeepingMemory | None = None
+    anchor: RestorePoint | None = None
 
 
 class Leader:
@@ -81,7 +82,8 @@ class Leader:
         if memory and same and plan.checkpoints and self.generation:
             # This leader made every commit of the epoch; what it remembers may miss the last one, so the chain is
             # asked again before a restore, but not before the running generation goes on.
-            self.durability.durable, self.durability.fenced = memory.durable, True
+            self.durability.durable, self.durability.fenced = memory.durable, memory.anchor is None
+            self.durability.anchor = memory.anchor
             if order := self.keeping.uploads.order:
                 self.durability.doubtful.add(order.state)
         self.last_start = self.running
@@ -163,6 +165,7 @@ class Leader:
             recovery=self.recovery,
             finished=self.finished,
             keeping=self.keeping.memory(),
+            anchor=self.durability.anchor,
         )
 
     @property
@@ -275,11 +278,12 @@ class Leader:
             return effects
         if self.recovery and self.recovery.quiesced_at is None:
             self.recovery.quiesced_at = now
-        effects += self.keeping.rescue(self, now)
-        ready, memory = self.keeping.choose(self, now)
+        effects += beginning.rescue(self, now)
+        ready, memory = beginning.choose(self, now)
         if self._stopping is not None and now < self._stop_until and self.keeping.in_flight(self):
             return effects  # agents bring it to the store without workers
-        if self._stopping is not None and (now >= self._stop_until or (ready and memory is None)):
+        saved = memory is None or self.durability.committed(memory.state)
+        if self._stopping is not None and (now >= self._stop_until or (ready and saved)):
             return effects + self._end(self._stopped(self._stopping), now)
         if self._store is None:
             if not self._store_asked:
@@ -297,6 +301,7 @@ class Leader:
         """The next generation. Its number is written before anybody hears of it."""
         assert self._store is not None
         host, port = self._store
+        fence = beginning.start_loose(self, memory, now)
         self.generation += 1
         self.running = Start(
             job_uid=self.plan.job_uid,
@@ -309,6 +314,7 @@ class Leader:
             buddies=self.keeping.buddies(self),
             fresh=self._fresh,
             cut=self.keeping.cut,
+            loose=fence is not None,
         )
         self._fresh = False
         self.last_start = self.running
@@ -321,11 +327,15 @@ class Leader:
         for peer in self.roster.members.values():
             peer.exits.clear()
             peer.section = "starting"
-        return [Persist(), *self.reports.start(self, now), *self.roster.say_all(self.running, now)]
+        effects = [Persist(), *(fence or []), *self.reports.start(self, now)]
+        return [*effects, *self.roster.say_all(self.running, now)]
 
     def _restore_chosen(self, event: events.RestoreChosen, now: float) -> list[Effect]:
+        anchor = self.durability.anchor
         if not self.durability.chosen(event, now):
             return []
+        if self.running and anchor:
+            return [Persist(), *beginning.tied(self, anchor, now)]
         effects = self.keeping.chosen(self, now) + self.durability.push(self.term, now)
         return effects + (self.finish(now) if self.finishing else [])
 

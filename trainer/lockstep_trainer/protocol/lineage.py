@@ -83,8 +83,8 @@ def newest_complete(
     refused: Iterable[StateId] = (),
     cut: Cut | None = None,
 ) -> MemoryPoint | None:
-    """The newest state that every slot has a copy of, at home or at any member, that is newer than ``durable`` and that
-    ``cut`` allows.
+    """The newest state that every slot has a copy of, at home or at any member, that is ``durable`` or newer and that
+    ``cut`` allows. What is durable, too, is begun from memory where it is there: that is nearer.
 
     ``holdings`` are by the slot that the agent holds now. Only copies that the newest origin among them admits count:
     a pod that was away for a generation may hold what all others have dropped, and what it holds descends from nothing
@@ -99,7 +99,8 @@ def newest_complete(
     for holder, held in holdings.items():
         for copy in held.copies:
             fits = copy.nodes in (0, len(members)) and copy.durable <= since
-            if fits and _admits(origin, copy.state) and _descends(copy.state, durable, origin):
+            same = durable is not None and copy.state == durable.state and not passed_over(copy.state, origin)
+            if fits and _admits(origin, copy.state) and (same or _descends(copy.state, durable, origin)):
                 places.setdefault(copy.state, {}).setdefault(copy.slot, set()).add(holder)
     whole = [state for state, found in places.items() if len(found) == len(members)]
     whole = [state for state in whole if state not in set(refused) and not excluded(state, cut)]

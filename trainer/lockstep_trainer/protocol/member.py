@@ -239,7 +239,8 @@ class Member:
             return []
         self.connected = True
         self.last_heard = self._said_at = now
-        join = Join(self.me.job_uid, self.epoch, self.slot, self.inventory(now, None), self.holdings.memory.cut)
+        known = self.holdings.memory
+        join = Join(self.me.job_uid, self.epoch, self.slot, self.inventory(now, None), known.cut, known.descent)
         effects: list[Effect] = [SendLeader(join)]
         workers = self.workers
         if workers.made_in and (workers.running or workers.recent):
@@ -266,8 +267,7 @@ class Member:
             case Abandon():
                 return [*self.holdings.heard_cut(message.cut), *self._abandon(message.term, now)]
             case Committed():
-                self.holdings.committed(message.restore.state)
-                return []
+                return self.holdings.committed(message.restore)
             case Kept() if message.term == self.term:
                 return self._say(self.holdings.kept_by_all(message), now)
             case Void() if message.term == self.term:

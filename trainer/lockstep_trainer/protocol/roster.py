@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lockstep_api.messages import Copies, Inventory, Invite, Join, Membership, Origin, SlotInfo, Term, ToMember
+from lockstep_api.messages import Copies, Descent, Inventory, Invite, Join, Membership, Origin, SlotInfo, Term, ToMember
 from lockstep_trainer.protocol.effects import DropMember, Effect, PostInvite, SendMember
 from lockstep_trainer.protocol.member import SILENCE_SECONDS
 
@@ -34,6 +34,8 @@ class Peer:
     """Rank → exit code, in the current generation."""
     origin: Origin | None = None
     """Of its newest Join or Quiesced."""
+    descent: Descent | None = None
+    """Of its newest Join."""
     snapshots: tuple[Copies, ...] = ()
     section: str = "starting"
     invited_at: float = 0.0
@@ -106,7 +108,7 @@ class Roster:
         peer.came_at = now if peer.came_at is None else peer.came_at
         known = peer.inventory
         peer.container_restarted = known is not None and known.container_starts < join.inventory.container_starts
-        peer.inventory, peer.term = join.inventory, join.inventory.term
+        peer.inventory, peer.term, peer.descent = join.inventory, join.inventory.term, join.descent
         peer.origin, peer.snapshots = join.inventory.origin, join.inventory.snapshots
         return peer, effects
 
