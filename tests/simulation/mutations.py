@@ -294,6 +294,12 @@ GUARDS = (
         test="unit/protocol/test_guards.py",
     ),
     Mutation(
+        "begin-before-a-verdict", "beginning",
+        "not durability.silent(now) or leader.verdicts.suspects:", "not durability.silent(now):",
+        "a rank that computes wrong numbers is put aside before the next generation begins",
+        test="unit/protocol/test_rollback.py",
+    ),
+    Mutation(
         "tie-to-whatever-the-chain-names", "beginning",
         "if leader.durability.durable == anchor:", "if True:",
         "what was made while the store was away is committed behind what it descends from",
@@ -313,7 +319,7 @@ GUARDS = (
     ),
     Mutation(
         "start-loose-at-once", "beginning",
-        "if point is None or not durability.silent(now):", "if point is None:",
+        "if point is None or not durability.silent(now) or", "if point is None or",
         "a new epoch waits for the store's answer before it starts without",
         test="unit/protocol/test_store_away.py",
     ),

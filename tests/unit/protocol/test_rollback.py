@@ -32,7 +32,7 @@ from lockstep_api.messages import (
 )
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.corruption import PERSISTENT, WINDOW
-from lockstep_trainer.protocol.durability import Durability, Pending
+from lockstep_trainer.protocol.durability import PATIENCE_SECONDS, Durability, Pending
 from lockstep_trainer.protocol.effects import (
     ChooseRestore,
     Commit,
@@ -181,6 +181,28 @@ def test_a_named_rank_loses_its_pod_and_the_run_goes_back_behind_the_last_step_t
     (request,) = sent(told, ReplaceRequest)
     assert (request.slots, request.cause, request.witness) == ((1,), "Corruption", "arbiter")
     assert run.leader.running is None, "it waits for another pod"
+
+
+def test_a_verdict_waits_for_the_chain_however_long_it_is_silent() -> None:
+    """The simulation found a generation with the rank that computes wrong numbers still in it: its state was in memory,
+    and began without an answer about a commit."""
+    run = Run()
+    run.form(None)
+    state = run.state(10)
+    for slot in (0, 1):
+        run.tell(events.MemberSaid(slot, Staged(JOB, run.leader.term, slot, state, True)))
+    for slot in (0, 1):
+        run.tell(events.MemberSaid(slot, Uploaded(JOB, run.leader.term, slot, state, (), "{}")))
+    run.tell(events.CommitFailed(run.leader.term, state, "no answer"))
+    run.says(kind="replayed", step=12)
+    run.wrong(25)
+    run.quiet(Copies(state, 0, 0))
+    run.now += PATIENCE_SECONDS
+    run.quiet(Copies(state, 0, 0))
+    assert run.leader.durability.silent(run.now)
+    assert run.leader.running is None
+    told = run.tell(events.RestoreChosen(run.leader.abandoned, point_of(state), "s3://x"))
+    assert sent(told, FaultReport)
 
 
 def test_a_second_run_of_the_step_changes_nothing() -> None:

@@ -44,11 +44,10 @@ def choose(leader: Leader, now: float) -> tuple[bool, MemoryPoint | None]:
         return not _go_back(durability, anchor, point.state if point else None) and not durability.busy, None
     if durability.known:
         return not durability.busy, point
-    if point is None or not durability.silent(now):
-        return False, None
+    if point is None or not durability.silent(now) or leader.verdicts.suspects:
+        return False, None  # what is still to be judged is a cut, and the chain has to know of it first
     if not durability.fenced:
-        # A verdict waits for the fence, and what it cuts off is not begun from.
-        return bool(anchor) and not is_cut_off(anchor, keeping.cut) and not leader.verdicts.suspects, point
+        return bool(anchor) and not is_cut_off(anchor, keeping.cut), point
     ancestors, origin = keeping.lineage.cut(point.state), origin_of(held)
     descends = (ancestors.holds(state) and not passed_over(state, origin) for state in durability.doubtful)
     return all(descends), point
