@@ -14,11 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from aiohttp import ClientSession, ClientTimeout, web
+from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
 from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_api.messages import Committed, Finished, Inventory, Start, Term, ToOperator
-from lockstep_trainer.agent import heap
+from lockstep_trainer.agent import heap, sockets
 from lockstep_trainer.agent.copies import Copies
 from lockstep_trainer.agent.durable import DurableStore
 from lockstep_trainer.agent.memory import Volume
@@ -153,7 +153,8 @@ class Agent:
             loop.add_signal_handler(number, ending.set)
         runner = web.AppRunner(self.server.app, access_log=None, shutdown_timeout=1.0)
         open_runner = web.AppRunner(self.server.open_app, access_log=None, shutdown_timeout=1.0)
-        async with ClientSession(timeout=ClientTimeout(total=None)) as session:
+        connector = TCPConnector(socket_factory=sockets.outgoing)
+        async with ClientSession(connector=connector, timeout=ClientTimeout(total=None)) as session:
             self._stream = LeaderStream(session, self.trust, self.tell)
             self._inviter = Inviter(session, self.trust, self.tell)
             self.copies.session = session
@@ -311,7 +312,7 @@ def listen(settings: Settings) -> tuple[socket.socket, socket.socket]:
     listening = []
     for variable, port, backlog in wanted:
         try:
-            listening.append(socket.create_server((settings.bind, port), backlog=backlog))
+            listening.append(sockets.watched(socket.create_server((settings.bind, port), backlog=backlog)))
         except OSError as error:
             raise SettingsError(
                 f"{variable} {port} on {settings.bind} can't be listened on: {error.strerror}"
