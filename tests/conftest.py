@@ -1,11 +1,14 @@
-"""What tests of all tiers share: one local cluster, brought up by the first test that asks for it."""
+"""What tests of all tiers share: one local cluster, brought up by the first test that asks for it; an S3 server."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from crash.server import S3Server, ServerProgramMissingError
 from localcluster import Cluster
 
 
@@ -24,3 +27,16 @@ def control_plane() -> Iterator[Cluster]:
 def cluster(control_plane: Cluster) -> Cluster:
     """The same with three nodes of two GPUs."""
     return Cluster.up(nodes=3, gpus=2)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[S3Server]:
+    """An S3 server of the test's own, which can be killed and started again."""
+    try:
+        one = S3Server(tmp_path / "server")
+    except ServerProgramMissingError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    with one:
+        yield one

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +12,8 @@ from crash.campaign import campaign
 from crash.deal import Dealer, Drawn
 from crash.instants import APPEARS, PHASES, SECTIONS, Place
 from crash.leg import durable_step, local_run
-from crash.server import S3Server, ServerProgramMissingError
+from crash.server import S3Server
 from crash.strikes import ALL, Striker
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[S3Server]:
-    """A server that can be killed."""
-    try:
-        one = S3Server(tmp_path / "server")
-    except ServerProgramMissingError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-    with one:
-        yield one
 
 
 @pytest.mark.run

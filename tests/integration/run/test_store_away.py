@@ -5,30 +5,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from crash.leg import durable_step, local_run
-from crash.server import S3Server, ServerProgramMissingError
+from crash.server import S3Server
 from integration.run import small
 from localrun import LocalRun
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(400)]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[S3Server]:
-    """A server that can be killed."""
-    try:
-        one = S3Server(tmp_path / "server")
-    except ServerProgramMissingError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-    with one:
-        yield one
 
 
 def lose(run: LocalRun, slot: int) -> None:
