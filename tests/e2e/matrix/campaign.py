@@ -71,7 +71,13 @@ class Campaign:
     def _play(self, leg: Leg, plan: _Plan) -> None:
         calm = leg.job.job.status.progress.step + CALM_STEPS
         before = leg.job.until(
-            lambda j: j.status.phase == "Running" and j.status.progress.step >= calm, PATIENCE, "calm"
+            lambda j: (
+                j.status.phase == "Running"
+                and j.status.progress.step >= calm
+                and j.status.checkpoint.durable is not None  # without one a lost store is waited for
+            ),
+            PATIENCE,
+            "calm",
         )
         with ExitStack() as mending:
             self._strike(leg, plan, before, mending)
