@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from crash.server import S3Server, ServerProgramMissingError
 from localcluster import Cluster
+from s3server import S3Server, server_or_skip
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +31,5 @@ def cluster(control_plane: Cluster) -> Cluster:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[S3Server]:
     """An S3 server of the test's own, which can be killed and started again."""
-    try:
-        one = S3Server(tmp_path / "server")
-    except ServerProgramMissingError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-    with one:
+    with server_or_skip(tmp_path / "server") as one:
         yield one

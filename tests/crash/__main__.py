@@ -21,7 +21,7 @@ from rich.console import Console
 
 from crash.campaign import campaign
 from crash.journal import REPOSITORY, table
-from crash.server import S3Server
+from s3server import S3Server
 
 RESULT = REPOSITORY / "docs/results/crash.json"
 

@@ -15,8 +15,8 @@ from typing import Any
 from crash.deal import Dealer
 from crash.journal import Job, Journal, Round, summary
 from crash.leg import STEPS, Leg, local_run, undisturbed
-from crash.server import S3Server
 from crash.witness import Witness
+from s3server import S3Server
 
 
 def campaign(

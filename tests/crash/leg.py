@@ -13,12 +13,12 @@ from crash import damage
 from crash.deal import Drawn
 from crash.instants import SECTIONS, Place, require, seen
 from crash.journal import Job, Round
-from crash.server import BUCKET, S3Server
 from crash.strikes import ALL, Striker
 from crash.witness import Restored, Witness
 from integration.run import small
 from localrun import LocalRun
 from lockstep_api.v1alpha1 import TrainingJobStatus
+from s3server import BUCKET, S3Server
 
 STEPS = 500
 """Of a job, at most: a ring of step records holds 512."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crash.instants import Appears, Place, wait_for
-from crash.server import S3Server
 from localrun import LocalRun, victims
+from s3server import S3Server
 
 WORKER, LEADER, MEMBER = "worker", "leader's agent", "member's agent"
 LEADER_POD, MEMBER_POD, SERVER, ALL = "leader's pod", "member's pod", "S3 server", "all pods"

@@ -12,8 +12,8 @@ from crash.campaign import campaign
 from crash.deal import Dealer, Drawn
 from crash.instants import APPEARS, PHASES, SECTIONS, Place
 from crash.leg import durable_step, local_run
-from crash.server import S3Server
 from crash.strikes import ALL, Striker
+from s3server import S3Server
 
 
 @pytest.mark.run

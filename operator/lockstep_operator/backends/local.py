@@ -21,7 +21,6 @@ import asyncio
 import json
 import logging
 import os
-import random
 import re
 import secrets
 import signal
@@ -36,6 +35,7 @@ from pathlib import Path
 
 from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from lockstep_operator.backends import ports
 from lockstep_operator.credentials import Credentials, MasterKeys
 from lockstep_operator.plan import children
 from lockstep_operator.plan.actions import ChildKind, DeletePod, Event, LabelPod, NewPod
@@ -47,8 +47,6 @@ CAPACITY_SECONDS = 0.5
 """Between two looks at the file ``capacity``, while pods wait."""
 NODE = "local"
 """This machine, as the node of its pods."""
-PORTS = range(12_000, 20_000)
-"""Of the pods' servers: below what Linux takes for outgoing connections and what Kubernetes takes for NodePorts."""
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL of a supervisor; its own children get a little less."""
 
@@ -57,7 +55,8 @@ GRACE_SECONDS = 5.0
 class _LocalPod:
     new: NewPod
     process: asyncio.subprocess.Process
-    port: int
+    ports: list[socket.socket]
+    """Its agent's, that of rank 0's store, and that of its metrics: reserved as long as the pod is there."""
     uid: str
     created: float = field(default_factory=time.time)
     deleting: bool = False
@@ -140,7 +139,7 @@ class LocalBackend:
             phase="Running" if code is None else "Failed",
             created=pod.created,
             node=NODE,
-            address=f"127.0.0.1:{pod.port}",
+            address=f"127.0.0.1:{ports.number(pod.ports[0])}",
             deleting=pod.deleting,
             running=code is None,
             unfit=self._unfit(name) if code == PREFLIGHT_EXIT_CODE else "",
@@ -204,7 +203,8 @@ class LocalBackend:
 
     async def _start_pod(self, job: TrainingJob, new: NewPod, uid: str) -> None:
         run_dir = self._folder("pods", new.name)
-        port, store_port, metrics_port = _free_ports(3)
+        reserved = ports.reserve(3)
+        port, store_port, metrics_port = map(ports.number, reserved)
         environment = {
             **os.environ,
             "LOCKSTEP_POD_NAME": new.name,
@@ -242,7 +242,7 @@ class LocalBackend:
                 stderr=output,
                 start_new_session=True,  # Ctrl-C in a terminal is for the operator alone: it ends its pods in order
             )
-        pod = self._pods[new.name] = _LocalPod(new, process, port, uid)
+        pod = self._pods[new.name] = _LocalPod(new, process, reserved, uid)
         run_dir.with_name(f"{new.name}.json").write_text(
             json.dumps({"address": f"127.0.0.1:{port}", "tls": new.tls, "metrics": f"127.0.0.1:{metrics_port}"})
         )
@@ -261,7 +261,7 @@ class LocalBackend:
             return
         pod.deleting = True
         if pod.process.returncode is not None:
-            self._pods.pop(delete.name, None)
+            self._forget(delete.name)
             self.changed()
             return
         _signal(pod.process, signal.SIGTERM)
@@ -296,15 +296,20 @@ class LocalBackend:
         for pod in self._pods.values():
             if pod.watcher:
                 pod.watcher.cancel()
-        self._pods.clear()
+        for name in list(self._pods):
+            self._forget(name)
 
     # ------------------------------------------------------------------------------------------- details
 
     async def _watch(self, name: str, pod: _LocalPod) -> None:
         await pod.process.wait()
         if pod.deleting:
-            self._pods.pop(name, None)
+            self._forget(name)
         self.changed()
+
+    def _forget(self, name: str) -> None:
+        if pod := self._pods.pop(name, None):
+            ports.release(pod.ports)
 
     def _folder(self, *parts: str) -> Path:
         path = self._state_dir.joinpath(*parts)
@@ -346,21 +351,6 @@ def _gpus_of_this_machine() -> tuple[str, ...]:
 def _threads(job: TrainingJob) -> str:
     """Threads of a worker: its pods share one machine, and more threads than cores only wait for each other."""
     return str(max(1, len(os.sched_getaffinity(0)) // (job.spec.nodes * job.spec.gpus_per_node)))
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on. A pod binds them a moment later: until then only somebody who picks as this does
-    could take one, since neither outgoing connections nor NodePorts come from ``PORTS``. Raises OSError where too few
-    are free."""
-    found: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise OSError(f"of the ports {PORTS.start} to {PORTS.stop - 1} on 127.0.0.1 fewer than {count} are free")
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -36,14 +36,10 @@ from lockstep_api.messages import (
     SlotInfo,
 )
 from lockstep_api.wire import decode, encode
+from lockstep_operator.backends import ports
 
 TOKEN = "harness"
 UID = "11111111-2222-3333-4444-555555555555"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -53,12 +49,12 @@ class Pod:
     name: str
     uid: str
     run_dir: Path
-    port: int
+    ports: list[socket.socket]
     process: asyncio.subprocess.Process
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"127.0.0.1:{ports.number(self.ports[0])}"
 
     @property
     def log(self) -> str:
@@ -130,7 +126,8 @@ class Cluster:
         (self.folder / "token").write_text(TOKEN)
         job = {"name": "job", "namespace": "default", "uid": UID, "spec": self.spec}
         (self.folder / "job.json").write_text(json.dumps(job))
-        port = free_port()
+        reserved = ports.reserve(2)
+        port, store_port = map(ports.number, reserved)
         env = {
             **os.environ,
             "LOCKSTEP_POD_NAME": f"job-{number}-0",
@@ -141,7 +138,7 @@ class Cluster:
             "LOCKSTEP_BIND": "127.0.0.1",
             "LOCKSTEP_AGENT_PORT": str(port),
             "LOCKSTEP_METRICS_PORT": "0",
-            "LOCKSTEP_STORE_PORT": str(free_port()),
+            "LOCKSTEP_STORE_PORT": str(store_port),
             "LOCKSTEP_ORDINAL": str(number),
             "LOCKSTEP_INCARNATION": "0",
             "LOCKSTEP_RUN_DIR": str(run_dir),
@@ -156,7 +153,7 @@ class Cluster:
                 sys.executable, "-m", "lockstep_trainer.supervisor", env=env, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        return Pod(f"job-{number}-0", f"pod-uid-{number}", run_dir, port, process)
+        return Pod(f"job-{number}-0", f"pod-uid-{number}", run_dir, reserved, process)
 
     # ------------------------------------------------------------------------------------ operator
 
@@ -278,6 +275,7 @@ async def stop_pod(pod: Pod) -> None:
         except TimeoutError:
             pod.process.kill()
             await pod.process.wait()
+    ports.release(pod.ports)
 
 
 async def gone(pid: int, timeout: float = 10.0) -> None:

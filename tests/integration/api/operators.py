@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from lockstep_operator.backends import ports
 
 
 class Operator:
@@ -22,7 +23,8 @@ class Operator:
         if not key.exists():
             key.write_text(secrets.token_hex(32))
         self._key = key
-        self.metrics_port, self.health_port = _free_ports()
+        self._reserved = ports.reserve(2)  # for good: it may start again
+        self.metrics_port, self.health_port = map(ports.number, self._reserved)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -62,10 +64,3 @@ class Operator:
     def log(self) -> str:
         """All that it has said."""
         return (self.folder / "operator.log").read_text()
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]

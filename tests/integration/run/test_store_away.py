@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from crash.leg import durable_step, local_run
-from crash.server import S3Server
 from integration.run import small
 from localrun import LocalRun
+from s3server import S3Server
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(400)]
 

@@ -23,7 +23,7 @@ from lockstep_trainer.tenure import Left
 from staged import keeping, run_kept
 
 if TYPE_CHECKING:
-    from unit.storage.conftest import S3Server
+    from s3server import S3Server
 
 STEPS, LENGTH, SAMPLES = 150, 16, 8
 AWAY = StoreError("read s3://texts/0: no connection", temporary=True)
@@ -70,22 +70,26 @@ def losses(folder: Path) -> dict[int, float]:
     return {record.step: record.loss for record in StepReader(folder / "steps").new_records()}
 
 
-def test_a_job_waits_for_its_data_before_the_first_step_and_between_two(tmp_path: Path, s3_server: S3Server) -> None:
+def test_a_job_waits_for_its_data_before_the_first_step_and_between_two(
+    tmp_path: Path, stopped_server: S3Server
+) -> None:
     write_shards(tmp_path / "texts")
     with rendezvous_store() as port:
 
         def folders(name: str, uri: str) -> list[Path]:
             root = tmp_path / name
-            job = write_job(root, uri, s3_server.endpoint)
+            job = write_job(root, uri, stopped_server.endpoint)
             meeting = {"host": "127.0.0.1", "port": port, "prefix": name}
             return worker_folders(root, job, ranks=2, port=port, rendezvous=meeting)
 
         calm = folders("calm", f"file://{tmp_path}/texts/*.tokens")
         assert run_kept(calm) == [0, 0], (calm[0] / "output.log").read_text()
 
-        with s3_server.running():
+        with stopped_server.running():
             # A session of its own: the default one keeps the credentials that it saw first.
-            client = boto3.session.Session().client("s3", endpoint_url=s3_server.endpoint, region_name=S3Spec().region)
+            client = boto3.session.Session().client(
+                "s3", endpoint_url=stopped_server.endpoint, region_name=S3Spec().region
+            )
             client.create_bucket(Bucket="texts")
             for path in (tmp_path / "texts").iterdir():
                 client.put_object(Bucket="texts", Key=path.name, Body=path.read_bytes())
@@ -101,11 +105,11 @@ def test_a_job_waits_for_its_data_before_the_first_step_and_between_two(tmp_path
 
         eventually(all_wait, "both ranks say that they wait for the store", 60)
         assert step() == 0
-        with s3_server.running():
+        with stopped_server.running():
             eventually(lambda: step() >= 10, "steps", 60)
         eventually(all_wait, "both ranks wait between two steps", 60)
         assert 10 <= step() < STEPS, "the outage came in the midst of the run"
-        with s3_server.running(), keeping(remote[0]):
+        with stopped_server.running(), keeping(remote[0]):
             assert wait_all(pids) == [0, 0], (remote[0] / "output.log").read_text()
     assert losses(remote[0]) == losses(calm[0])
     assert len(losses(calm[0])) == STEPS

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from localcluster import build
+import pytest
 
-BUCKET = "crash"
-_PORTS = range(20_000, 30_000)
-"""Below those that the kernel gives to clients: the port must be free again after a kill."""
+from localcluster import build
+from lockstep_operator.backends import ports
+
+BUCKET = "lockstep-test"
 
 
 class ServerProgramMissingError(Exception):
@@ -22,7 +24,7 @@ class ServerProgramMissingError(Exception):
 
 
 class S3Server:
-    """versitygw over a folder; use as a context manager."""
+    """versitygw over a folder; use as a context manager, or start and kill it."""
 
     def __init__(self, folder: Path) -> None:
         program = build.programs().get("versitygw")
@@ -32,7 +34,8 @@ class S3Server:
         """A key of the bucket is a path below it."""
         self.bucket.mkdir(parents=True)
         self._secret = secrets.token_hex(16)
-        self._port = _free_port()
+        self._reserved = ports.reserve(1)  # for good: the port must be free again after a kill
+        self._port = ports.number(self._reserved[0])
         self._command = [str(program), f"--port=127.0.0.1:{self._port}", "--quiet", "posix", str(folder)]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -51,11 +54,20 @@ class S3Server:
     @property
     def credentials(self) -> dict[str, str]:
         """Environment of its clients."""
-        return {"AWS_ACCESS_KEY_ID": "crash", "AWS_SECRET_ACCESS_KEY": self._secret}
+        return {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": self._secret}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """It answers while the body runs, and dies at once behind it."""
+        try:
+            self.start()
+            yield
+        finally:
+            self.kill()
 
     def start(self) -> None:
         """Start it and wait until it listens."""
-        own = {"ROOT_ACCESS_KEY": "crash", "ROOT_SECRET_KEY": self._secret}
+        own = {"ROOT_ACCESS_KEY": "test", "ROOT_SECRET_KEY": self._secret}
         nowhere = subprocess.DEVNULL
         self._process = subprocess.Popen(
             self._command, env={**os.environ, **own}, stdin=nowhere, stdout=nowhere, stderr=nowhere,
@@ -80,12 +92,11 @@ class S3Server:
             self._process = None
 
 
-def _free_port() -> int:
-    while True:
-        port = random.choice(_PORTS)
-        with socket.socket() as one:
-            try:
-                one.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+def server_or_skip(folder: Path) -> S3Server:
+    """One over a folder; without its program the test is skipped, but in CI it fails."""
+    try:
+        return S3Server(folder)
+    except ServerProgramMissingError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
