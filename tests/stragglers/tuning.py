@@ -23,7 +23,10 @@ TRANSFER = {"tensor": 0.06, "context": 0.04, "pipeline": 0.03, "data": 0.1}
 KINDS = (
     "Clock", "Memory", "Compute", "Host", "Network", "Data", "sparse data", "shared data", "Pauses",
     "PipelineImbalance", "LengthImbalance", "slow node", "ramp", "clean", "burst", "lengths vary", "evaluation",
+    "mild Clock", "mild Compute", "mild Host", "mild PipelineImbalance", "mild LengthImbalance", "mild Pauses",
 )  # fmt: skip
+MILD = 0.75
+"""Share of the threshold up to which nothing is to be said: what happens in a mild scenario is not to be found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,11 @@ class Scenario:
     """Whom it happens to."""
     threshold: float = 0.1
     probe_noise: float = 0.01
+
+    @property
+    def happens(self) -> str:
+        """What goes on, mild or not."""
+        return self.kind.removeprefix("mild ")
 
     @property
     def causes(self) -> frozenset[Cause]:
@@ -148,7 +156,7 @@ class Trace:
             documents = self._random.lognormal(0, shape.varied, (shape.data, 16))
             by_data = base * (documents**2).mean(axis=1) / np.exp(2 * shape.varied**2)
         squares = by_data[[place.data for place in self.places]]
-        if one.kind == "LengthImbalance":  # the whole step longer by the size: attention by more
+        if one.happens == "LengthImbalance":  # the whole step longer by the size: attention by more
             squares = squares * (1 + severity / shape.attention)
         return squares
 
@@ -169,7 +177,7 @@ class Trace:
             compute *= 5 - self.step
         if self.step % 50 == 49:  # a checkpoint, on some ranks longer than on others
             host += random.exponential(0.1, ranks)
-        kind = one.kind
+        kind = one.happens
         if kind in {"Clock", "slow node", "ramp", "burst"}:
             compute, clock = compute * (1 + severity), clock / (1 + severity)
         elif kind in {"Memory", "Compute"}:
@@ -218,7 +226,7 @@ class Trace:
 
     def answer(self, probe: Probe) -> Probed:
         """What is measured now."""
-        kind, severity, random = self.scenario.kind, self.severity(), self._random
+        kind, severity, random = self.scenario.happens, self.severity(), self._random
         noise = self.scenario.probe_noise
         slow = {
             "compute": severity * (kind in {"Clock", "slow node", "ramp", "burst", "Compute"}),
@@ -258,15 +266,16 @@ def scenarios(count: int, seed: int = 1) -> Iterator[Scenario]:
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
         data, pipeline, tensor = SHAPES[int(random.integers(len(SHAPES)))]
-        if kind in {"PipelineImbalance"}:
+        what = kind.removeprefix("mild ")
+        if what == "PipelineImbalance":
             data, pipeline, tensor = ((4, 4, 1), (4, 2, 2), (1, 4, 1), (2, 2, 1))[int(random.integers(4))]
-        if kind in {"LengthImbalance", "lengths vary", "Pauses", "shared data"}:
+        if what in {"LengthImbalance", "lengths vary", "Pauses", "shared data"}:
             data, pipeline, tensor = ((8, 1, 1), (16, 1, 1), (4, 4, 1), (4, 2, 2))[int(random.integers(4))]
         if kind == "Network":
             data, pipeline, tensor = ((8, 1, 1), (16, 1, 1), (4, 4, 1), (4, 2, 2), (4, 1, 1))[int(random.integers(5))]
         if kind == "slow node":
             data, pipeline, tensor = ((16, 1, 1), (4, 2, 2), (64, 1, 1))[int(random.integers(3))]
-        varied = float(random.choice([0.0, 0.5, 1.0])) if kind not in {"LengthImbalance", "lengths vary"} else 0.8
+        varied = float(random.choice([0.0, 0.5, 1.0])) if what not in {"LengthImbalance", "lengths vary"} else 0.8
         shape = Shape(
             data, pipeline, tensor,
             noise=float(random.choice([0.005, 0.02, 0.04, 0.06])),
@@ -281,17 +290,17 @@ def scenarios(count: int, seed: int = 1) -> Iterator[Scenario]:
         size = float(random.choice([0.1, 0.12, 0.15, 0.2, 0.3, 0.5]))
         chosen = int(random.integers(len(places)))
         ranks, end = (chosen,), 10**9
-        if data == 1 and kind not in {"PipelineImbalance"}:
+        if data == 1 and what != "PipelineImbalance":
             onset = max(onset, 60)  # alone in its stage
         if kind == "Network":
             size = float(random.choice([0.3, 0.5, 1.0, 3.0]))
-        elif kind in {"PipelineImbalance", "LengthImbalance"}:
+        elif what in {"PipelineImbalance", "LengthImbalance"}:
             onset, size = 0, float(random.choice([0.15, 0.2, 0.3, 0.5]))
-            key = "pipeline" if kind == "PipelineImbalance" else "data"
+            key = "pipeline" if what == "PipelineImbalance" else "data"
             ranks = tuple(p.rank for p in places if getattr(p, key) == getattr(places[chosen], key))
         elif kind == "slow node":
             ranks = tuple(p.rank for p in places if p.node == places[chosen].node)
-        elif kind in {"shared data", "Pauses"}:
+        elif what in {"shared data", "Pauses"}:
             ranks, size = tuple(range(len(places))), max(size, 0.15)
         elif kind == "burst":
             onset, size = int(random.integers(20, 150)), float(random.choice([0.2, 0.5, 2.0]))
@@ -302,4 +311,6 @@ def scenarios(count: int, seed: int = 1) -> Iterator[Scenario]:
         threshold = 0.1
         if kind in {"Clock", "Memory", "Compute", "clean"} and random.random() < 0.3:
             threshold, size = 0.05, 0.05 if kind != "clean" else 0.0
+        if kind.startswith("mild "):
+            size = float(random.uniform(0.2, MILD if what != "Pauses" else MILD / 2)) * threshold
         yield Scenario(kind, 1000 * seed + number, shape, size, onset, end, 260, ranks, threshold, noise)

@@ -236,3 +236,21 @@ def test_a_small_slowdown_is_found_at_a_small_threshold_and_left_at_the_usual_on
         job.play(ONSET + 80, slower(3, 1.04))
     assert [one.ranks for one in fine.findings()] == [(3,)]
     assert not usual.findings()
+
+
+@pytest.mark.parametrize(("factor", "noise"), [(1.08, 0.005), (1.06, 0.06)])
+def test_what_is_below_the_threshold_for_certain_or_beyond_it_by_chance_is_left_alone(
+    factor: float, noise: float
+) -> None:
+    job = Job(places(8), noise=noise)
+    job.slow = Slow(compute={3: factor})
+    job.play(1500, slower(3, factor))
+    assert not job.findings()
+
+
+def test_what_is_beyond_the_threshold_is_found_behind_noise_by_a_longer_look() -> None:
+    job = Job(places(8), noise=0.06)
+    job.slow = Slow(compute={3: 1.14})
+    job.play(ONSET + 200, slower(3, 1.14))
+    (finding,) = job.findings()
+    assert finding.ranks == (3,)

@@ -123,6 +123,18 @@ def test_pauses_of_now_one_host_now_another_are_one_finding_that_names_none() ->
     assert len(job.ended()) == 1
 
 
+def test_pauses_that_cost_less_than_the_threshold_are_left_alone() -> None:
+    random = np.random.default_rng(5)
+
+    def change(step: Step) -> None:
+        if random.random() < 0.06:
+            step.host[random.integers(8)] += 0.6
+
+    job = Job(places(8))
+    job.play(2000, change)  # 3.6 %, and in some window of 40 steps more than 9 %
+    assert not job.findings()
+
+
 def test_a_few_long_checkpoints_are_no_pauses() -> None:
     random = np.random.default_rng(5)
 

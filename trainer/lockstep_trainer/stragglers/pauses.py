@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 
 from lockstep_trainer.stragglers import settings
@@ -60,7 +61,10 @@ class Pauses:
                 return 0
             who = Counter(rank for _, rank in steps if rank >= 0)
             events = who.total()
-            if events < settings.PAUSE_EVENTS or self.loss(window) < self._loss:
+            error = (
+                math.sqrt(sum(longest**2 for longest, _ in steps)) / window
+            )  # of a sum of events that come by chance
+            if events < settings.PAUSE_EVENTS or self.loss(window) < self._loss + settings.MARGIN * error:
                 continue
             third = window // 3
             parts = (steps[:third], steps[third : 2 * third], steps[2 * third :])

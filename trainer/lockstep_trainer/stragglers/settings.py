@@ -44,9 +44,12 @@ WINDOWS = (20, 40, 80, 160)
 A longer one finds what the noise hides from a shorter one."""
 LONGEST = WINDOWS[-1]
 
-SUSPECT = 0.75
-"""Share of the threshold from which a level is suspected: what is as slow as the threshold must not be missed by half
-of all estimates."""
+SUSPECT = 0.9
+"""Share of the threshold from which a level is suspected: half of the levels that are as high as the threshold are
+estimated lower."""
+MARGIN = 2.0
+"""Standard errors that a level must be above that share: a window is looked at in every step, and the worst of all
+looks at what is somewhat below the threshold is above it. Where the noise is that high, a longer window decides."""
 PERSISTENT = 0.5
 """Share of the threshold that the median of each third of the window must reach: what was over after two thirds is no
 suspicion. A rank of a suspect's node is probed with it from the same share on."""
@@ -71,8 +74,8 @@ PAUSE_EVENTS = 8
 """Pauses within a window before they are called that."""
 PAUSE = 0.1
 """Share of a step's work from which a host has paused, or the threshold where that is more."""
-PAUSE_LOSS = 0.2
-"""Share of the threshold that pauses of all ranks together must cost, as each of them stops the whole job."""
+PAUSE_LOSS = 0.75
+"""Share of the threshold that pauses of all ranks together must cost, by ``MARGIN`` standard errors."""
 UNEVEN = 12.0
 """Chernoff's exponent from which one rank has more of the pauses than chance gives it."""
 

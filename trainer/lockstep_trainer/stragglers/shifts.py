@@ -167,7 +167,10 @@ class Watch:
             variance = self.history.variance
             pooled = median(variance[others]) if len(others) else 0.0
             noise = max(float(variance[shift.unit]), pooled) * _OF_DIFFERENCES.get(len(group), 1 + 1.6 / len(group))
-            return shift.excess >= self.certain * math.sqrt(noise / shift.window)
+            error = math.sqrt(noise / shift.window)
+            return shift.excess >= max(
+                self.certain * error, settings.SUSPECT * self.threshold + settings.MARGIN * error
+            )
         events = self.history.rows(shift.window) >= self.threshold / 2
         healthy = float(events[:, others].mean()) if len(others) else 0.0
         expected = shift.window * max(healthy, settings.RARE)
