@@ -29,8 +29,8 @@ from lockstep_operator.plan.renewal import Validity
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
 
-RENEWAL_SECONDS = 12.0
-VALID_SECONDS = 60.0
+RENEWAL_SECONDS = 7.0
+VALID_SECONDS = 35.0
 """The first certificate ends long before the job does."""
 
 
