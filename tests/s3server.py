@@ -7,8 +7,6 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,7 @@ class ServerProgramMissingError(Exception):
 
 
 class S3Server:
-    """versitygw over a folder; use as a context manager, or start and kill it."""
+    """versitygw over a folder; as a context manager, as often as one likes, or started and killed."""
 
     def __init__(self, folder: Path) -> None:
         program = build.programs().get("versitygw")
@@ -55,15 +53,6 @@ class S3Server:
     def credentials(self) -> dict[str, str]:
         """Environment of its clients."""
         return {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": self._secret}
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """It answers while the body runs, and dies at once behind it."""
-        try:
-            self.start()
-            yield
-        finally:
-            self.kill()
 
     def start(self) -> None:
         """Start it and wait until it listens."""

@@ -85,7 +85,7 @@ def test_a_job_waits_for_its_data_before_the_first_step_and_between_two(
         calm = folders("calm", f"file://{tmp_path}/texts/*.tokens")
         assert run_kept(calm) == [0, 0], (calm[0] / "output.log").read_text()
 
-        with stopped_server.running():
+        with stopped_server:
             # A session of its own: the default one keeps the credentials that it saw first.
             client = boto3.session.Session().client(
                 "s3", endpoint_url=stopped_server.endpoint, region_name=S3Spec().region
@@ -105,12 +105,12 @@ def test_a_job_waits_for_its_data_before_the_first_step_and_between_two(
 
         eventually(lambda: waiting() == 2, "both ranks say that they wait for the store", 60)
         assert step() == 0
-        with stopped_server.running():
+        with stopped_server:
             eventually(lambda: step() >= 10, "steps", 60)
         # The other one may have read its samples just in time: then it waits for this one in a collective.
         eventually(waiting, "a rank waits between two steps", 60)
         assert 10 <= step() < STEPS, "the outage came in the midst of the run"
-        with stopped_server.running(), keeping(remote[0]):
+        with stopped_server, keeping(remote[0]):
             assert wait_all(pids) == [0, 0], (remote[0] / "output.log").read_text()
     assert losses(remote[0]) == losses(calm[0])
     assert len(losses(calm[0])) == STEPS
