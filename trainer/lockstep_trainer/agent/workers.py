@@ -198,6 +198,7 @@ class Workers:
             worker.go_on(resting)
             if resting.task:
                 resting.task.cancel()
+            del resting, before, start  # what waits for the process would keep all generations that it was in
             self._end(worker, await worker.process.wait(worker.begun))  # type: ignore[union-attr]
             return
         request: dict[str, Any] = {"op": "fork", "folder": str(worker.folder)}
