@@ -17,6 +17,7 @@ from pathlib import Path
 import kopf
 import yaml
 
+from lockstep_api import heap
 from lockstep_operator import handlers
 from lockstep_operator.backends.kubernetes import KubernetesBackend
 from lockstep_operator.cache import ClusterCache
@@ -198,7 +199,9 @@ async def _work(options: Options, jobs: Jobs, cache: ClusterCache, memory: NodeM
     """The first of these to end ends the others: the lease, the watches, Kopf. Exit code 1 asks for a new start."""
     watching = asyncio.create_task(cache.run(), name="pods and nodes")
     remembering = asyncio.create_task(memory.run(), name="memory of nodes")
-    tasks = [watching, remembering, asyncio.create_task(lease.hold(), name="lease")]
+    holding = asyncio.create_task(lease.hold(), name="lease")
+    trimming = asyncio.create_task(heap.keep_trimmed(), name="heap")
+    tasks = [watching, remembering, holding, trimming]
     synced = asyncio.create_task(cache.synced())
     try:
         await asyncio.wait([*tasks, synced], return_when=asyncio.FIRST_COMPLETED)

@@ -16,9 +16,10 @@ from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
+from lockstep_api import heap
 from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_api.messages import Committed, Finished, Inventory, Start, Term, ToOperator
-from lockstep_trainer.agent import heap, sockets
+from lockstep_trainer.agent import sockets
 from lockstep_trainer.agent.copies import Copies
 from lockstep_trainer.agent.durable import DurableStore
 from lockstep_trainer.agent.memory import Volume

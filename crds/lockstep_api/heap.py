@@ -1,10 +1,10 @@
-"""Gives the kernel back what an agent's heap no longer uses: an agent lives for weeks.
+"""Gives the kernel back what a process's heap no longer uses: agents and operators live for weeks.
 
 asyncio receives into a fresh block of 256 KiB and shrinks it to what came. What stays of it, a field of a journal's
-line say, lies at the front of a hole that the next block does not fit into, so the heap grows for as long as the agent
-lives though no more of it is in use: by 3 MB in ten minutes where 20 steps and 4 checkpoints are made a second. glibc
-returns by itself only what is free at the end. Blocks with pages of their own (M_MMAP_THRESHOLD) end that too, but
-receiving costs twice the CPU then.
+line say, lies at the front of a hole that the next block does not fit into, so the heap grows for as long as the
+process lives though no more of it is in use: an agent's by 3 MB in ten minutes where 20 steps and 4 checkpoints are
+made a second. glibc returns by itself only what is free at the end. Blocks with pages of their own (M_MMAP_THRESHOLD)
+end that too, but receiving costs twice the CPU then.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An agent lives for weeks: its memory must not grow around what comes and goes."""
+"""Agents and operators live for weeks: their memory must not grow around what comes and goes."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gl
 
 PROGRAM = """
 from pathlib import Path
-from lockstep_trainer.agent.heap import trim
+from lockstep_api.heap import trim
 
 def resident() -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
