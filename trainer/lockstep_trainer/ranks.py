@@ -13,9 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lockstep_api.v1alpha1 import HangSpec
 from lockstep_trainer.config import Orders
 from lockstep_trainer.errors import PeerLost, TrainerError
 from lockstep_trainer.runtime import set_allocator
+
+BEYOND_SECONDS = 30.0
+"""Longer than the leader: before it ends a generation that makes no step it asks all workers where they are, and names
+who keeps the others waiting. A worker that gives up before that can only say that somebody did not come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,11 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this is rank 0, which speaks for all."""
         return self.rank == 0
+
+
+def patience(hang: HangSpec) -> timedelta:
+    """How long a worker waits for others, in a collective or until all have come."""
+    return timedelta(seconds=max(hang.first_step_seconds, hang.minimum_seconds) + BEYOND_SECONDS)
 
 
 def join(orders: Orders, timeout: timedelta) -> Ranks:

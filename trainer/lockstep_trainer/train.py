@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -41,7 +40,7 @@ from lockstep_trainer.parallel.compiling import watch_compilation
 from lockstep_trainer.parallel.expert import update_balance
 from lockstep_trainer.parallel.gradients import clip, squares
 from lockstep_trainer.profiling import Profiler
-from lockstep_trainer.ranks import Ranks
+from lockstep_trainer.ranks import Ranks, patience
 from lockstep_trainer.replay.report import Replay
 from lockstep_trainer.runtime import Garbage, refusing
 from lockstep_trainer.sections import Sections
@@ -76,7 +75,7 @@ class Trainer:
         self.callbacks = Callbacks.open(spec.callbacks, leads=ranks.leads)
         self.tokenizer = corpus.tokenizer()
         self.batches = batch_sizes(job, ranks.size)
-        timeout = timedelta(seconds=job.spec.resilience.hang.first_step_seconds)
+        timeout = patience(job.spec.resilience.hang)
         with tenure.connections.opening():
             model = assemble(job, ranks, self.batches, tokens=corpus.vocabulary, timeout=timeout, section=sections)
         self.engine, self.layout, self.meshes = model.engine, model.layout, model.meshes

@@ -16,7 +16,6 @@ import logging
 import os
 import sys
 import traceback
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from lockstep_trainer.errors import PeerLost, StoreError, TrainerError, UserErro
 from lockstep_trainer.outage import outlast
 from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.position import Answers
-from lockstep_trainer.ranks import Ranks, device_of, join, lost_peer
+from lockstep_trainer.ranks import Ranks, device_of, join, lost_peer, patience
 from lockstep_trainer.runtime import make_deterministic, refused
 from lockstep_trainer.sections import Sections
 from lockstep_trainer.severing import forget_groups
@@ -117,7 +116,7 @@ class Worker:
                 _set_threads(orders.local_world_size)
                 self.tenure.meets(device_of(orders))
                 with self.tenure.connections.opening():
-                    ranks = join(orders, timedelta(seconds=job.spec.resilience.hang.first_step_seconds))
+                    ranks = join(orders, patience(job.spec.resilience.hang))
                 _check_same_data(ranks, corpus.meta.fingerprint)
             with sections("build"):
                 trainer = Trainer(
