@@ -41,7 +41,7 @@ def test_a_port_is_reserved_until_it_is_released() -> None:
 def test_a_server_listens_where_a_port_is_reserved_for_it_and_again_after_its_end() -> None:
     reserved = ports.reserve(1)
     server = (
-        "import asyncio, socket, sys; one = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print(flush=True);"
+        "import socket, sys; one = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print(flush=True);"
         "one.accept()[0].recv(1)"
     )
     try:

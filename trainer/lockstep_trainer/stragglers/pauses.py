@@ -61,9 +61,8 @@ class Pauses:
                 return 0
             who = Counter(rank for _, rank in steps if rank >= 0)
             events = who.total()
-            error = (
-                math.sqrt(sum(longest**2 for longest, _ in steps)) / window
-            )  # of a sum of events that come by chance
+            # Standard error of the loss, for events that come by chance.
+            error = math.sqrt(sum(longest**2 for longest, _ in steps)) / window
             if events < settings.PAUSE_EVENTS or self.loss(window) < self._loss + settings.MARGIN * error:
                 continue
             third = window // 3
