@@ -17,7 +17,8 @@ from aiohttp import ClientSession, web
 
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_operator.credentials import Credentials, MasterKeys
-from lockstep_trainer.agent.copies import Copies, CopyRoutes
+from lockstep_trainer.agent.copies import Copies
+from lockstep_trainer.agent.copyroutes import CopyRoutes
 from lockstep_trainer.agent.snapshots import POLL_SECONDS, Snapshots
 from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.checkpoint.chain import Chain
@@ -144,10 +145,11 @@ def buddy(run: Path, ranks: int, listening: socket.socket) -> None:
 
     async def serve() -> None:
         app = web.Application()
-        app.add_routes(CopyRoutes(Snapshots(run, ranks, lambda _: None)).routes())
+        trust = _trust(run)
+        app.add_routes(CopyRoutes(Snapshots(run, ranks, lambda _: None), ranks, trust, "127.0.0.1").routes())
         runner = web.AppRunner(app)
         await runner.setup()
-        await web.SockSite(runner, listening, ssl_context=_trust(run).server_context).start()
+        await web.SockSite(runner, listening, ssl_context=trust.server_context).start()
         await asyncio.Event().wait()
 
     asyncio.run(serve())

@@ -1,4 +1,5 @@
-"""Copies of snapshots between two agents, over real HTTP: whole and verified or not there at all."""
+"""Copies of snapshots between two agents, over real connections: whole and verified or not there at all, whether the
+agents carry them themselves or their couriers do."""
 
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from lockstep_api.messages import Copies as Held
 from lockstep_api.messages import MemoryPoint, Rendezvous, Start, StateId, Term
-from lockstep_trainer.agent.copies import Copies, CopyRoutes
+from lockstep_trainer.agent.copies import Copies
+from lockstep_trainer.agent.copyroutes import CopyRoutes
 from lockstep_trainer.agent.snapshots import Snapshots
 from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.checkpoint.plan import Item, Plan, PlannedFile
@@ -26,20 +29,27 @@ from lockstep_trainer.storage.checksum import crc64nvme
 SIZE = 300_000
 
 
+@pytest.fixture(autouse=True, params=["agents", "couriers"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who carries it."""
+    monkeypatch.setattr("lockstep_trainer.agent.copies.LARGE", SIZE + 1 if request.param == "agents" else SIZE)
+    return str(request.param)
+
+
 def state_id(step: int, generation: int = 1) -> StateId:
     return StateId(step, 1, generation)
 
 
-def stage(root: Path, rank: int, step: int, *, number: int = 0) -> bytes:
+def stage(root: Path, rank: int, step: int, *, number: int = 0, size: int = SIZE) -> bytes:
     """A snapshot as a worker leaves it; returns its bytes."""
     folder = rank_folder(root, rank)
     folder.mkdir(parents=True, exist_ok=True)
     items = (
         Item("model.a", 0, 0, 200_000, 64, 199_000, "uint8", (199_000,), (0,)),
-        Item("model.b", None, 200_000, 100_000, 200_000, 100_000, "uint8", (100_000,), (0,)),
+        Item("model.b", None, 200_000, size - 200_000, 200_000, size - 200_000, "uint8", (size - 200_000,), (0,)),
     )
-    plan = Plan(rank, 2, {}, (PlannedFile(f"__{rank}_0.distcp", 0, 200_000),), items, SIZE, metadata=rank == 0)
-    data = os.urandom(SIZE)
+    plan = Plan(rank, 2, {}, (PlannedFile(f"__{rank}_0.distcp", 0, 200_000),), items, size, metadata=rank == 0)
+    data = os.urandom(size)
     (folder / f"buffer-{number}").write_bytes(data)
     (folder / f"plan-{plan.key}.json").write_text(plan.text)
     if plan.metadata:
@@ -61,9 +71,11 @@ class Pod:
         self.snapshots = Snapshots(run_dir, 2, self.told.append)
         run_dir.mkdir(exist_ok=True)
         (run_dir / "token").write_text("token")
-        self.copies = Copies(self.snapshots, 2, Trust(run_dir, "uid", use_tls=False), self.told.append)
+        trust = Trust(run_dir, "uid", use_tls=False)
+        self.copies = Copies(self.snapshots, 2, trust, self.told.append)
+        self.routes = CopyRoutes(self.snapshots, 2, trust, "127.0.0.1")
         app = web.Application()
-        app.add_routes(CopyRoutes(self.snapshots).routes())
+        app.add_routes(self.routes.routes())
         self.server = TestServer(app)
 
     @property
@@ -82,8 +94,9 @@ def with_pods(tmp_path: Path, body: Callable[[Pod, Pod], Awaitable[None]]) -> No
         async with ClientSession() as session, one.server, two.server:
             one.copies.session = two.copies.session = session
             await body(one, two)
-            one.copies.close()
-            two.copies.close()
+            for pod in (one, two):
+                await pod.copies.close()
+                await pod.routes.close()
 
     asyncio.run(run())
 

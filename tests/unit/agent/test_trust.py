@@ -158,7 +158,9 @@ async def serving(trust: Trust) -> AsyncIterator[str]:
             await socket.send_str(frame.data)
         return socket
 
-    agent = SimpleNamespace(trust=trust, snapshots=None)
+    agent = SimpleNamespace(
+        trust=trust, snapshots=None, job=SimpleNamespace(spec={"gpusPerNode": 1}), settings=SimpleNamespace(bind="")
+    )
     middlewares = list(Server(agent).app.middlewares)  # type: ignore[arg-type]
     app = web.Application(middlewares=middlewares)
     for path in (*PATHS, "/v1/workers/{rank:\\d+}/log", "/healthz"):

@@ -183,7 +183,7 @@ class Agent:
             self._carry_out(self.node.resume(self.clock()))
             await ending.wait()
             await self._end()
-            self.copies.close()
+            await self.copies.close()
             self.uploads.close()
             self._stream.close()
             await self.server.close()

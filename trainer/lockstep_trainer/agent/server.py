@@ -15,7 +15,7 @@ from lockstep_api import constants
 from lockstep_api.messages import Invite, Join, ToMember, ToOperator
 from lockstep_api.wire import WireError, decode, encode
 from lockstep_trainer.agent.channel import MAX_MESSAGE_BYTES, Channel
-from lockstep_trainer.agent.copies import CopyRoutes
+from lockstep_trainer.agent.copyroutes import CopyRoutes
 from lockstep_trainer.agent.faults import Faults
 from lockstep_trainer.agent.output import tail
 from lockstep_trainer.agent.profiles import Profiles
@@ -42,6 +42,7 @@ class Server:
         self._numbers = itertools.count(1)
         self._members: dict[int, Channel] = {}
         self._operators: dict[int, Channel] = {}
+        self._copies = CopyRoutes(agent.snapshots, agent.job.spec["gpusPerNode"], agent.trust, agent.settings.bind)
         self.app = web.Application(middlewares=[self._authenticate])
         open_routes = [web.get("/healthz", self._health), web.get("/metrics", self._metrics)]
         self.open_app = web.Application()
@@ -57,7 +58,7 @@ class Server:
                 web.get("/v1/workers/{rank:\\d+}/log", self._log),
                 *Profiles(agent).routes(),
                 *Faults(agent).routes(),
-                *CopyRoutes(agent.snapshots).routes(),
+                *self._copies.routes(),
             ]
         )
 
@@ -80,6 +81,7 @@ class Server:
 
     async def close(self) -> None:
         """End all streams, after what is queued was sent."""
+        await self._copies.close()
         channels = [*self._operators.values(), *self._members.values()]
         await asyncio.gather(*(channel.flush() for channel in channels), return_exceptions=True)
 

@@ -7,6 +7,7 @@ import asyncio
 import hmac
 import logging
 import os
+import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,17 +36,35 @@ class Trust:
     """Raises SettingsError where what is mounted can't be used."""
 
     def __init__(self, folder: Path, job_uid: str, *, use_tls: bool) -> None:
-        self._folder, self._name, self._tls = folder, tls.agents_name(job_uid), use_tls
+        self._folder, self._job_uid, self._name, self._tls = folder, job_uid, tls.agents_name(job_uid), use_tls
         self._seen = self._refused = self._signature()
         self._now = self._load()
         self.server_context = tls.Rotating(lambda: _need(self._now.server)) if use_tls else None
         self._client_context = tls.Rotating(lambda: _need(self._now.client), self._name) if use_tls else None
+
+    @property
+    def arguments(self) -> tuple[str, str, str]:
+        """What makes the same again, as the words of a command: folder, job's uid, on or off."""
+        return str(self._folder), self._job_uid, "on" if self._tls else "off"
 
     # ------------------------------------------------------------------------------------------ calling
 
     def url(self, address: str, path: str) -> str:
         """Of a path at another agent (host:port) of this job: all of them speak TLS, or none."""
         return f"{'https' if self._tls else 'http'}://{address}{path}"
+
+    @property
+    def token(self) -> str:
+        """To show."""
+        return self._now.token
+
+    def wrap(self, connection: socket.socket, *, called: bool) -> socket.socket:
+        """A connection that blocks, behind its handshake, at the end that was ``called`` or calls; as it is without
+        TLS. Raises OSError."""
+        context = self._now.server if called else self._now.client
+        if context is None:
+            return connection
+        return context.wrap_socket(connection, server_side=called, server_hostname=None if called else self._name)
 
     def call(self) -> dict[str, Any]:
         """Arguments of aiohttp's requests: who calls, and whom it believes to be called."""
