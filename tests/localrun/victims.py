@@ -104,10 +104,19 @@ def _command_line(pid: int) -> list[str]:
 def kill_in_section(
     state: Path, section: str, *, rank: int, seconds: float, after_term: tuple[int, int] = (0, 0)
 ) -> int:
-    """SIGKILL to the worker of ``rank`` while it is in ``section``; the step it was in.
+    """SIGKILL to the worker of ``rank`` while it is in ``section``; the step it was in. Raises TimeoutError."""
+    victim, step = stop_in_section(state, section, rank=rank, seconds=seconds, after_term=after_term)
+    os.kill(victim.pid, signal.SIGKILL)
+    return step
 
-    The section is read from the step records' header. The worker is stopped first and looked at again, so that the
-    kill lands where it should however late the signal is. Raises TimeoutError.
+
+def stop_in_section(
+    state: Path, section: str, *, rank: int, seconds: float, after_term: tuple[int, int] = (0, 0)
+) -> tuple[Victim, int]:
+    """SIGSTOP to the worker of ``rank`` while it is in ``section``; the worker, and the step it is in.
+
+    The section is read from the step records' header, and once more behind the signal: it lands where it should however
+    late it is. Raises TimeoutError.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -115,13 +124,13 @@ def kill_in_section(
         if victim is None:
             time.sleep(0.002)
             continue
-        step = _kill_if_seen(victim, section, deadline)
+        step = _stop_if_seen(victim, section, deadline)
         if step is not None:
-            return step
+            return victim, step
     raise TimeoutError(f"the worker of rank {rank} was not seen in section {section} within {seconds:.0f} s")
 
 
-def _kill_if_seen(victim: Victim, section: str, deadline: float) -> int | None:
+def _stop_if_seen(victim: Victim, section: str, deadline: float) -> int | None:
     """Watches one worker until it is caught or gone."""
     try:
         reader = StepReader(victim.folder / "steps")
@@ -138,7 +147,6 @@ def _kill_if_seen(victim: Victim, section: str, deadline: float) -> int | None:
                 wait_stopped(victim.pid)
                 step = max((record.step for record in reader.new_records()), default=step)
                 if reader.section == section:
-                    os.kill(victim.pid, signal.SIGKILL)
                     return step + 1
                 os.kill(victim.pid, signal.SIGCONT)
             elif looks % 2000 == 0 and not alive(victim.pid):

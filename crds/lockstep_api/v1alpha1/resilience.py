@@ -37,6 +37,8 @@ class HangSpec(Model):
     """Never sooner than this."""
     first_step_seconds: float = Field(default=1800, ge=1)
     """Bound for the time from start to the first step: compilation, restore, data."""
+    meeting_seconds: float = Field(default=300, ge=1)
+    """Bound for the workers of a generation to connect to each other, from when the last of them is there."""
 
 
 class ElasticSpec(Model):

@@ -55,6 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRun]:
         *small.overrides(STEPS),
         "trainer.recipe.loss=stuck:loss",
         "resilience.hang.minimumSeconds=3",
+        "resilience.hang.meetingSeconds=3",
     ]
     with LocalRun(folder, overrides, manifest=manifest) as run:
         yield run
@@ -88,6 +89,17 @@ def test_a_stopped_process_is_named(run: LocalRun) -> None:
     os.kill(victim.pid, signal.SIGSTOP)
     fault = hang(run, 2)
     assert fault.rank == 0
+    assert "its process is stopped" in fault.message
+
+
+def test_one_that_stops_while_its_generation_meets_is_named_soon(run: LocalRun) -> None:
+    """Long before the bound for the first step, half an hour."""
+    run.until_step(run.status.progress.step + 5)
+    term = max(victim.term for victim in victims.workers(run.state))
+    os.kill(next(victim.pid for victim in victims.workers(run.state) if victim.rank == 0), signal.SIGKILL)
+    victims.stop_in_section(run.state, "rendezvous", rank=1, seconds=30, after_term=term)
+    fault = run.until(lambda status: len(status.faults) >= 4, 60, "the hang").faults[3]
+    assert (fault.cause, fault.witness, fault.rank) == ("Hang", "progress", 1)
     assert "its process is stopped" in fault.message
 
 

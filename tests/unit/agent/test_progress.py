@@ -59,6 +59,9 @@ def test_hang_bounds() -> None:
     assert bounds.allowed(2.0, ["forward"]) == 60.0
     assert bounds.allowed(20.0, ["forward"]) == 100.0
     assert bounds.allowed(20.0, ["forward", "outage"]) == math.inf, "a restart would wait for the same store"
+    assert bounds.allowed_to_meet(["rendezvous", "build"]) == 300.0
+    assert bounds.allowed_to_meet(["rendezvous", "data"]) == math.inf, "not all are there"
+    assert bounds.allowed_to_meet(["rendezvous", "outage"]) == bounds.allowed_to_meet(["restore"]) == math.inf
 
 
 def test_parts_of_a_recovery_sum_to_it() -> None:

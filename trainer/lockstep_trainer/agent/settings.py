@@ -166,6 +166,7 @@ class Job:
                 factor=hang.get("factor", 5.0),
                 minimum_seconds=hang.get("minimumSeconds", 60.0),
                 first_step_seconds=hang.get("firstStepSeconds", 1800.0),
+                meeting_seconds=hang.get("meetingSeconds", 300.0),
             ),
         )
 

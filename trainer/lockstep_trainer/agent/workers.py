@@ -32,7 +32,7 @@ from lockstep_trainer.protocol.events import (
     WorkersExamined,
     WorkersStepped,
 )
-from lockstep_trainer.protocol.progress import StepFold
+from lockstep_trainer.protocol.progress import MEETING, StepFold
 from lockstep_trainer.steprecord import STARTING
 from lockstep_trainer.supervisor import write_json
 
@@ -43,6 +43,7 @@ POLL_SECONDS = 0.03
 _SECTION_SECONDS = 0.25
 """A change of section alone is told at most so often."""
 _COLLECTIVE = "collective"
+_FIRST = {section: number for number, section in enumerate((STARTING, "data", MEETING))}
 
 
 class Workers:
@@ -269,8 +270,7 @@ class Workers:
             done += self._fold.add(worker.rank, worker.steps())
             self._work += worker.work()
             worker.output.forward(worker.step)
-        slowest = min(self._workers.values(), key=lambda worker: (worker.step, worker.section == _COLLECTIVE))
-        section, now = slowest.section, time.monotonic()
+        section, now = min(self._workers.values(), key=_place).section, time.monotonic()
         if done or (section != self._section and now - self._section_at >= _SECTION_SECONDS):
             self._section, self._section_at = section, now
             self._tell(WorkersStepped(term, tuple(done), section, tuple(self._work)))
@@ -297,6 +297,11 @@ class Workers:
                 epoch, generation = _parse_folder(entry.name)
                 if (epoch, generation) < (term.epoch, term.generation - 1) and entry.name not in needed:
                     shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _place(worker: Worker) -> tuple[int, int, bool]:
+    """Workers in the order in which they keep the others waiting, whoever does so most first."""
+    return worker.step, _FIRST.get(worker.section, len(_FIRST)), worker.section == _COLLECTIVE
 
 
 def _read_pid(folder: Path) -> dict[str, Any] | None:

@@ -103,7 +103,8 @@ def member_said(leader: Leader, event: events.MemberSaid, now: float) -> list[Ef
 def _member_stepped(leader: Leader, peer: Peer, message: Steps, now: float) -> list[Effect]:
     if leader.running is None:  # made before the generation was given up, and it may go on from there
         return leader.reports.late(leader, leader.steps.add(peer.info.slot, message.done), now)
-    peer.section = message.section
+    if message.section != peer.section:
+        peer.section, peer.section_at = message.section, now
     if leader.recovery:
         leader.recovery.section(peer.info.slot, message.section, now)
     leader.slow.heard(message.work)

@@ -326,7 +326,7 @@ class Leader:
         self.started_at = self.stepped_at = now
         for peer in self.roster.members.values():
             peer.exits.clear()
-            peer.section = "starting"
+            peer.section, peer.section_at = "starting", now
         effects = [Persist(), *(fence or []), *self.reports.start(self, now)]
         return [*effects, *self.roster.say_all(self.running, now)]
 

@@ -16,6 +16,10 @@ UNBOUNDED_SECTIONS = frozenset(
     {"starting", "data", "rendezvous", "build", "compile", "restore", "checkpoint", "evaluate", "generate"}
 )
 """Sections that may take far longer than a step: only the bound for the first step applies there."""
+MEETING = "rendezvous"
+"""The section of a worker that meets the others."""
+_NOT_YET_THERE = frozenset({"starting", "data"})
+"""Sections before it."""
 OUTAGE = "outage"
 """The section of a worker that waits for a store: as long as it takes, since a restart would wait for the same."""
 PENDING_STEPS = 4
@@ -97,6 +101,7 @@ class HangBounds:
     factor: float = 5.0
     minimum_seconds: float = 60.0
     first_step_seconds: float = 1800.0
+    meeting_seconds: float = 300.0
 
     def allowed(self, median: float | None, sections: Collection[str]) -> float:
         """Seconds without a step before the generation counts as hung."""
@@ -105,6 +110,13 @@ class HangBounds:
         if median is None or any(section in UNBOUNDED_SECTIONS for section in sections):
             return max(self.first_step_seconds, self.minimum_seconds)
         return max(self.minimum_seconds, self.factor * median)
+
+    def allowed_to_meet(self, sections: Collection[str]) -> float:
+        """Seconds since the last node came, or went on, before a generation whose workers do not find each other counts
+        as hung. There is no bound while somebody is not there yet."""
+        if MEETING not in sections or OUTAGE in sections or not _NOT_YET_THERE.isdisjoint(sections):
+            return math.inf
+        return max(self.meeting_seconds, self.minimum_seconds)
 
 
 @dataclass(slots=True)

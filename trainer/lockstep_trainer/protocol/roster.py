@@ -38,6 +38,8 @@ class Peer:
     """Of its newest Join."""
     snapshots: tuple[Copies, ...] = ()
     section: str = "starting"
+    section_at: float = 0.0
+    """Since when its workers are there."""
     invited_at: float = 0.0
     container_restarted: bool = False
     """Its container was started again between its newest Join and the one before."""

@@ -43,7 +43,9 @@ def watch(leader: Leader, now: float) -> list[Effect]:
         return []
     if leader.plan.reports_steps:
         sections = {peer.section for peer in leader.roster.members.values()}
-        if now - max(leader.started_at, leader.stepped_at) > leader.plan.hang.allowed(median, sections):
+        moved_at = max(peer.section_at for peer in leader.roster.members.values())
+        bounds, stepped_at = leader.plan.hang, max(leader.started_at, leader.stepped_at)
+        if now - stepped_at > bounds.allowed(median, sections) or now - moved_at > bounds.allowed_to_meet(sections):
             return _stuck(leader, now)
     leader.examination = None
     return []
