@@ -391,8 +391,8 @@ GUARDS = (
         test="unit/protocol/test_rollback.py",
     ),
     Mutation(
-        "copy-over-what-is-newer", "copies",
-        "other not in must_stay and order(other) < order(state)", "other not in must_stay",
+        "copy-over-what-is-newer", "courier",
+        "other not in self.must_stay and order(other) < order(self.state)", "other not in self.must_stay",
         "a late copy takes no newer one's place",
         package="lockstep_trainer.agent.", test="unit/agent/test_copies.py",
     ),
