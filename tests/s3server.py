@@ -50,6 +50,12 @@ class S3Server:
         return f"http://127.0.0.1:{self._port}"
 
     @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def credentials(self) -> dict[str, str]:
         """Environment of its clients."""
         return {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": self._secret}

@@ -20,7 +20,6 @@ import os
 import platform
 import resource
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "docs/results/storage.json"
-BUCKET, REGION, PART = "storage-bench", "us-east-1", 16 << 20
+BUCKET, REGION, PART = "lockstep-test", "us-east-1", 16 << 20
 
 Transfer = Callable[[], None]
 
@@ -184,51 +183,18 @@ def one(name: str, endpoint: str, size: int) -> None:
     print(json.dumps(result))
 
 
-def start_server(folder: str, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], str]:
-    """The S3 server with an empty bucket, and its URL."""
-    from localcluster import build
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {
-        "ROOT_ACCESS_KEY": environment["AWS_ACCESS_KEY_ID"],
-        "ROOT_SECRET_KEY": environment["AWS_SECRET_ACCESS_KEY"],
-    }
-    program = build.programs()["versitygw"]
-    (Path(folder) / BUCKET).mkdir()
-    server = subprocess.Popen(
-        [str(program), f"--port=127.0.0.1:{port}", "--quiet", "posix", folder],
-        env={**os.environ, **own},
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return server, f"http://127.0.0.1:{port}"
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the S3 server does not start") from None
-            time.sleep(0.05)
-
-
 def measure(size: int, rounds: int, other: str) -> dict[str, Any]:
     """The best of the rounds of each client that is there."""
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
-    environment = {**os.environ, **keys, "AWS_EC2_METADATA_DISABLED": "true"}
+    from s3server import S3Server  # not above: another client's Python has none of its dependencies
+
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CLIENTS}
     for _ in range(rounds):
         for name in CLIENTS:
-            with tempfile.TemporaryDirectory() as folder:
-                server, endpoint = start_server(folder, environment)
-                try:
-                    python = other if name == "s3torchconnector" else sys.executable
-                    command = [python, __file__, "--one", name, endpoint, "--megabytes", str(size // 1_000_000)]
-                    answer = json.loads(subprocess.run(command, env=environment, check=True, stdout=-1).stdout)
-                finally:
-                    server.terminate()
-                    server.wait()
+            with tempfile.TemporaryDirectory() as folder, S3Server(Path(folder)) as server:
+                python = other if name == "s3torchconnector" else sys.executable
+                command = [python, __file__, "--one", name, server.endpoint, "--megabytes", str(size // 1_000_000)]
+                environment = {**os.environ, **server.credentials, "AWS_EC2_METADATA_DISABLED": "true"}
+                answer = json.loads(subprocess.run(command, env=environment, check=True, stdout=-1).stdout)
             if answer is not None:
                 runs[name].append(answer)
                 print(name, answer, flush=True)

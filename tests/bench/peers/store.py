@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +10,9 @@ from pathlib import Path
 
 from lockstep_api.v1alpha1 import S3Spec
 from lockstep_trainer.storage import ObjectStore, open_store
+from s3server import BUCKET, S3Server, ServerProgramMissingError
 
-BUCKET, REGION = "checkpoint-bench", "us-east-1"
+REGION = "us-east-1"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -45,38 +42,13 @@ class Server:
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     """Start it with an empty bucket; the credentials are in this process's environment from here on."""
-    from localcluster import build
-
-    program = build.programs().get("versitygw")
-    if program is None:
-        raise SystemExit("no S3 server; `python -m localcluster build versitygw` builds one")
-    keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
-    os.environ.update(keys, AWS_EC2_METADATA_DISABLED="true")
-    own = {"ROOT_ACCESS_KEY": keys["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": keys["AWS_SECRET_ACCESS_KEY"]}
-    (folder / BUCKET).mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(program), f"--port=127.0.0.1:{port}", "--quiet", "posix", str(folder)]
-    process = subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL)
     try:
-        _wait_listening(process, port)
-        yield Server(f"http://127.0.0.1:{port}", process.pid, folder / BUCKET)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_listening(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the S3 server does not start") from None
-            time.sleep(0.05)
+        server = S3Server(folder)
+    except ServerProgramMissingError as error:
+        raise SystemExit(str(error)) from None
+    os.environ.update(server.credentials, AWS_EC2_METADATA_DISABLED="true")
+    with server:
+        yield Server(server.endpoint, server.pid, server.bucket)
 
 
 def cpu_seconds(*pids: int) -> float:

@@ -20,7 +20,9 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 
-from .store import BUCKET, REGION, Server
+from s3server import BUCKET
+
+from .store import REGION, Server
 from .training import Training
 
 PART = 16 << 20
