@@ -10,7 +10,7 @@ from integration.run import small
 from localrun import LocalRun
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of every step of a run in which nothing breaks."""
     with LocalRun(tmp_path_factory.mktemp("reference"), small.overrides()) as run:
