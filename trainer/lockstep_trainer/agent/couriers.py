@@ -15,7 +15,7 @@ from lockstep_trainer.errors import CheckpointError
 
 
 class CourierError(ConnectionError):
-    """A courier did not reach the other one, or was cut off, or died."""
+    """A courier can't be started, did not reach the other one, was cut off, or died."""
 
 
 class Couriers:
@@ -52,7 +52,10 @@ class Couriers:
             await _end(self._waiting.pop())
 
     async def _start(self) -> Process:
-        return await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE, stderr=None)
+        try:
+            return await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE)
+        except OSError as error:
+            raise CourierError(f"no courier can be started: {error}") from error
 
 
 async def _converse(process: Process, errand: Errand, on_port: Callable[[int], None] | None) -> None:
