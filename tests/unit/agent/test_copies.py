@@ -130,6 +130,7 @@ def test_a_copy_at_the_buddy_is_the_same_and_comes_back(tmp_path: Path) -> None:
         for rank in (0, 1):
             with reading(rank_folder(three.snapshots.root, rank), state_id(5)) as copy:
                 assert bytes(copy.data) == data[rank]
+        await three.copies.close()
 
     with_pods(tmp_path, body)
 

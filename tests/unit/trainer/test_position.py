@@ -39,7 +39,8 @@ def test_counts_of_both_ranks_show_who_never_came(tmp_path: Path) -> None:
         meet(rank, 2, port)
         rows = dist.new_group([0, 1], group_desc="rows")
         dist.all_reduce(torch.ones(2), group=rows)
-        (folder / "pid").write_text(str(os.getpid()))
+        (folder / "new").write_text(str(os.getpid()))
+        (folder / "new").rename(folder / "pid")
         if rank == 0:
             dist.all_reduce(torch.ones(2), group=rows)
             return

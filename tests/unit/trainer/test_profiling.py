@@ -214,7 +214,8 @@ def serving(run: Path, workers: dict[int, Known]) -> Iterator[None]:
     (run / "token" / "token").write_text(TOKEN)
     agent = SimpleNamespace(
         trust=Trust(run / "token", "uid", use_tls=False),
-        job=SimpleNamespace(command=None),
+        job=SimpleNamespace(command=None, spec={"gpusPerNode": 1}),
+        settings=SimpleNamespace(bind=""),
         workers=SimpleNamespace(current=workers.get),
         snapshots=None,  # nobody asks for copies here
         ranks=lambda: ", ".join(map(str, workers)),
