@@ -244,6 +244,7 @@ class Trainer:
                 self.optimizer.step()
             self.optimizer.zero_grad()
             update_balance(self.engine.parts, self.meshes)
+            self.replay.updated(step, self.parameters, self.optimizer)
         with section("collective"):
             self.lookout.updated(step)
         self.step = step

@@ -1,0 +1,70 @@
+"""Whether a rank's memory keeps its bits between two updates of the optimizer: its shards of the parameters, and the
+optimizer's moments.
+
+Both are only read in between. A bit that flips there is no matter of one unit: all of them gather the same wrong
+weight, and compute alike. So each rank looks at its own memory, behind an update and once more before the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lockstep_trainer.parallel.sharded import local_shard
+from lockstep_trainer.replay.compare import Verdict
+from lockstep_trainer.replay.digest import digest
+from lockstep_trainer.replay.points import Point
+from lockstep_trainer.replay.units import Units
+
+Named = Sequence[tuple[str, nn.Parameter]]
+
+
+class Resting:
+    """What this rank held at one time: 64 bits of each tensor, on its device, which the host does not wait for."""
+
+    def __init__(self, parameters: Named, optimizer: torch.optim.Optimizer) -> None:
+        self._parameters, self._optimizer = parameters, optimizer
+        self._then = dict(self._now())
+
+    def changed(self) -> tuple[str, ...]:
+        """Names of the tensors that have other bits now, in order. Those that were not there then are passed over."""
+        pairs = [(name, self._then[name], now) for name, now in self._now() if name in self._then]
+        if not pairs:
+            return ()
+        differ = torch.stack([then != now for _, then, now in pairs]).tolist()
+        return tuple(name for (name, _, _), other in zip(pairs, differ, strict=True) if other)
+
+    def _now(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._parameters:
+            yield name, digest(local_shard(parameter))
+            if parameter in self._optimizer.state:
+                for key, value in self._optimizer.state[parameter].items():
+                    # A count of steps may live on the host, and a user's optimizer may keep what is no plain tensor.
+                    if not isinstance(value, Tensor) or value.device != parameter.device:
+                        continue
+                    if type(local := local_shard(value)) is Tensor and local.is_floating_point():
+                        yield f"{name}, {key}", digest(local)
+
+
+def by_software(changed: Sequence[Sequence[str]]) -> bool:
+    """Whether what changed, by rank, was changed on purpose: memory does not fail on more than half of the ranks at
+    once, while a callback, or an optimizer that trades weights for an evaluation, does the same on all."""
+    return 2 * sum(map(bool, changed)) > len(changed)
+
+
+def judge_memory(units: Units, changed: Mapping[int, Sequence[str]], since: int) -> tuple[Verdict, ...]:
+    """A verdict on each rank of which something has changed since the update of step ``since``. Pure."""
+    return tuple(_verdict(units, rank, names, since) for rank, names in sorted(changed.items()) if names)
+
+
+def _verdict(units: Units, rank: int, names: Sequence[str], since: int) -> Verdict:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    evidence = (
+        f"the memory of rank {rank} did not keep what the update of step {since} left there: {names[0]}{more} had "
+        "other bits before the next one"
+    )
+    stage = units.layout.stages_of(units.layout.coordinates(rank).pipeline)[0]
+    point = Point(stage, "forward", names[0], local=True)
+    return Verdict("intermittent", units.unit(rank), (rank,), point, 1.0, evidence)
