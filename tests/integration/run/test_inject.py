@@ -125,3 +125,30 @@ def test_spoilt_shards_are_noticed_and_nothing_goes_on_from_them(tmp_path: Path)
         eventually(lambda: len(lines(run, "injected")) == 2, "both lines of the journal")
         run.until_step(run.status.progress.step + 10)
         assert run.status.restarts.total == 0
+
+
+@pytest.mark.slow  # two runs to their ends; unit/trainer/test_replay_rest has the finding of it
+def test_a_moment_that_flips_in_memory_is_left_behind(tmp_path: Path) -> None:
+    """Nobody computes otherwise than the others: all gather the same wrong weight."""
+    overrides = [
+        *small.overrides(300),
+        "nodes=2",
+        "gpusPerNode=2",
+        "spares=1",
+        "resilience.corruption={action: Rollback, sample: 1.0}",
+    ]
+    losses = []
+    for name in ("clean", "struck"):
+        with LocalRun(tmp_path / name, overrides, options=["--fault-injection"], program="localrun.apart") as run:
+            if name == "struck":
+                run.until_step(60)
+                order = ("--site", "optimizer", "--layer", "1", "--bit", "20", "--steps", "1")
+                inject(run, "--rank", str(RANK), *order)
+            result = run.finish(300)
+            assert result.code == 0, result.errors
+            assert run.check(300).exact
+            losses.append(run.losses())
+    (fault,) = result.status.faults
+    assert (fault.cause, fault.witness, fault.rank, fault.rung) == ("Corruption", "arbiter", RANK, "spare")
+    assert "blocks.1.attention.query.weight, exp_avg had other bits" in fault.message
+    assert losses[0] == losses[1]
