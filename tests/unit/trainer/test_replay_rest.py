@@ -67,7 +67,7 @@ def test_what_all_do_is_no_hardware() -> None:
 
 def test_each_rank_that_changed_is_named_with_what_and_where() -> None:
     units = Units(Layout(pipeline=2, shard=2))
-    verdicts = judge_memory(units, {0: (), 1: (), 2: ("blocks.1.ffn.up.weight", "head.weight"), 3: ()}, since=7)
+    verdicts = judge_memory(units, [(), (), ("blocks.1.ffn.up.weight", "head.weight"), ()], since=7)
     (verdict,) = verdicts
     assert (verdict.ranks, verdict.unit, verdict.confidence) == ((2,), 0, 1.0)
     assert verdict.evidence == (

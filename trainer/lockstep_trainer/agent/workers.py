@@ -32,7 +32,7 @@ from lockstep_trainer.protocol.events import (
     WorkersExamined,
     WorkersStepped,
 )
-from lockstep_trainer.protocol.progress import MEETING, StepFold
+from lockstep_trainer.protocol.progress import BEFORE_MEETING, MEETING, StepFold
 from lockstep_trainer.steprecord import STARTING
 from lockstep_trainer.supervisor import write_json
 
@@ -43,7 +43,7 @@ POLL_SECONDS = 0.03
 _SECTION_SECONDS = 0.25
 """A change of section alone is told at most so often."""
 _COLLECTIVE = "collective"
-_FIRST = {section: number for number, section in enumerate((STARTING, "data", MEETING))}
+_FIRST = {section: number for number, section in enumerate((*BEFORE_MEETING, MEETING))}
 
 
 class Workers:

@@ -18,8 +18,8 @@ UNBOUNDED_SECTIONS = frozenset(
 """Sections that may take far longer than a step: only the bound for the first step applies there."""
 MEETING = "rendezvous"
 """The section of a worker that meets the others."""
-_NOT_YET_THERE = frozenset({"starting", "data"})
-"""Sections before it."""
+BEFORE_MEETING = ("starting", "data")
+"""Sections before it, in order."""
 OUTAGE = "outage"
 """The section of a worker that waits for a store: as long as it takes, since a restart would wait for the same."""
 PENDING_STEPS = 4
@@ -114,7 +114,7 @@ class HangBounds:
     def allowed_to_meet(self, sections: Collection[str]) -> float:
         """Seconds since the last node came, or went on, before a generation whose workers do not find each other counts
         as hung. There is no bound while somebody is not there yet."""
-        if MEETING not in sections or OUTAGE in sections or not _NOT_YET_THERE.isdisjoint(sections):
+        if MEETING not in sections or OUTAGE in sections or any(section in sections for section in BEFORE_MEETING):
             return math.inf
         return max(self.meeting_seconds, self.minimum_seconds)
 

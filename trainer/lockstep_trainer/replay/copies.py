@@ -51,5 +51,4 @@ def _verdict(units: Units, rank: int) -> Verdict:
 
 
 def _point(units: Units, rank: int) -> Point:
-    stage = units.layout.stages_of(units.layout.coordinates(rank).pipeline)[0]
-    return Point(stage, "forward", "parameters", local=True)
+    return Point(units.first_stage(rank), "forward", "parameters", local=True)

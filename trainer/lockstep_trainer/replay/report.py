@@ -105,7 +105,7 @@ class Replay:
             )  # fmt: skip
             self._looks_at_memory = False
             return True
-        verdicts = judge_memory(ring.units, dict(enumerate(changed)), step - 1)
+        verdicts = judge_memory(ring.units, changed, step - 1)
         if verdicts:
             # The state behind the step before may have been copied since.
             found = Disagreement(step - 1, 1, verdicts, calibration=False, rejected=False)

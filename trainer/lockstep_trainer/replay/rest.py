@@ -7,7 +7,7 @@ weight, and compute alike. So each rank looks at its own memory, behind an updat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,10 @@ def by_software(changed: Sequence[Sequence[str]]) -> bool:
     return 2 * sum(map(bool, changed)) > len(changed)
 
 
-def judge_memory(units: Units, changed: Mapping[int, Sequence[str]], since: int) -> tuple[Verdict, ...]:
-    """A verdict on each rank of which something has changed since the update of step ``since``. Pure."""
-    return tuple(_verdict(units, rank, names, since) for rank, names in sorted(changed.items()) if names)
+def judge_memory(units: Units, changed: Sequence[Sequence[str]], since: int) -> tuple[Verdict, ...]:
+    """A verdict on each rank of which something has changed since the update of step ``since``; ``changed``: the names,
+    by rank. Pure."""
+    return tuple(_verdict(units, rank, names, since) for rank, names in enumerate(changed) if names)
 
 
 def _verdict(units: Units, rank: int, names: Sequence[str], since: int) -> Verdict:
@@ -65,6 +66,5 @@ def _verdict(units: Units, rank: int, names: Sequence[str], since: int) -> Verdi
         f"the memory of rank {rank} did not keep what the update of step {since} left there: {names[0]}{more} had "
         "other bits before the next one"
     )
-    stage = units.layout.stages_of(units.layout.coordinates(rank).pipeline)[0]
-    point = Point(stage, "forward", names[0], local=True)
+    point = Point(units.first_stage(rank), "forward", names[0], local=True)
     return Verdict("intermittent", units.unit(rank), (rank,), point, 1.0, evidence)

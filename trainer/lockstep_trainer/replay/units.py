@@ -38,6 +38,10 @@ class Units:
         """The ranks of a unit, in order."""
         return tuple(rank for rank in range(self.layout.world_size) if self.unit(rank) == unit)
 
+    def first_stage(self, rank: int) -> int:
+        """The first stage of the pipeline that ``rank`` holds."""
+        return self.layout.stages_of(self.layout.coordinates(rank).pipeline)[0]
+
     def counterpart(self, rank: int, distance: int) -> int:
         """The rank with the same place in the unit that is ``distance`` further along the ring."""
         layout, at = self.layout, self.layout.coordinates(rank)
