@@ -15,6 +15,7 @@ from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.parallel.expert import update_balance
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.parallelize import initialize
+from lockstep_trainer.replay.report import Replay
 from lockstep_trainer.replay.ring import Disagreement, Ring
 from lockstep_trainer.replay.sampling import Sampling
 
@@ -45,12 +46,14 @@ def train(setting: Setting, pieces: Sequence[int]) -> Iterator[dict[str, Any]]:
     parts = [part for part in engine.parts if isinstance(part, Decoder)]
     for piece in pieces:
         heard.clear()
+        replay = Replay(engine, ring, report=heard.append)  # parameters change between two pieces
         initialize(parts, piece + 1)
         torch.manual_seed(1000 * piece + engine.meshes.rank)
         optimizer = build_optimizer(parameters, OptimizerSpec(lr=3e-3, eps=1e-6))
         for step in range(piece * PIECE + 1, (piece + 1) * PIECE + 1):
-            ring.forward_backward(step, batch_of(step, setting, engine.meshes.rank), setting.tokens)
-            optimizer.step()
+            replay.forward_backward(step, batch_of(step, setting, engine.meshes.rank), setting.tokens)
+            with replay.update(step, parameters, optimizer):
+                optimizer.step()
             optimizer.zero_grad()
             update_balance(engine.parts, engine.meshes)
         yield {

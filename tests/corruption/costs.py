@@ -1,4 +1,4 @@
-"""CPU time of forward and backward with ring replay and without."""
+"""CPU time of a step with ring replay and without, the optimizer's update and the looks at memory included."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from corruption.setting import DENSE, Setting, batch_of, build
+from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.agreement import from_all
+from lockstep_trainer.optim.adamw import Pairs
+from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.replay.report import Replay
 from lockstep_trainer.replay.ring import Ring
 from lockstep_trainer.replay.sampling import Sampling
 
@@ -28,23 +32,34 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
     ranks together."""
     rank_engine = build(SETTING)
     other = build(SETTING)
-    ring = Ring(other, None, sampling=Sampling(3, 1.0), compiled=False, report=lambda _: None)
+    ring = Ring(other, None, sampling=Sampling(3, 0.0), compiled=False, report=lambda _: None)
     batch = batch_of(1, SETTING, rank_engine.meshes.rank)
-    ways: dict[str, tuple[Any, Callable[[], Tensor]]] = {
-        "off": (rank_engine, lambda: rank_engine.forward_backward(batch, SETTING.tokens)),
-        "unsampled": (other, lambda: other.forward_backward(batch, SETTING.tokens)),
-        "replayed": (other, lambda: ring.forward_backward(2, batch, SETTING.tokens)),
+    plain, replay = Replay(rank_engine, None), Replay(other, ring)
+
+    def step(replay: Replay, parameters: Pairs, optimizer: torch.optim.Optimizer, *, compared: bool = False) -> None:
+        if compared:  # as behind the update before
+            replay._memory.left(parameters, optimizer)
+        ring.sampling = Sampling(3, 1.0 if compared else 0.0)
+        replay.forward_backward(2, batch, SETTING.tokens)
+        ring.sampling = Sampling(3, 0.0)
+        with replay.update(2, parameters, optimizer):
+            optimizer.step()
+        optimizer.zero_grad()
+
+    mine, others = list(rank_engine.named_parameters()), list(other.named_parameters())
+    my_optimizer, others_optimizer = build_optimizer(mine, OptimizerSpec()), build_optimizer(others, OptimizerSpec())
+    ways: dict[str, Callable[[], None]] = {
+        "off": lambda: step(plain, mine, my_optimizer),
+        "unsampled": lambda: step(replay, others, others_optimizer),
+        "replayed": lambda: step(replay, others, others_optimizer, compared=True),
     }
     names = list(ways)
     for number in range(-1, rounds):  # the first warms up
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(STEPS):
             for name in names[turn % 3 :] + names[: turn % 3]:
-                engine, compute = ways[name]
-                for _, parameter in engine.named_parameters():
-                    parameter.grad = None
                 begun = time.process_time()
-                compute()
+                ways[name]()
                 seconds[name].append(time.process_time() - begun)
         found = from_all({name: median(each) for name, each in seconds.items()}, None)
         if number >= 0:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from corruption.trial import LAYOUTS, SLOW, Kind
+from corruption.trial import HELD, LAYOUTS, SLOW, Kind
 from lockstep_trainer.inject import Site
 from lockstep_trainer.replay.units import Units
 
@@ -18,7 +18,7 @@ unit, it among them. wrong: somebody else."""
 Reason = Literal["no strike", "no change", "unsampled", "other", "memory", "everywhere", "missed"]
 """Why it was not found. no strike: it never came to it. no change: gradients have the bits of the clean run, in replays
 too nothing differs. unsampled, other: it struck only on steps that were not replayed, only in micro-batches that were
-not. memory, everywhere: all units computed with the same wrong numbers. missed: none of these."""
+not. memory: a sum in memory; everywhere: all units computed with the same wrong numbers. missed: none of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Outcome:
     verdict: str
     """The kind of the first."""
     in_time: bool
-    """Found before a step that it had changed was accepted."""
+    """Found before a step that it had changed was accepted. What memory holds is found, but the step goes on."""
     harmed: bool
     """A step that it had changed was accepted."""
     equal: bool
@@ -57,6 +57,7 @@ def outcome(record: Mapping[str, Any]) -> Outcome:
     fault, kind = trial["fault"], trial["kind"]
     layout = (SLOW if trial["layout"] == "delay" else LAYOUTS[trial["layout"]]).layout
     harmed_at = record["harmed_at"]
+    heard = sorted(heard, key=lambda each: not _one_named(each)) if kind in HELD else heard
     steps = heard[0]["step"] if heard else 0
     first = strikes[0][0] if strikes else steps
     return Outcome(
@@ -73,11 +74,16 @@ def outcome(record: Mapping[str, Any]) -> Outcome:
         max(0, steps - first),
         _located(heard[0]["verdicts"], fault["rank"], Units(layout)) if heard else None,
         heard[0]["verdicts"][0]["kind"] if heard and heard[0]["verdicts"] else "",
-        bool(heard) and (harmed_at is None or harmed_at > steps),
+        bool(heard) and kind not in HELD and (harmed_at is None or harmed_at > steps),
         harmed_at is not None,
         record["equal"],
         None if heard else _reason(kind, strikes, harmed=harmed_at is not None or not record["equal"]),
     )
+
+
+def _one_named(found: Mapping[str, Any]) -> bool:
+    """With copies of the shards, computations are in doubt before a rank's own memory is looked at."""
+    return all(len(verdict["ranks"]) == 1 for verdict in found["verdicts"])
 
 
 def _located(verdicts: list[Mapping[str, Any]], rank: int, units: Units) -> Located:
@@ -93,7 +99,7 @@ def _located(verdicts: list[Mapping[str, Any]], rank: int, units: Units) -> Loca
 def _reason(kind: Kind, strikes: list[list[Any]], *, harmed: bool) -> Reason:
     if not strikes:
         return "no strike"
-    if kind in ("shard", "optimizer", "sum"):
+    if kind == "sum":
         return "memory" if harmed else "no change"
     if kind == "everywhere":
         return "everywhere"

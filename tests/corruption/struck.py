@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from corruption.trial import Trial
 from lockstep_trainer.inject import Fault, Injector, Site, flip
 from lockstep_trainer.model.decoder import Block, Decoder
 from lockstep_trainer.model.feedforward import FeedForward
+from lockstep_trainer.replay.updates import updated
 
 Where = Literal["first", "other", "replay"]
 """In the step's own first micro-batch, in another of the step, in a replay."""
@@ -67,6 +69,37 @@ class Between:
     def _strike(self, layer: int, site: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         if self.fault is not None and (self.fault.layer, self.fault.site) == (layer, site):
             flip(output, self.fault)
+            self.strikes.append(self.now())
+
+
+class Device:
+    """A rank's device that now and then makes a wrong number in the optimizer's update of one parameter's piece."""
+
+    def __init__(self) -> None:
+        self.fault: Fault | None = None
+        self.strikes: list[Strike] = []
+        self.now: Callable[[], Strike] = lambda: Strike(0, "first", False)
+        self._drawn = random.Random()
+
+    def break_down(self, fault: Fault) -> None:
+        """From now on."""
+        self.fault, self._drawn = fault, fault.stream()
+
+    def updated(self, taken: Tensor, group: dict[str, Any], steps: Tensor) -> Tensor:
+        """In place of ``updates.updated``: for its own rank and for others."""
+        made = updated(taken, group, steps)
+        self._strike(made[0])
+        return made
+
+    def made(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """An update was made, of these."""
+        for _, parameter in parameters:
+            self._strike(parameter.detach())
+
+    def _strike(self, parameter: Tensor) -> None:
+        """The same bit each time."""
+        if self.fault is not None and self._drawn.random() < self.fault.rate:
+            flip(parameter, self.fault)
             self.strikes.append(self.now())
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from corruption.kept import Kept
 from corruption.outcome import Outcome, Tally, expected_delay, mean_and_error, outcome
+from corruption.trial import HELD
 
 DEFAULT_SHARE = 0.0025
 
@@ -36,7 +37,13 @@ def within_reach(kept: Kept) -> list[Outcome]:
 
 def beyond(kept: Kept) -> dict[str, Tally]:
     """Kind and layout of what is out of reach, or barely → counts."""
-    rest = [one for one in outcomes(kept) if one.kind not in ("sampled", "delay")]
+    rest = [one for one in outcomes(kept) if one.kind not in ("sampled", "delay", *HELD)]
+    return by(sorted(rest, key=lambda one: one.kind), lambda one: f"{one.kind} {one.layout}")
+
+
+def held(kept: Kept) -> dict[str, Tally]:
+    """Kind and layout of what ranks hold in memory, and of updates → counts."""
+    rest = [one for one in outcomes(kept) if one.kind in HELD]
     return by(sorted(rest, key=lambda one: one.kind), lambda one: f"{one.kind} {one.layout}")
 
 
@@ -100,6 +107,7 @@ def summary(kept: Kept) -> dict[str, Any]:
         "sites": grouped(lambda one: one.site),
         "rates": grouped(lambda one: f"{one.rate:g}"),
         "verdicts": grouped(lambda one: f"{one.layout} {_rate(one.rate)}"),
+        "held": {name: asdict(tally) for name, tally in held(kept).items()},
         "beyond": {name: asdict(tally) for name, tally in beyond(kept).items()},
         "not_as_expected": [asdict(one) for one in outcomes(kept) if strange(one)],
         "delays": curves(kept),
@@ -120,6 +128,7 @@ def tables(kept: Kept) -> list[Table]:
         _table("On steps that are all replayed, by layout", by(each, lambda one: one.layout), Tally.of(each)),
         _table("By site", by(each, lambda one: one.site)),
         _table("By rate", by(each, lambda one: f"{one.rate:g}")),
+        _table("In memory, and in updates", held(kept)),
         _table("Out of reach, or barely", beyond(kept)),
     ]
     delays = Table(title="Steps until found")

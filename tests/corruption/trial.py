@@ -17,16 +17,29 @@ SITES: tuple[Site, ...] = get_args(Site)
 RATES = (1.0, 0.5, 0.1, 0.01)
 """Share of the micro-batches that a fault hits."""
 Kind = Literal[
-    "sampled", "unsampled", "other", "shard", "optimizer", "sum", "between", "everywhere", "calibration", "delay"
+    "sampled",
+    "unsampled",
+    "other",
+    "shard",
+    "optimizer",
+    "update",
+    "sum",
+    "between",
+    "everywhere",
+    "calibration",
+    "delay",
 ]
 """When and where the fault strikes.
 
 sampled: whatever the rank computes, on steps that are all replayed. unsampled: only on steps that are not replayed.
 other: only in micro-batches behind the first. shard: a parameter's piece in the rank's memory, once. optimizer: its
-first moment, once. sum: its piece of the gradient's sum over ranks, once. between: a product, after its digest was
-taken and before it is added up over the tensor ranks. everywhere: the same on every rank. calibration: from a
-generation's first step on. delay: whatever the rank computes, on steps of which a share is replayed.
+first moment, once. update: the optimizer's update of a parameter's piece. sum: its piece of the gradient's sum over
+ranks, once. between: a product, after its digest was taken and before it is added up over the tensor ranks. everywhere:
+the same on every rank. calibration: from a generation's first step on. delay: whatever the rank computes, on steps of
+which a share is replayed.
 """
+HELD: tuple[Kind, ...] = ("shard", "optimizer", "update")
+"""What no comparison of computations shows: each rank looks at its own memory, and updates are computed twice."""
 _SMALL, _EXPERTS = replace(DENSE, layers=2), replace(MIXTURE, layers=2)
 LAYOUTS: Mapping[str, Setting] = {
     "dp8": Setting(Layout(shard=8), _SMALL, samples=16),
@@ -45,7 +58,7 @@ BOUND = 5
 EARLY = 6
 """A fault that comes and goes strikes among the first times that it can, in the first two or three steps: before that,
 steps are those of the clean run. Each draw is independent of those before, so that nothing else changes by it."""
-STEPS: Mapping[Kind, int] = {"sampled": 1, "unsampled": 4, "shard": 1, "optimizer": 3, "delay": 1000, "everywhere": 1}
+STEPS: Mapping[Kind, int] = {"sampled": 1, "unsampled": 4, "optimizer": 3, "delay": 1000, "everywhere": 1}
 """Steps of a trial whose fault is always there; 2 where it isn't named."""
 PIECE = 20
 """Trials within reach that a world does before the next layout's turn: each site with each rate."""
@@ -95,7 +108,7 @@ def delays(each: int, seed: int) -> Iterator[list[Trial]]:
 
 def kinds(layout: str) -> tuple[Kind, ...]:
     """Those besides «sampled» that make sense with a layout."""
-    found: list[Kind] = ["unsampled", "other", "shard", "optimizer", "sum", "everywhere", "calibration"]
+    found: list[Kind] = ["unsampled", "other", *HELD, "sum", "everywhere", "calibration"]
     return (*found, "between") if LAYOUTS[layout].layout.tensor > 1 else tuple(found)
 
 
@@ -115,6 +128,8 @@ def out_of_reach(layout: str, kind: Kind, number: int, seed: int) -> Trial:
     fault = replace(_draw(LAYOUTS[layout], drawn, number, 1.0), bit=_high(LAYOUTS[layout], kind, drawn))
     if kind == "between":
         fault = replace(fault, site="product" if number % 2 else "activation")
+    if kind == "update":
+        fault = replace(fault, rate=(1.0, 0.1)[number % 2])
     return Trial(name, layout, kind, fault, share=0.25 if kind == "unsampled" else 1.0, bound=STEPS.get(kind, 2))
 
 
@@ -147,7 +162,7 @@ def _high(setting: Setting, kind: Kind, drawn: random.Random) -> int:
     What is held in memory is always float32."""
     if kind == "optimizer":
         return 30
-    wide = setting.precision == "fp32" or kind in ("shard", "sum")
+    wide = setting.precision == "fp32" or kind in ("shard", "update", "sum")
     return drawn.choice((20, 21, 22, 31) if wide else (5, 6, 15))
 
 

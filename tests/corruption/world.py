@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from corruption.setting import Setting, batch_of, build
-from corruption.struck import Between, Recorded, Strike, strike_memory
+from corruption.struck import Between, Device, Recorded, Strike, strike_memory
 from corruption.trial import Trial
 from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.agreement import from_all
@@ -21,6 +21,7 @@ from lockstep_trainer.batch import Batch
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.parallel.expert import update_balance
 from lockstep_trainer.parallel.sharded import local_shard
+from lockstep_trainer.replay.report import Replay
 from lockstep_trainer.replay.ring import Disagreement, Ring
 from lockstep_trainer.replay.sampling import Sampling
 
@@ -35,6 +36,7 @@ class World:
         self.setting, self.engine = setting, build(setting)
         self.rank, self._step, self._micro_batch = self.engine.meshes.rank, 0, 0
         self._injector = Recorded(self.engine.parts, self.rank)
+        self._device = Device()
         self._between = Between(self.engine.parts) if setting.layout.tensor > 1 else None
         self._parameters = list(self.engine.named_parameters())
         self._kept = [each.detach().clone() for each in self._lasting()]
@@ -42,12 +44,13 @@ class World:
         self._clean = self._train_cleanly(steps)
         self._injector.now = self._now
         self._injector.replaying = lambda: self._ring.replaying
-        if self._between is not None:
-            self._between.now = self._now
+        for struck in (self._device, self._between):
+            if struck is not None:
+                struck.now = self._now
         self._heard: list[Disagreement] = []
         self._trial: Trial | None = None
         self._ring = self._new_ring()
-        self._ring.forward_backward(1, self._batches[1], setting.tokens)  # calibrates
+        self._calibrate()
 
     @property
     def points(self) -> int:
@@ -62,15 +65,15 @@ class World:
             self._step = step
             if step == _struck_at(trial):
                 self._arm(trial, optimizer)
-            if self._ring.includes(step):
-                self._ring.forward_backward(step, self._batch(step), self.setting.tokens)
-            else:
-                self.engine.forward_backward(self._batch(step), self.setting.tokens)
+            self._replay.forward_backward(step, self._batch(step), self.setting.tokens)
             if trial.kind == "sum" and step == 1 and self._struck_here(trial):
                 strike_memory(trial, self._parameters, optimizer)
             if trial.kind != "delay":
                 differ = self._gradients() != self._clean[step][0]
                 harmed_at = step if differ and harmed_at is None else harmed_at
+            with self._replay.update(step, self._parameters, optimizer):
+                optimizer.step()
+                self._device.made(self._parameters)
             self._finish_step(optimizer)
             if trial.kind != "delay":
                 equal = self._state(optimizer) == self._clean[step][1]
@@ -92,6 +95,8 @@ class World:
             "unsampled": lambda strike: not strike.sampled,
             "other": lambda strike: strike.where == "other",
         }.get(trial.kind, lambda _: True)
+        self._replay = Replay(self.engine, self._ring, report=self._hear)  # remembers nothing of the last trial
+        self._replay._updates.compute = self._device.updated
         return self._optimizer()
 
     def _arm(self, trial: Trial, optimizer: torch.optim.Optimizer) -> None:
@@ -102,6 +107,9 @@ class World:
         elif trial.kind == "between":
             assert self._between is not None
             self._between.fault = fault if self._struck_here(trial) else None
+        elif trial.kind == "update":
+            if self._struck_here(trial):
+                self._device.break_down(fault)
         elif trial.kind == "everywhere":
             self._injector.arm([type(fault)(**{**asdict(fault), "rank": self.rank})])
         else:
@@ -111,7 +119,7 @@ class World:
         return trial.fault.rank == self.rank
 
     def _end(self, trial: Trial, harmed_at: int | None, equal: bool) -> dict[str, Any]:
-        strikes, heard = list(self._injector.strikes), [_heard(each) for each in self._heard]
+        strikes, heard = self._injector.strikes + self._device.strikes, [_heard(each) for each in self._heard]
         if self._between is not None:
             strikes += self._between.strikes
         if trial.kind in IN_MEMORY and self._struck_here(trial):
@@ -122,7 +130,7 @@ class World:
             self._ring._taps.close()
             self._reset()
             self._ring = self._new_ring()
-            self._ring.forward_backward(1, self._batches[1], self.setting.tokens)
+            self._calibrate()
         all_ranks = from_all((harmed_at, equal, strikes), None)
         harmed = [each for each, _, _ in all_ranks if each is not None]
         return {
@@ -135,6 +143,8 @@ class World:
     def _disarm(self) -> None:
         self._injector.arm(())
         self._injector.strikes.clear()
+        self._device.fault = None
+        self._device.strikes.clear()
         if self._between is not None:
             self._between.fault = None
             self._between.strikes.clear()
@@ -164,6 +174,9 @@ class World:
         self.engine.around = around
         return ring
 
+    def _calibrate(self) -> None:
+        self._ring.forward_backward(1, self._batches[1], self.setting.tokens)
+
     def _now(self) -> Strike:
         where = "replay" if self._ring.replaying else "first" if self._micro_batch == 0 else "other"
         return Strike(self._step, where, self._ring.includes(self._step))  # type: ignore[arg-type]
@@ -178,6 +191,7 @@ class World:
         for step in range(1, steps + 1):
             self.engine.forward_backward(self._batch(step), self.setting.tokens)
             gradients = self._gradients()
+            optimizer.step()
             self._finish_step(optimizer)
             clean.append((gradients, self._state(optimizer)))
         self._reset()
@@ -187,7 +201,6 @@ class World:
         return build_optimizer(self._parameters, OptimizerSpec(lr=3e-3, eps=1e-6))
 
     def _finish_step(self, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.step()
         optimizer.zero_grad()
         update_balance(self.engine.parts, self.engine.meshes)
 
@@ -227,8 +240,8 @@ def _heard(found: Disagreement) -> dict[str, Any]:
 
 
 def _struck_at(trial: Trial) -> int:
-    """The step from which on the fault is there; the optimizer's state is zero before the second."""
-    return 2 if trial.kind == "optimizer" else 1
+    """The step from which on the fault is there: what is held in memory is looked at behind the first."""
+    return 2 if trial.kind in ("shard", "optimizer") else 1
 
 
 def play(setting: Setting, trials: Sequence[Trial]) -> Iterator[dict[str, Any]]:

@@ -31,7 +31,11 @@ def test_a_trial_does_not_depend_on_what_the_one_before_it_did(tmp_path: Path) -
     trials = [
         trial("found", "sampled"),
         trial("beyond", "other"),
-        trial("in memory", "sum"),
+        trial("in a sum", "sum"),
+        trial("in memory", "shard"),
+        trial("in the optimizer", "optimizer"),
+        trial("in the update", "update"),
+        trial("in some updates", "update", rate=0.1),
         trial("from the start", "calibration"),
         trial("without a strike", "sampled", rate=0.0),
         trial("found again", "sampled"),
@@ -43,17 +47,22 @@ def test_a_trial_does_not_depend_on_what_the_one_before_it_did(tmp_path: Path) -
     assert outcomes["found"].equal
     assert {**records["found"], "name": "", "trial": ""} == {**records["found again"], "name": "", "trial": ""}
     assert (outcomes["beyond"].reason, outcomes["beyond"].equal) == ("other", False)
-    assert (outcomes["in memory"].reason, outcomes["in memory"].equal) == ("memory", False)
+    assert (outcomes["in a sum"].reason, outcomes["in a sum"].equal) == ("memory", False)
+    for name in ("in memory", "in the optimizer", "in the update", "in some updates"):
+        assert (outcomes[name].located, outcomes[name].in_time) == ("rank", False), records[name]
     assert (outcomes["without a strike"].reason, outcomes["without a strike"].equal) == ("no strike", True)
 
 
 def test_a_copy_of_a_shard_that_flipped_in_memory_blames_nobody_elses_computation(tmp_path: Path) -> None:
-    """Units of this copy compute with other weights than those of the other: each is outvoted once."""
+    """Units of this copy compute with other weights than those of the other: each is outvoted once. Then the rank's
+    own look at its memory names it."""
     setting = Setting(Layout(replicate=2, shard=2), replace(DENSE, layers=2), samples=8)
     trials = [trial("in memory", "shard"), trial("in the optimizer", "optimizer", bound=3)]
     for record in yielded(4, lambda _rank: play(setting, trials), tmp_path):
-        (verdict,) = record["heard"][0]["verdicts"]
-        assert (verdict["kind"], verdict["ranks"]) == ("undecided", [0, CULPRIT]), record
+        verdicts = [(each["kind"], each["ranks"]) for heard in record["heard"] for each in heard["verdicts"]]
+        copies, own = [("undecided", [0, CULPRIT])] * 2, [("intermittent", [CULPRIT])]
+        assert verdicts == (copies + own if record["trial"]["kind"] == "shard" else own), record
+        assert outcome(record).located == "rank"
 
 
 def test_what_a_rank_raises_is_raised_here(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -21,12 +21,14 @@ from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.inject import Fault, Injector, Site
+from lockstep_trainer.optim.adamw import Pairs
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.expert import update_balance
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.sharded import local_shard
 from lockstep_trainer.replay.compare import Verdict
+from lockstep_trainer.replay.report import Replay
 from lockstep_trainer.replay.ring import Disagreement, Ring
 from lockstep_trainer.replay.sampling import Sampling
 from lockstep_trainer.replay.units import Units
@@ -34,9 +36,10 @@ from lockstep_trainer.replay.units import Units
 pytestmark = pytest.mark.timeout(900)  # up to 40 s of four ranks' CPU, on a machine that may have other work
 
 STEPS = 3
+Update = Callable[[int, Pairs, torch.optim.Optimizer], AbstractContextManager[None]]
 
 
-def train(setting: Setting, engine: Engine, compute: Callable[[int, Batch], Tensor]) -> str:
+def train(setting: Setting, engine: Engine, compute: Callable[[int, Batch], Tensor], update: Update) -> str:
     """A fingerprint of all bits that training leaves on this rank: gradients of each step, parameters, the optimizer's
     state, buffers, sums and random state."""
     bits = hashlib.sha256()
@@ -51,7 +54,8 @@ def train(setting: Setting, engine: Engine, compute: Callable[[int, Batch], Tens
         add([compute(step, batch_of(step, setting, engine.meshes.rank))])
         add([parameter.grad for _, parameter in parameters if parameter.grad is not None])
         assert all(parameter.grad is not None for _, parameter in parameters)
-        optimizer.step()
+        with update(step, parameters, optimizer):
+            optimizer.step()
         optimizer.zero_grad()
         update_balance(engine.parts, engine.meshes)
     add([parameter for _, parameter in parameters])
@@ -64,7 +68,8 @@ def train(setting: Setting, engine: Engine, compute: Callable[[int, Batch], Tens
 def plainly(setting: Setting) -> str:
     """Training without replay."""
     engine = build(setting)
-    return train(setting, engine, lambda step, batch: engine.forward_backward(batch, setting.tokens))
+    replay = Replay(engine, None)
+    return train(setting, engine, lambda step, batch: engine.forward_backward(batch, setting.tokens), replay.update)
 
 
 def replayed(
@@ -75,17 +80,16 @@ def replayed(
     injector = Injector(engine.parts, engine.meshes.rank) if faults else None
     heard: list[Disagreement] = []
     ring = Ring(engine, None, sampling=Sampling(3, share), compiled=setting.compiler is not None, report=heard.append)
+    replay = Replay(engine, ring, report=heard.append)
     if injector is not None:
         injector.replaying = lambda: ring.replaying
 
     def compute(step: int, batch: Batch) -> Tensor:
         if injector is not None and step == from_step:
             injector.arm(faults)
-        if not ring.includes(step):
-            return engine.forward_backward(batch, setting.tokens)
-        return ring.forward_backward(step, batch, setting.tokens)
+        return replay.forward_backward(step, batch, setting.tokens)
 
-    return train(setting, engine, compute), heard
+    return train(setting, engine, compute, replay.update), heard
 
 
 def pipelined(schedule: str, precision: str = "fp32") -> Setting:

@@ -24,6 +24,8 @@ from soak.readings import Nodes, Reader, Reading, of_nodes
 
 SHARE = 0.6
 """Of the time, in which the job makes steps: a guess that sets how many it has. With more it would end sooner."""
+STRUCK = 0.1
+"""Of the time, in which faults strike every part. Then some are spared, and live long enough to be measured."""
 CHECKPOINT_SECONDS = 5.0
 PATIENCE = 3.0
 """Mean gaps without a new step after which the next fault waits for one: otherwise a slow machine never gets on."""
@@ -131,7 +133,7 @@ def _strikes(job: RunningJob, harm: Harm, plan: Plan, say: Callable[[str], None]
             paced = False
             _pace(job.target, 0)
             say("no more faults, and no more pace: the job is left alone to end")
-        if not harm.spared.node and now - first > plan.minutes * 60 / 3:
+        if not harm.spared.node and now - first > plan.minutes * 60 * STRUCK:
             spared = harm.spare()
             say(f"from now on {spared.operator} and {spared.node} are spared: their memory is to be measured")
         if now >= due and paced and now - stepped < PATIENCE * plan.mean_gap:

@@ -55,8 +55,9 @@ def limits(plan: Plan) -> dict[str, float]:
 
 
 def warm_up(plan: Plan) -> float:
-    """Seconds of each process, and of each of its duties, that do not count: five minutes, in a short soak less."""
-    return min(300.0, plan.minutes * 60 / 6)
+    """Seconds of each process, and of each of its duties, that do not count: a quarter of the soak, at most half an
+    hour. Heaps and pools fill in the first twenty minutes of faults, and stay."""
+    return min(1800.0, plan.minutes * 60 / 4)
 
 
 def block(plan: Plan) -> float:

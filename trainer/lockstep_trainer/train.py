@@ -229,8 +229,6 @@ class Trainer:
         measured = self.work.windows(measured=not self.replay.includes(step))
         with refusing(recipe.deterministic and self.ranks.device.type == "cuda"), measured:
             sums = self.replay.forward_backward(step, batch, tokens)
-        if self.replay.agreed(step):
-            self.keeper.replayed(step)
         with section("collective"):
             loss, norm, vote = self._totals(sums, tokens, self.keeper.vote(step))
             taking = self.keeper.agreed(step, vote)
@@ -240,11 +238,12 @@ class Trainer:
             lr = learning_rate(step, steps=recipe.steps, peak=recipe.optimizer.lr, schedule=recipe.schedule)
             clip(self.parameters, norm, recipe.clip_grad_norm)
             set_learning_rate(self.optimizer, lr)
-            with self.work.optimizer():
+            with self.replay.update(step, self.parameters, self.optimizer), self.work.optimizer():
                 self.optimizer.step()
             self.optimizer.zero_grad()
             update_balance(self.engine.parts, self.meshes)
-            self.replay.updated(step, self.parameters, self.optimizer)
+        if self.replay.agreed(step):
+            self.keeper.replayed(step)
         with section("collective"):
             self.lookout.updated(step)
         self.step = step

@@ -7,7 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw as torch_adamw
 
 from lockstep_api.v1alpha1 import OptimizerSpec
 
@@ -35,6 +37,40 @@ def adamw_state(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
         "exp_avg": torch.zeros_like(parameter, requires_grad=False),
         "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
     }
+
+
+def adamw_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Those of its groups that ``adamw_update`` updates; none of most users' own optimizers."""
+    if type(optimizer) is not torch.optim.AdamW:
+        return [group for group in optimizer.param_groups if group.get("muon") is False]
+    return [group for group in optimizer.param_groups if group["fused"] and not group["amsgrad"] | group["maximize"]]
+
+
+def adamw_update(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    *,
+    steps: list[Tensor],
+    group: dict[str, Any],
+) -> None:
+    """AdamW's update by the settings of ``group``, in place, by element: on local shards, or any part of them."""
+    beta1, beta2 = group["betas"]
+    torch_adamw(
+        parameters, gradients, first, second, [], steps,
+        fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"],
+        eps=group["eps"], maximize=False,
+    )  # fmt: skip
+
+
+def local_gradient(parameter: nn.Parameter) -> Tensor:
+    """This rank's part of the gradient, cut as the parameter is."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
+        return gradient.redistribute(placements=parameter.placements).to_local()
+    return gradient
 
 
 def decay_groups(named: Iterable[tuple[str, nn.Parameter]], spec: OptimizerSpec) -> list[dict[str, Any]]:

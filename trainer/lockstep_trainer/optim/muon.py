@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim.adamw import adamw as adamw_update
 
 from lockstep_api.v1alpha1 import OptimizerSpec
-from lockstep_trainer.optim.adamw import Pairs, adamw_state, decay_groups, matches
+from lockstep_trainer.optim.adamw import Pairs, adamw_state, adamw_update, decay_groups, local_gradient, matches
 from lockstep_trainer.optim.spread import Way, on_whole, way_of
 
 # The quintic iteration's coefficients of Jordan et al.: steepest at zero, not exact at one.
@@ -108,7 +107,7 @@ class Muon(torch.optim.Optimizer):
 
     def _step_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
-        gradients = [_local_gradient(p) for p in parameters]
+        gradients = [local_gradient(p) for p in parameters]
         averages = [_local(self.state[p]["momentum_buffer"]) for p in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         updates = list(torch._foreach_lerp(gradients, averages, momentum))  # Nesterov's
@@ -120,23 +119,13 @@ class Muon(torch.optim.Optimizer):
 
     def _step_others(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         state = [self.state[p] for p in parameters]
-        beta1, beta2 = group["betas"]
-        # On local shards: the update is by element.
         adamw_update(
             [_local(p) for p in parameters],
-            [_local_gradient(p) for p in parameters],
+            [local_gradient(p) for p in parameters],
             [_local(each["exp_avg"]) for each in state],
             [_local(each["exp_avg_sq"]) for each in state],
-            [],
-            [each["step"] for each in state],
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
+            steps=[each["step"] for each in state],
+            group=group,
         )
 
     def _work_dtype(self, update: Tensor) -> torch.dtype:
@@ -165,11 +154,3 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _local_gradient(parameter: nn.Parameter) -> Tensor:
-    gradient = parameter.grad
-    assert gradient is not None
-    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
-        return gradient.redistribute(placements=parameter.placements).to_local()
-    return gradient

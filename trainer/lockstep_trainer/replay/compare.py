@@ -82,8 +82,8 @@ class _Accusation:
     ranks: tuple[int, ...]  # of that unit
 
 
-def judge(units: Units, found: Sequence[Differences]) -> tuple[Verdict, ...]:
-    """Verdicts from what each rank found, by rank; none where all computations agree.
+def judge(units: Units, found: Sequence[Differences], *, of: str = "micro-batches") -> tuple[Verdict, ...]:
+    """Verdicts from what each rank found, by rank; none where all computations agree. ``of``: what was computed.
 
     Each unit that was outvoted or disagrees with itself gets one, in order. Where there is none, but something differs,
     one verdict says so.
@@ -103,9 +103,9 @@ def judge(units: Units, found: Sequence[Differences]) -> tuple[Verdict, ...]:
             either = tuple(_accuse(units, unit, computation, pairs[pair]) for computation in pair)
             doubts.append((_first(pairs[pair]), either))
     if accused:
-        return tuple(_verdict(units, unit, accused[unit]) for unit in sorted(accused))
+        return tuple(_verdict(units, unit, accused[unit], of) for unit in sorted(accused))
     if doubts:
-        return (_undecided(units, [either for _, either in sorted(doubts, key=lambda doubt: doubt[0])]),)
+        return (_undecided([either for _, either in sorted(doubts, key=lambda doubt: doubt[0])], units, of),)
     return ()
 
 
@@ -156,7 +156,7 @@ def _accuse(units: Units, unit: int, computation: int, seen: list[tuple[int, Dif
     return _Accusation(unit, culprit, point, ranks)
 
 
-def _verdict(units: Units, unit: int, accusations: list[_Accusation]) -> Verdict:
+def _verdict(units: Units, unit: int, accusations: list[_Accusation], of: str) -> Verdict:
     total = len(_offsets(units.number)) if units.number >= 3 else units.number
     named = {each.ranks for each in accusations if len(each.ranks) == 1}
     # A point before a collective knows more than one behind it; two that know better contradict each other.
@@ -170,17 +170,16 @@ def _verdict(units: Units, unit: int, accusations: list[_Accusation]) -> Verdict
     whose = ", ".join(str(each) for each in sorted({each.micro_batch for each in accusations}))
     how = "was outvoted by two other units" if units.number >= 3 else "did not repeat itself"
     evidence = (
-        f"unit {unit} {how} in {len(accusations)} of {total} computations (micro-batches of unit {whose}), first at "
-        f"{point}"
+        f"unit {unit} {how} in {len(accusations)} of {total} computations ({of} of unit {whose}), first at {point}"
     )
     kind: Literal["permanent", "intermittent"] = "permanent" if always else "intermittent"
     return Verdict(kind, unit, ranks, point, len(accusations) / total, evidence)
 
 
-def _undecided(units: Units, doubts: list[tuple[_Accusation, ...]]) -> Verdict:
+def _undecided(doubts: list[tuple[_Accusation, ...]], units: Units, of: str) -> Verdict:
     either, whose = doubts[0], ", ".join(str(each[0].micro_batch) for each in doubts)
     ranks = tuple(sorted({rank for each in either for rank in each.ranks}))
     why = "no two agree" if units.number >= 3 else "each unit repeats itself"
     point = either[0].point
-    evidence = f"the computations of the micro-batches of unit {whose} differ and {why}, first at {point}"
+    evidence = f"the computations of the {of} of unit {whose} differ and {why}, first at {point}"
     return Verdict("undecided", None, ranks, point, 0.0, evidence)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +13,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lockstep_api.v1alpha1 import CorruptionAction
-from lockstep_trainer.agreement import from_all
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.config import Job
 from lockstep_trainer.inject import Injector
+from lockstep_trainer.optim.adamw import Pairs
 from lockstep_trainer.parallel.engine import Engine
-from lockstep_trainer.replay.rest import Named, Resting, by_software, judge_memory
+from lockstep_trainer.replay.compare import Verdict
+from lockstep_trainer.replay.rest import Memory
 from lockstep_trainer.replay.ring import Disagreement, Ring
 from lockstep_trainer.replay.sampling import Sampling
+from lockstep_trainer.replay.updates import Updates
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +34,19 @@ class Replay:
         self,
         engine: Engine,
         ring: Ring | None,
-        say: Callable[..., None] = lambda *_, **__: None,
+        *,
         control: dist.ProcessGroup | None = None,
+        report: Callable[[Disagreement], None] = lambda _: None,
+        agree: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._engine, self._ring, self._say, self._control = engine, ring, say, control
-        self._resting: Resting | None = None
-        self._looks_at_memory = True
+        """``control`` is a gloo group of the world; ``report`` hears what ``ring`` does not report itself, ``agree``
+        each step that was compared and shows nothing."""
+        self._engine, self._ring, self._report, self._agree = engine, ring, report, agree
+        self._compared: int | None = None  # the last step that was
+        self._sound = False  # nothing was found in it
+        if ring is not None:
+            self._memory = Memory(ring.units, control)
+            self._updates = Updates(ring.neighbours, engine.meshes.rank, control)
 
     @classmethod
     def of(
@@ -52,16 +62,16 @@ class Replay:
         spec, recipe = job.spec.resilience.corruption, job.trainer.recipe
         if spec.action is CorruptionAction.OFF:
             return cls(engine, None)
+
+        def report(found: Disagreement) -> None:
+            say("corruption", **journal_line(found))
+
         ring = Ring(
-            engine,
-            control,
-            sampling=Sampling(recipe.seed, spec.sample),
-            compiled=recipe.compile,
-            report=lambda found: say("corruption", **journal_line(found)),
+            engine, control, sampling=Sampling(recipe.seed, spec.sample), compiled=recipe.compile, report=report
         )
         if injector is not None:
             injector.replaying = lambda: ring.replaying
-        return cls(engine, ring, say, control)
+        return cls(engine, ring, control=control, report=report, agree=lambda step: say("replayed", step=step))
 
     def includes(self, step: int) -> bool:
         """Whether ``step`` is going to be compared: then more is computed than its batch."""
@@ -78,46 +88,40 @@ class Replay:
         if self._ring is None or not self.includes(step):
             return self._engine.forward_backward(batch, denominator)
         sums = self._ring.forward_backward(step, batch, denominator)
-        kept = self._memory_kept(self._ring, step)
-        if self._ring.agreed == step:
-            if kept:
-                self._say("replayed", step=step)
-            else:
-                self._ring.agreed = None
+        self._compared, self._sound = step, self._ring.agreed == step
+        # The state behind the step before may have been copied since: it is that one which is in doubt.
+        self._hear(step - 1, self._memory.found(step))
         return sums
 
-    def updated(self, step: int, parameters: Named, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer's step ``step`` was made; where the next step is compared, so is what it has left. All ranks
-        call it."""
-        if self._looks_at_memory and self.includes(step + 1):
-            self._resting = Resting(parameters, optimizer)
-
-    def _memory_kept(self, ring: Ring, step: int) -> bool:
-        """Before the update of ``step``: whether all ranks' memory is as the update before has left it."""
-        resting, self._resting = self._resting, None
-        if resting is None:
-            return True
-        changed = from_all(resting.changed(), self._control)
-        if by_software(changed):
-            log.warning(
-                "parameters or moments were changed on purpose between the updates of steps %d and %d (%s): this "
-                "generation does not look at memory any more", step - 1, step, next(filter(None, changed))[0],
-            )  # fmt: skip
-            self._looks_at_memory = False
-            return True
-        verdicts = judge_memory(ring.units, changed, step - 1)
-        if verdicts:
-            # The state behind the step before may have been copied since.
-            found = Disagreement(step - 1, 1, verdicts, calibration=False, rejected=False)
-            for verdict in verdicts:
-                log.warning("step %d: %s", step, verdict.evidence)
-            self._say("corruption", **journal_line(found))
-            self.suspect(step)
-        return not verdicts
+    @contextmanager
+    def update(self, step: int, parameters: Pairs, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Around the optimizer's step ``step``, whose gradients are ready. All ranks call it."""
+        compared = self._compared == step
+        if compared:
+            with self._engine.section("replay"):
+                self._hear(step, self._updates.before(step, parameters, optimizer))
+        yield
+        if compared:
+            with self._engine.section("replay"):
+                self._hear(step, self._updates.after(step))
+            if self._sound:
+                self._agree(step)
+        if self._ring is not None and self.includes(step + 1):
+            self._memory.left(parameters, optimizer)
 
     def agreed(self, step: int) -> bool:
-        """Whether ``step`` was replayed, and all ranks agreed at once."""
-        return self._ring is not None and self._ring.agreed == step
+        """Whether ``step`` was compared, its update too, and all ranks agreed at once."""
+        return self._sound and self._compared == step
+
+    def _hear(self, step: int, verdicts: tuple[Verdict, ...]) -> None:
+        """Of what is found beside the ring: the step is not computed again, since that would begin from the same."""
+        if not verdicts:
+            return
+        for verdict in verdicts:
+            log.warning("step %d: %s", step, verdict.evidence)
+        self._sound = False
+        self._report(Disagreement(step, 1, verdicts, calibration=False, rejected=False))
+        self.suspect(step)
 
 
 def journal_line(found: Disagreement) -> dict[str, Any]:

@@ -7,24 +7,59 @@ weight, and compute alike. So each rank looks at its own memory, behind an updat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
+from lockstep_trainer.agreement import from_all
+from lockstep_trainer.optim.adamw import Pairs
 from lockstep_trainer.parallel.sharded import local_shard
 from lockstep_trainer.replay.compare import Verdict
 from lockstep_trainer.replay.digest import digest
 from lockstep_trainer.replay.points import Point
 from lockstep_trainer.replay.units import Units
 
-Named = Sequence[tuple[str, nn.Parameter]]
+log = logging.getLogger(__name__)
+
+
+class Memory:
+    """One rank's look at what it holds; all ranks call the same methods in the same order."""
+
+    def __init__(self, units: Units, control: dist.ProcessGroup | None) -> None:
+        """``control`` is a gloo group of the world."""
+        self._units, self._control = units, control
+        self.looks = True
+        """False: something speaks against comparing memory in this generation."""
+        self._then: Resting | None = None
+
+    def left(self, parameters: Pairs, optimizer: torch.optim.Optimizer) -> None:
+        """An update was made, and the next step is compared."""
+        if self.looks:
+            self._then = Resting(parameters, optimizer)
+
+    def found(self, step: int) -> tuple[Verdict, ...]:
+        """The update of ``step`` comes next: verdicts on whose memory is not as the one before has left it."""
+        then, self._then = self._then, None
+        if then is None:
+            return ()
+        changed = from_all(then.changed(), self._control)
+        if by_software(changed):
+            log.warning(
+                "parameters or moments were changed on purpose between the updates of steps %d and %d (%s): this "
+                "generation does not look at memory any more", step - 1, step, next(filter(None, changed))[0],
+            )  # fmt: skip
+            self.looks = False
+            return ()
+        return judge_memory(self._units, changed, step - 1)
 
 
 class Resting:
     """What this rank held at one time: 64 bits of each tensor, on its device, which the host does not wait for."""
 
-    def __init__(self, parameters: Named, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, parameters: Pairs, optimizer: torch.optim.Optimizer) -> None:
         self._parameters, self._optimizer = parameters, optimizer
         self._then = dict(self._now())
 

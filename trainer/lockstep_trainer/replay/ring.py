@@ -21,6 +21,7 @@ from lockstep_trainer.replay.compare import FIRST, Difference, Pair, Verdict, ar
 from lockstep_trainer.replay.copies import judge_copies
 from lockstep_trainer.replay.digest import digest
 from lockstep_trainer.replay.effects import Effects, set_random_state
+from lockstep_trainer.replay.neighbours import Neighbours
 from lockstep_trainer.replay.points import Point, order
 from lockstep_trainer.replay.sampling import Sampling
 from lockstep_trainer.replay.taps import Digests, Taps
@@ -66,7 +67,8 @@ class Ring:
     ) -> None:
         """``control`` is a gloo group of the world; ``report`` is called on every rank. Gathers each parameter once."""
         self._engine, self._control, self._report = engine, control, report
-        self.units, self._rank = Units(engine.layout), engine.meshes.rank
+        self.units = Units(engine.layout)
+        self.neighbours = Neighbours(self.units, engine.meshes.rank, engine.device)
         self.sampling = sampling
         stages = engine.layout.stages_of(engine.meshes.at.pipeline)
         self._taps = Taps(engine.parts, stages, engine.layout, compiled=compiled)
@@ -97,7 +99,7 @@ class Ring:
             with engine.section("replay"):
                 self._know(found)
                 own = self._vector(found)
-                theirs = self._shift(self._vector(replayed), -1)
+                theirs = self.neighbours.shift(self._vector(replayed), -1)
                 if not self._anywhere(self._differ(own, theirs, (0, 1))):
                     self.agreed = step if run == 1 else self.agreed
                     return sums
@@ -111,7 +113,7 @@ class Ring:
                 vectors = [own, theirs]
                 for distance in arbiters(self.units.number):
                     again = self._vector(self._compute_again(piece, denominator, before, distance=distance))
-                    vectors.append(self._shift(again, -distance))
+                    vectors.append(self.neighbours.shift(again, -distance))
                 verdicts = self._judge(step, vectors, calibration=calibration)
             self._report(Disagreement(step, run, verdicts, calibration, rejected=True))
         raise AssertionError("the last run returns")
@@ -121,7 +123,7 @@ class Ring:
     def _compute_again(self, piece: Batch, denominator: Tensor | int, before: Effects, *, distance: int) -> Digests:
         """Compute the first micro-batch of the unit ``distance`` before this one; nothing of it stays."""
         theirs = self._shift_batch(piece, distance)
-        set_random_state(self._shift(before.random, distance), self._engine.device)
+        set_random_state(self.neighbours.shift(before.random, distance), self._engine.device)
         self.replaying = True
         try:
             with self._taps.dropping(), self._taps.recording() as found:
@@ -131,25 +133,11 @@ class Ring:
             before.restore()
         return found
 
-    def _shift(self, tensor: Tensor, distance: int) -> Tensor:
-        """Each rank's tensor to its counterpart ``distance`` units on; what came from as far back. All of one shape."""
-        if distance % self.units.number == 0:
-            return tensor
-        sent = tensor.to(self._engine.device).contiguous()
-        received = torch.empty_like(sent)
-        operations = [
-            dist.P2POp(dist.isend, sent, self.units.counterpart(self._rank, distance)),
-            dist.P2POp(dist.irecv, received, self.units.counterpart(self._rank, -distance)),
-        ]
-        for work in dist.batch_isend_irecv(operations):
-            work.wait()
-        return received.to(tensor.device)
-
     def _shift_batch(self, piece: Batch, distance: int) -> Batch:
         fields = [piece.inputs, piece.targets]
         if piece.positions is not None and piece.documents is not None:
             fields += [piece.positions, piece.documents]
-        return Batch(*self._shift(torch.stack(fields), distance).unbind())
+        return Batch(*self.neighbours.shift(torch.stack(fields), distance).unbind())
 
     def _anywhere(self, differ: Tensor) -> bool:
         """Whether a rank of the world sees a difference."""
@@ -165,7 +153,7 @@ class Ring:
             return
         names = "\n".join(repr(point) for point in _sorted(found))
         mine = int.from_bytes(hashlib.blake2b(names.encode(), digest_size=8).digest(), "little", signed=True)
-        theirs = self._shift(torch.tensor([mine], device=self._engine.device), -1)
+        theirs = self.neighbours.shift(torch.tensor([mine], device=self._engine.device), -1)
         if self._anywhere(theirs != mine):
             raise UserError(
                 "resilience.corruption: what the model computes depends on its data, so that ranks can't be compared; "
