@@ -270,6 +270,13 @@ GUARDS = (
         test="unit/protocol/test_width.py",
     ),
     Mutation(
+        "files-that-nobody-was-asked-for", "uploads",
+        "message.slots != (self.shares.get(message.slot) if self.shares else ())",
+        "message.slots != self.shares.get(message.slot, ())",
+        "while a few slots bring the copies of all, nothing counts that others once brought to another order",
+        first=202_400,
+    ),
+    Mutation(
         "obey-an-old-start", "member",
         "if start.term <= self.term or self.workers.running:", "if self.workers.running:",
         "a Start is obeyed once, and never after an Abandon of its generation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,19 @@ def test_what_is_under_way_is_finished_first() -> None:
     assert uploads.uploaded(done(0, 10), 2, 101.0) is None, "said again"
     uploads.drop()
     assert uploads.wants(state(30), durable(10), 0.0, 101.0)
+
+
+def test_what_a_slot_brought_to_an_order_of_fewer_nodes_completes_no_folder() -> None:
+    """Two nodes have made the state, the first of three has both copies and is to bring them. What the others once
+    brought of it, each its own, is no part of that."""
+    uploads = Uploads(every=1, last=None)
+    uploads.give(Upload("job", TERM, state(10), None), 0.0, {0: (0, 1)})
+    assert uploads.uploaded(done(1, 10), 3, 1.0) is None
+    assert uploads.uploaded(done(0, 10), 3, 2.0) is None
+    both = replace(done(0, 10), files=done(0, 10).files + done(1, 10).files, slots=(0, 1))
+    pending = uploads.uploaded(both, 3, 3.0)
+    assert pending is not None
+    assert [file.name for file in pending.files] == ["__0_0.distcp", "__1_0.distcp"]
 
 
 def test_a_state_that_is_gone_gives_way_to_a_newer_one() -> None:

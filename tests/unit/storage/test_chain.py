@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lockstep_api.messages import Cut, RestorePoint, StateId, Term
+from lockstep_api.messages import Cut, RestorePoint, StateId, StoredFile, Term
 from lockstep_trainer.checkpoint.chain import Chain, resolve
 from lockstep_trainer.checkpoint.garbage import collect_garbage
 from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing
 from lockstep_trainer.checkpoint.retention import Keep
+from lockstep_trainer.checkpoint.upload import listing_of
 from lockstep_trainer.errors import CheckpointError, Corrupt, NotFenced, StoreError, Superseded, UserError
 from lockstep_trainer.storage import ObjectStore, open_store
 from samplerstates import sampler_state
@@ -42,6 +44,14 @@ def chain_of(store: ObjectStore, steps: int) -> tuple[Chain, list[RestorePoint]]
         chain.store.put(f"step-{number * 10}-e1-g1/.metadata", b"x")
         points.append(chain.commit(listing(number * 10, parent=points[-1] if points else None), ONE, "leader"))
     return chain, points
+
+
+def test_a_folder_that_lacks_a_ranks_files_gets_no_listing() -> None:
+    header = json.dumps(listing(10).model_dump(mode="json", exclude={"files", "parent"}))
+    files = [StoredFile(f"ranges-r{rank}.json", 8, "0" * 16) for rank in range(4)]
+    assert len(listing_of(header, None, files).files) == 4
+    with pytest.raises(Corrupt, match="step-10-e1-g1 lacks the files of 2 ranks, the first is rank 1"):
+        listing_of(header, None, [files[0], files[3]])
 
 
 def test_a_new_job_has_no_checkpoint_and_can_be_fenced(store: ObjectStore) -> None:

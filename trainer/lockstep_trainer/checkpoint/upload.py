@@ -85,11 +85,16 @@ def upload_rank(
 
 def listing_of(header: str, parent: RestorePoint | None, files: Iterable[StoredFile]) -> Listing:
     """The listing of a step folder that all slots have uploaded. Where ``header`` names a parent that one counts: the
-    uploader knows what the state descends from. Raises Corrupt where the header is no listing's."""
+    uploader knows what the state descends from. Raises Corrupt where the header is no listing's, and where a rank has
+    brought nothing: a rank without tensors has its ranges all the same."""
     raw: dict[str, Any] = {"parent": _wire(parent), **json.loads(header)}
     entries = sorted((FileEntry(**asdict(file)) for file in files), key=lambda file: file.name)
     raw["files"] = [entry.model_dump() for entry in entries]
-    return Listing.from_bytes(json.dumps(raw).encode(), "the header of an upload")
+    listing = Listing.from_bytes(json.dumps(raw).encode(), "the header of an upload")
+    names = {file.name for file in listing.files}
+    if missing := [rank for rank in range(listing.layout.world_size) if ranges_file(rank) not in names]:
+        raise Corrupt(f"{listing.folder} lacks the files of {len(missing)} ranks, the first is rank {missing[0]}")
+    return listing
 
 
 def _file_checksum(held: Reading, number: int) -> tuple[str, tuple[tuple[int, int, str], ...]]:

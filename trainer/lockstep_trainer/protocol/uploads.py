@@ -82,7 +82,7 @@ class Uploads:
         """A slot's files are there; returns what is to be committed once all are."""
         if self.order is None or message.state != self.order.state:
             return None
-        if message.slots != self.shares.get(message.slot, ()):
+        if message.slots != (self.shares.get(message.slot) if self.shares else ()):
             return None  # to an order of another number of nodes: it says nothing of the files that are wanted now
         self.problems.pop(message.slot, None)
         known, wanted = len(self.done), len(self.shares) or slots
