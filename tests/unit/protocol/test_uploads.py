@@ -66,6 +66,8 @@ def test_what_a_slot_brought_to_an_order_of_fewer_nodes_completes_no_folder() ->
     uploads.give(Upload("job", TERM, state(10), None), 0.0, {0: (0, 1)})
     assert uploads.uploaded(done(1, 10), 3, 1.0) is None
     assert uploads.uploaded(done(0, 10), 3, 2.0) is None
+    uploads.failed(UploadProblem("job", TERM, 1, state(10), "not in memory", gone=True))
+    assert uploads.problem is None, "nor is it a problem that another has its own no more"
     both = replace(done(0, 10), files=done(0, 10).files + done(1, 10).files, slots=(0, 1))
     pending = uploads.uploaded(both, 3, 3.0)
     assert pending is not None

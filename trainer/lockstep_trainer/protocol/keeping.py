@@ -138,7 +138,7 @@ class Keeping:
         self.uploads.failed(message)
         leader.reports.dirty = True
         order = self.uploads.order
-        if self.uploads.shares and message.gone and order and message.state == order.state:
+        if self.uploads.shares and order and (said := self.uploads.problems.get(message.slot)) and said.gone:
             self.tries[order.state] = TRIES  # the next older one, then
             self.uploads.drop()
         return self.go_on(leader, now)

@@ -96,7 +96,8 @@ class Uploads:
 
     def failed(self, message: UploadProblem) -> None:
         """A slot's files do not get there."""
-        if self.order is not None and message.state == self.order.state and message.slot not in self.done:
+        order = self.order_for(message.slot)
+        if order is not None and message.state == order.state:
             self.problems[message.slot] = message
 
     def drop(self) -> None:
