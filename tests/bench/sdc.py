@@ -1,10 +1,10 @@
 """Silent data corruption: bits flipped on 8 ranks, and which of them ring replay finds.
 
-    python tests/bench/sdc.py [--each 84] [--layouts dp8,dp4-tp2] [--parts trials,delays,clean,cost] [--minutes 30]
-        [--state build/sdc.jsonl] [--write]
+    python tests/bench/sdc.py [--each 84] [--layouts dp8,dp4-tp2] [--parts trials,delays,clean,cost] [--kinds sampled,update]
+        [--minutes 30] [--state build/sdc.jsonl] [--write]
 
 trials: ``--each`` faults of every layout, by seed over sites, bits, layers, ranks and rates, on steps that are all
-replayed, and some of each kind that is out of reach (`corruption.trial`). A rank that is named is put aside, as the job
+replayed, and some of each other kind (`corruption.trial`): in memory, in updates, out of reach. A rank that is named is put aside, as the job
 would do, before the step is computed again. delays: steps until a fault is found when a share of them is replayed, on
 four ranks, and over steps that nobody computes (`corruption.virtual`). clean: steps without a fault. cost: CPU time.
 
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / each) for each in ("tests", "trainer", "crds")]
@@ -34,7 +35,7 @@ from corruption.kept import Kept, What  # noqa: E402
 from corruption.picture import draw  # noqa: E402
 from corruption.ranks import yielded  # noqa: E402
 from corruption.sums import summary, tables  # noqa: E402
-from corruption.trial import LAYOUTS, RATES, Trial, delays, rounds  # noqa: E402
+from corruption.trial import LAYOUTS, RATES, Kind, Trial, delays, rounds  # noqa: E402
 from corruption.world import play  # noqa: E402
 
 PARTS = ("trials", "delays", "clean", "cost")
@@ -140,7 +141,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--each", type=int, default=84, help="faults within reach of every layout; default 84")
-    parser.add_argument("--beyond", type=int, default=4, help="of each kind out of reach, of every layout; default 4")
+    parser.add_argument("--beyond", type=int, default=4, help="of each other kind, of every layout; default 4")
+    parser.add_argument("--kinds", default=",".join(get_args(Kind)), help="of trials; default: all")
     parser.add_argument("--delays", type=int, default=20, help="of each share and rate; default 20")
     parser.add_argument("--steps", type=int, default=10_000, help="without a fault; default 10000")
     parser.add_argument("--rounds", type=int, default=10, help="of the cost; default 10")
@@ -151,7 +153,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="add to docs/results/sdc.json")
     arguments = parser.parse_args()
     layouts, parts = arguments.layouts.split(","), arguments.parts.split(",")
-    for given, known, option in ((layouts, tuple(LAYOUTS), "--layouts"), (parts, PARTS, "--parts")):
+    kinds = arguments.kinds.split(",")
+    known_options = (
+        (layouts, tuple(LAYOUTS), "--layouts"), (parts, PARTS, "--parts"), (kinds, get_args(Kind), "--kinds"),
+    )  # fmt: skip
+    for given, known, option in known_options:
         for name in given:
             if name and name not in known:
                 parser.error(f"argument {option}: there is no {name!r}; there are {', '.join(known)}")
@@ -164,7 +170,8 @@ def main() -> None:
         if "delays" in parts:
             bench.virtual(300)
         if "trials" in parts:
-            bench.trials(list(rounds(arguments.each, arguments.beyond, SEED, layouts)))
+            worlds = rounds(arguments.each, arguments.beyond, SEED, layouts)
+            bench.trials([[trial for trial in world if trial.kind in kinds] for world in worlds])
         if "delays" in parts:
             bench.trials(list(delays(arguments.delays, SEED)))
         if "clean" in parts:
