@@ -1,12 +1,13 @@
 """Silent data corruption: bits flipped on 8 ranks, and which of them ring replay finds.
 
-    python tests/bench/sdc.py [--each 84] [--layouts dp8,dp4-tp2] [--parts trials,delays,clean,cost] [--kinds sampled,update]
-        [--minutes 30] [--state build/sdc.jsonl] [--write]
+    python tests/bench/sdc.py [--each 84] [--layouts dp8,dp4-tp2] [--parts trials,delays,clean,cost]
+        [--kinds sampled,update] [--minutes 30] [--state build/sdc.jsonl] [--write]
 
 trials: ``--each`` faults of every layout, by seed over sites, bits, layers, ranks and rates, on steps that are all
-replayed, and some of each other kind (`corruption.trial`): in memory, in updates, out of reach. A rank that is named is put aside, as the job
-would do, before the step is computed again. delays: steps until a fault is found when a share of them is replayed, on
-four ranks, and over steps that nobody computes (`corruption.virtual`). clean: steps without a fault. cost: CPU time.
+replayed, and some of each other kind (`corruption.trial`): in memory, in updates, out of reach. A rank that is named is
+put aside, as the job would do, before the step is computed again. delays: steps until a fault is found when a share of
+them is replayed, on four ranks, and over steps that nobody computes (`corruption.virtual`). clean: steps without a
+fault. cost: CPU time.
 
 What was done goes into the state file: a run that was stopped goes on from there. With --write the sums go into
 docs/results/sdc.json, behind those of runs before, and the picture to docs/results/sdc.svg.
