@@ -32,7 +32,7 @@ LOOP_SECONDS = (0.4, 1.2)
 SHRINK_SECONDS = 3.0
 GROW_SECONDS = 10.0
 """What the leader may take for a last checkpoint before more nodes train."""
-AGREED_SILENCE = 5.0
+AGREED_SILENCE, LEAST_SILENCE = 5.0, 2.0
 LEADER_DEADLINE = 20.0
 
 
@@ -213,7 +213,9 @@ class Operator:
             for uid, (at, found) in self.inventories.items()
             if uid != pod.uid and now - at < AGREED_SILENCE and found.leader_silent is not None
         ]
-        return silence >= AGREED_SILENCE and bool(others) and all(quiet >= AGREED_SILENCE for quiet in others)
+        if not others or min(others) < AGREED_SILENCE:
+            return False
+        return silence >= max(LEAST_SILENCE, 2 * AGREED_SILENCE - min(others))
 
     def _answers(self, pod: Pod, now: float) -> bool:
         found = self.inventories.get(pod.uid)

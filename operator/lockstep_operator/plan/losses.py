@@ -20,6 +20,9 @@ from lockstep_operator.plan.times import unix
 
 AGREED_SILENCE = 5.0
 """Seconds of silence after which a leader is lost if a second witness agrees (PROTOCOLS §3.5: leaderDeadline)."""
+LEAST_SILENCE = 2.0
+"""An operator that has just taken over has tried to reach the leader for so long at least. Seconds that the members'
+silence is beyond AGREED_SILENCE need no waiting of its own: both together count as twice that."""
 POD_GIVEN_UP = frozenset({"pod", "spare", "shrink", "requeue"})
 """Rungs of a record whose pod is gone: one loss each."""
 UNFIT = "PreflightFailed"
@@ -186,7 +189,7 @@ def leader_lost(job: TrainingJob, pod: Pod, observed: Observed, now: float) -> s
     heard = [member.leader_silent for member in others if member.leader_silent is not None]
     if any(seconds < AGREED_SILENCE for seconds in heard):
         return None  # only the operator's own connection is broken
-    if heard and silence >= AGREED_SILENCE:
+    if heard and silence >= max(LEAST_SILENCE, 2 * AGREED_SILENCE - min(heard)):
         return "stream"
     # One witness. An operator that reaches nobody blames its own network, unless there is nobody else to ask.
     alone = job.spec.nodes + job.spec.spares == 1

@@ -50,7 +50,11 @@ def members_say(world: World, silent: float | None) -> None:
     ("silence", "members", "node_ready", "nodes", "lost"),
     [
         (1.0, 6.0, True, 3, False),  # too early
-        (6.0, 6.0, True, 3, True),  # operator and members agree
+        (5.0, 5.0, True, 3, True),  # operator and members agree
+        (2.0, 7.9, True, 3, False),
+        (2.0, 8.0, True, 3, True),  # an operator that came later
+        (1.9, 60.0, True, 3, False),
+        (60.0, 4.9, True, 3, False),
         (300.0, 0.5, True, 3, False),  # only the operator's own connection is broken
         (59.0, None, True, 3, False),  # one witness: not before the deadline
         (61.0, None, True, 3, True),
