@@ -20,7 +20,7 @@ from corruption.setting import MIXTURE, Setting, batch_of, build, on_ranks
 from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.errors import UserError
-from lockstep_trainer.inject import Fault, Injector, Site
+from lockstep_trainer.inject import Fault, Injector, Site, flip_bit
 from lockstep_trainer.optim.adamw import Pairs
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.parallel.engine import Engine
@@ -73,9 +73,15 @@ def plainly(setting: Setting) -> str:
 
 
 def replayed(
-    setting: Setting, faults: Sequence[Fault] = (), *, share: float = 1.0, from_step: int = 2
+    setting: Setting,
+    faults: Sequence[Fault] = (),
+    *,
+    share: float = 1.0,
+    from_step: int = 2,
+    known: Callable[[Callable[[], Tensor]], Tensor] | None = None,
 ) -> tuple[str, list[Disagreement]]:
-    """Training with replays, and what they found. The faults are there from a step on."""
+    """Training with replays, and what they found. The faults are there from a step on, and then ``known`` is what
+    known numbers are computed by."""
     engine = build(setting)
     injector = Injector(engine.parts, engine.meshes.rank) if faults else None
     heard: list[Disagreement] = []
@@ -87,6 +93,7 @@ def replayed(
     def compute(step: int, batch: Batch) -> Tensor:
         if injector is not None and step == from_step:
             injector.arm(faults)
+            ring.known.compute = known or ring.known.compute
         return replay.forward_backward(step, batch, setting.tokens)
 
     return train(setting, engine, compute, replay.update), heard
@@ -166,6 +173,13 @@ def striking_once(fault: Fault) -> Fault:
         if [stream.random() < fault.rate for _ in range(8)] == [True, *7 * [False]]:
             return seeded
     raise AssertionError
+
+
+def wrong_products(work: Callable[[], Tensor]) -> Tensor:
+    """As a device computes them whose products are always wrong."""
+    made = work()
+    flip_bit(made, element=7, bit=BIT)
+    return made
 
 
 def _verdicts(heard: list[Disagreement]) -> list[Verdict]:
@@ -249,6 +263,35 @@ def test_with_two_units_a_passing_fault_names_its_rank_and_a_lasting_one_its_pla
                 assert set(verdict.ranks) == {CULPRIT, units.counterpart(CULPRIT, 1)}, (fault, verdict)
 
     on_ranks(tmp_path, 4, body)
+
+
+def test_with_two_units_known_numbers_tell_who_is_always_wrong(tmp_path: Path) -> None:
+    """The device's products are wrong, whatever it multiplies."""
+    setting = TWO_UNITS["tensor"]
+
+    def body(rank: int) -> None:
+        _, heard = replayed(setting, faults()[:1], known=wrong_products if rank == CULPRIT else None)
+        assert [(each.step, each.run, each.rejected) for each in heard] == [
+            (2, 1, True), (2, 2, False), (3, 1, True), (3, 2, False),
+        ]  # fmt: skip
+        for verdict in _verdicts(heard):
+            assert (verdict.kind, verdict.ranks, verdict.point.phase) == ("permanent", (CULPRIT,), "check")
+
+    on_ranks(tmp_path, 4, body)
+
+
+def test_one_unit_is_told_by_known_numbers_of_a_fault_that_it_repeats(tmp_path: Path) -> None:
+    setting = Setting(Layout(tensor=2), micro_batches=1)
+    bad = [replace(fault, rank=1) for fault in faults()[:1]]
+
+    def body(rank: int) -> None:
+        _, heard = replayed(setting, bad)
+        assert heard == [], "by its own computation alone"
+        _, heard = replayed(setting, bad, known=wrong_products if rank == 1 else None)
+        found = [(each.step, each.rejected, each.verdicts[0].ranks) for each in heard]
+        assert found == [(2, False, (1,)), (3, False, (1,))]
+
+    on_ranks(tmp_path, 2, body)
 
 
 def test_steps_that_are_not_sampled_are_computed_by_the_engine_alone(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["forward", "backward", "update"]
+Phase = Literal["forward", "backward", "update", "check"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Point:
     phase: Phase
     name: str
     """The module whose output, or in the backward pass whose input's gradient it is, or the parameter whose gradient
-    it is, or whose update."""
+    it is, or whose update; what was computed of known numbers."""
     local: bool
     """This rank made it out of what is compared as well. False: a collective stands between, so that another rank of
     the unit may be to blame."""

@@ -46,7 +46,7 @@ class Replay:
         self._sound = False  # nothing was found in it
         if ring is not None:
             self._memory = Memory(ring.units, control)
-            self._updates = Updates(ring.neighbours, engine.meshes.rank, control)
+            self._updates = Updates(ring.neighbours, engine.meshes.rank, control, ring.known)
 
     @classmethod
     def of(
@@ -91,6 +91,8 @@ class Replay:
         self._compared, self._sound = step, self._ring.agreed == step
         # The state behind the step before may have been copied since: it is that one which is in doubt.
         self._hear(step - 1, self._memory.found(step))
+        if self._ring.units.number == 1:  # which repeats whatever it always does wrong
+            self._hear(step, self._ring.known.found())
         return sums
 
     @contextmanager

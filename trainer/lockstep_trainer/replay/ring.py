@@ -21,6 +21,7 @@ from lockstep_trainer.replay.compare import FIRST, Difference, Pair, Verdict, ar
 from lockstep_trainer.replay.copies import judge_copies
 from lockstep_trainer.replay.digest import digest
 from lockstep_trainer.replay.effects import Effects, set_random_state
+from lockstep_trainer.replay.known import Known
 from lockstep_trainer.replay.neighbours import Neighbours
 from lockstep_trainer.replay.points import Point, order
 from lockstep_trainer.replay.sampling import Sampling
@@ -69,6 +70,7 @@ class Ring:
         self._engine, self._control, self._report = engine, control, report
         self.units = Units(engine.layout)
         self.neighbours = Neighbours(self.units, engine.meshes.rank, engine.device)
+        self.known = Known(self.units, control, device=engine.device, dtype=engine.dtype)
         self.sampling = sampling
         stages = engine.layout.stages_of(engine.meshes.at.pipeline)
         self._taps = Taps(engine.parts, stages, engine.layout, compiled=compiled)
@@ -160,6 +162,8 @@ class Ring:
                 "set action to Off"
             )
         self._points = tuple(found)
+        if self.units.number < len(FIRST + arbiters(3)):  # too few to outvote each other
+            self.known.remember()
 
     def _vector(self, found: Digests) -> Tensor:
         """Digests in an order that all units share, (points,) int64; 0 where one is missing."""
@@ -183,8 +187,9 @@ class Ring:
         own = {pair: _earliest(self._points, differ) for pair, differ in points.items() if differ}
         copies = judge_copies(self.units, from_all(self._own_parameters(), self._control))
         verdicts = copies or judge(self.units, from_all(own, self._control))
-        undecided = all(verdict.unit is None for verdict in verdicts)
-        if calibration and undecided and not copies:
+        if not copies and _undecided(verdicts):
+            verdicts = self.known.found() or verdicts
+        if calibration and not copies and _undecided(verdicts):
             for pair, differ in points.items():
                 self._excluded.setdefault(pair, set()).update(differ)
         else:
@@ -207,6 +212,11 @@ class Ring:
 def _lasts(verdicts: Sequence[Verdict]) -> bool:
     """Another run would find the same."""
     return bool(verdicts) and all(verdict.kind != "intermittent" for verdict in verdicts)
+
+
+def _undecided(verdicts: Sequence[Verdict]) -> bool:
+    """Nobody can say who is wrong."""
+    return all(verdict.unit is None for verdict in verdicts)
 
 
 def _sorted(points: Sequence[Point] | Digests) -> list[Point]:
