@@ -7,6 +7,8 @@ What a caller can act on decides the class: a ``UserError`` ends the job with a 
 
 from __future__ import annotations
 
+import traceback
+
 
 class TrainerError(Exception):
     """Base of everything that this package raises on purpose. Its text is a sentence for people."""
@@ -57,3 +59,15 @@ class Superseded(CheckpointError):
 
 class NotFenced(CheckpointError):
     """``latest`` belongs to an older term: fence before committing."""
+
+
+def let_go(error: BaseException) -> None:
+    """Clear the variables of the frames that ``error`` came through, and those that led to it.
+
+    A traceback holds its frames and they what they worked on, a mapped buffer say; and frames that hold the error, a
+    list of futures among their variables, wait with all that for the next collection of cycles.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__

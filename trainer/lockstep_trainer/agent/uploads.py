@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lockstep_api.messages import StateId
 from lockstep_trainer.checkpoint.snapshots import BUDDIES, NoSnapshotError, held, rank_folder
-from lockstep_trainer.errors import Corrupt, TrainerError
+from lockstep_trainer.errors import Corrupt, TrainerError, let_go
 from lockstep_trainer.protocol.effects import UploadState
 from lockstep_trainer.protocol.events import Event, StateUploaded, UploadFailed
 
@@ -127,14 +127,18 @@ class Uploads:
         def sent(count: int) -> None:
             self.bytes += count
 
-        return upload_rank(
-            self._folder(order.state, rank),
-            order.state,
-            order.parent,
-            self._open(),
-            wanted=lambda: self._order is order,
-            sent=sent,
-        )
+        try:
+            return upload_rank(
+                self._folder(order.state, rank),
+                order.state,
+                order.parent,
+                self._open(),
+                wanted=lambda: self._order is order,
+                sent=sent,
+            )
+        except Exception as error:
+            let_go(error)
+            raise
 
     def _folder(self, state: StateId, rank: int) -> Path:
         """Where its snapshot lies: at home, or among those that are kept for a buddy."""
