@@ -1,5 +1,5 @@
-"""An upload that fails lets go of its buffer at once: an agent whose store is away tries for hours, and what a failure's
-traceback holds would keep each try's mapping, and a descriptor with it, until a collection comes by."""
+"""An upload that fails lets go of its buffer at once: an agent whose store is away tries for hours, and what the
+tracebacks hold would keep each try's mapping, and a descriptor with it, until a collection comes by."""
 
 from __future__ import annotations
 
