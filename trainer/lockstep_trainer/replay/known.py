@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lockstep_trainer.agreement import from_all
+from lockstep_trainer.optim.adamw import adamw_update
 from lockstep_trainer.replay.compare import Verdict
 from lockstep_trainer.replay.digest import digest
 from lockstep_trainer.replay.points import Point
@@ -120,8 +121,17 @@ def _works(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], T
         "product of transposed matrices": lambda: a.T @ b.T,
         "softmax": lambda: a.float().softmax(-1),
         "sum": lambda: a.float().sum(0),
-        "root and quotient": lambda: b.float() / (a.float().square() + 1e-6).sqrt(),
+        "update": lambda: _update(a, b),
     }
+
+
+def _update(a: Tensor, b: Tensor) -> Tensor:
+    """AdamW's, by its own kernel."""
+    parameter, gradient, first, second = 2 * a.float(), b.float(), 0.1 * a.float(), b.float().square()
+    group = {"betas": (0.9, 0.95), "lr": 1e-3, "weight_decay": 0.1, "eps": 1e-8}
+    steps = torch.full((), 10.0, device=a.device)
+    adamw_update([parameter], [gradient], [first], [second], steps=[steps], group=group)
+    return torch.stack([parameter, first, second])
 
 
 def _kind(device: torch.device) -> str:
