@@ -58,12 +58,12 @@ def test_a_commit_says_where_it_is_and_what_its_state_passed(tmp_path: Path) -> 
         durable = DurableStore(job(tmp_path), tmp_path, said.put_nowait)
         durable.choose(ONE)
         assert (await told(said, events.RestoreChosen)).restore is None
-        file = StoredFile("__0_0.distcp", 4, crc64nvme(b"data"))
-        durable.commit(Commit(ONE, STATE, None, header(STATE), (file,)))
+        files = tuple(StoredFile(name, 4, crc64nvme(b"data")) for name in ("__0_0.distcp", "ranges-r0.json"))
+        durable.commit(Commit(ONE, STATE, None, header(STATE), files))
         done = await told(said, events.CommitDone)
         assert done.restore.state == STATE
         assert done.uri == f"file://{tmp_path}/store/{PREFIX}/step-10-e1-g1/manifest.json"
-        assert (done.size, done.verified) == (4, CHECKS)
+        assert (done.size, done.verified) == (8, CHECKS)
         durable.close()
 
     asyncio.run(run())
