@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lockstep_trainer.errors import TrainerError
 
@@ -35,3 +37,10 @@ def from_all(value: T, group: dist.ProcessGroup | None) -> list[T]:
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+def anywhere(flag: Tensor) -> bool:
+    """Whether ``flag``, a bool scalar, is true on some rank of the world: one all-reduce on its device."""
+    number = flag.to(torch.int64)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX)
+    return bool(number)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import compress
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lockstep_trainer.agreement import from_all
+from lockstep_trainer.agreement import anywhere, from_all
 from lockstep_trainer.optim.adamw import Pairs
 from lockstep_trainer.parallel.sharded import local_shard
 from lockstep_trainer.replay.compare import Verdict
@@ -45,7 +46,10 @@ class Memory:
         then, self._then = self._then, None
         if then is None:
             return ()
-        changed = from_all(then.changed(), self._control)
+        names, differ = then.compared()
+        if not anywhere(differ.any()):
+            return ()
+        changed = from_all(tuple(compress(names, differ.tolist())), self._control)
         if by_software(changed):
             log.warning(
                 "parameters or moments were changed on purpose between the updates of steps %d and %d (%s): this "
@@ -63,13 +67,11 @@ class Resting:
         self._parameters, self._optimizer = parameters, optimizer
         self._then = dict(self._now())
 
-    def changed(self) -> tuple[str, ...]:
-        """Names of the tensors that have other bits now, in order. Those that were not there then are passed over."""
-        pairs = [(name, self._then[name], now) for name, now in self._now() if name in self._then]
-        if not pairs:
-            return ()
-        differ = torch.stack([then != now for _, then, now in pairs]).tolist()
-        return tuple(name for (name, _, _), other in zip(pairs, differ, strict=True) if other)
+    def compared(self) -> tuple[list[str], Tensor]:
+        """Names of the tensors, in order, and which of them have other bits now, (names,) bool, on their device. Those
+        that were not there then are passed over."""
+        pairs = [(name, self._then[name] != now) for name, now in self._now() if name in self._then]
+        return [name for name, _ in pairs], torch.stack([differs for _, differs in pairs])
 
     def _now(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._parameters:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lockstep_trainer.agreement import from_all
+from lockstep_trainer.agreement import anywhere, from_all
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.parallel.engine import Engine
@@ -102,7 +102,7 @@ class Ring:
                 self._know(found)
                 own = self._vector(found)
                 theirs = self.neighbours.shift(self._vector(replayed), -1)
-                if not self._anywhere(self._differ(own, theirs, (0, 1))):
+                if not anywhere(self._differ(own, theirs, (0, 1)).any()):
                     self.agreed = step if run == 1 else self.agreed
                     return sums
             if run == RUNS or _lasts(verdicts):
@@ -141,12 +141,6 @@ class Ring:
             fields += [piece.positions, piece.documents]
         return Batch(*self.neighbours.shift(torch.stack(fields), distance).unbind())
 
-    def _anywhere(self, differ: Tensor) -> bool:
-        """Whether a rank of the world sees a difference."""
-        flag = differ.any().to(torch.int64)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
-
     # --- points -------------------------------------------------------------------------------------------------
 
     def _know(self, found: Digests) -> None:
@@ -156,7 +150,7 @@ class Ring:
         names = "\n".join(repr(point) for point in _sorted(found))
         mine = int.from_bytes(hashlib.blake2b(names.encode(), digest_size=8).digest(), "little", signed=True)
         theirs = self.neighbours.shift(torch.tensor([mine], device=self._engine.device), -1)
-        if self._anywhere(theirs != mine):
+        if anywhere(theirs[0] != mine):
             raise UserError(
                 "resilience.corruption: what the model computes depends on its data, so that ranks can't be compared; "
                 "set action to Off"

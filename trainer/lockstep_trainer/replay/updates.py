@@ -13,14 +13,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, compress
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lockstep_trainer.agreement import from_all
+from lockstep_trainer.agreement import anywhere, from_all
 from lockstep_trainer.optim.adamw import Pairs, adamw_groups, adamw_update, local_gradient
 from lockstep_trainer.parallel.sharded import local_shard
 from lockstep_trainer.replay.compare import FIRST, Difference, Pair, Verdict, arbiters, judge
@@ -71,7 +71,7 @@ class Updates:
         self.looks = True
         """False: something speaks against comparing updates in this generation."""
         self._subjects: list[_Subject] = []
-        self._expected: list[Tensor] = []  # digests of what this rank's update must leave
+        self._expected = torch.empty(0)  # digests of what this rank's update must leave, (subjects,)
 
     def before(self, step: int, parameters: Pairs, optimizer: torch.optim.Optimizer) -> tuple[Verdict, ...]:
         """The optimizer's step ``step`` comes next, gradients are ready: compute it here and elsewhere. Verdicts on who
@@ -79,12 +79,9 @@ class Updates:
         self._subjects = list(_subjects(parameters, optimizer)) if self.looks else []
         if not self._subjects:
             return ()
-        own = self._computed(0)
-        self._expected = list(own.unbind())
+        own = self._expected = self._computed(0)
         vectors = [own, self._neighbours.shift(self._computed(1), -1)]
-        differ = (vectors[0] != vectors[1]).any().to(torch.int64)
-        dist.all_reduce(differ, op=dist.ReduceOp.MAX)
-        if not differ:
+        if not anywhere((vectors[0] != vectors[1]).any()):
             return ()
         for distance in arbiters(self._units.number):
             vectors.append(self._neighbours.shift(self._computed(distance), -distance))
@@ -103,9 +100,11 @@ class Updates:
         if not subjects:
             return ()
         made = torch.stack([_digest([each.left(start) for start in _starts(each)], each) for each in subjects])
-        differ = (made != torch.stack(self._expected)).tolist()
-        names = tuple(each.name for each, wrong in zip(subjects, differ, strict=True) if wrong)
-        changed = from_all(names, self._control)
+        differ = made != self._expected
+        if not anywhere(differ.any()):
+            return ()
+        names = compress((each.name for each in subjects), differ.tolist())
+        changed = from_all(tuple(names), self._control)
         if by_software(changed):
             log.warning(
                 "step %d: the optimizer's update is not what AdamW makes of the same numbers (%s): this generation "
