@@ -162,7 +162,7 @@ def main() -> None:
         for name in given:
             if name and name not in known:
                 parser.error(f"argument {option}: there is no {name!r}; there are {', '.join(known)}")
-    console = Console(width=140)
+    console = Console(width=140, markup=False)  # errors have brackets of their own
     kept = Kept(arguments.state)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(kept, 60 * arguments.minutes, Path(folder), console.print)
