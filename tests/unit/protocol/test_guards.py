@@ -226,3 +226,18 @@ def test_a_snapshot_that_workers_gave_up_on_is_not_tried_again() -> None:
 
 def launches(effects: list[Effect]) -> int:
     return sum(isinstance(effect, Launch) for effect in effects)
+
+
+def test_a_fault_that_waits_for_its_judgement_outlives_the_leaders_agent() -> None:
+    """A worker and the leader's agent killed at once: the generation is over, and what ended it is not told yet."""
+    leader = leading()
+    leader.handle(events.StoreLost("killed"), 2.0)
+    assert leader.running is None
+    again = Leader(leader.plan, leader.membership, leader.memory(), 3.0)
+    again.begin(3.0)
+    here = Inventory(JOB, "pod", "uid", "boot", Term(1, 1), 1, 0, None, 0, None, 1, 1)
+    again.handle(events.MemberConnected(1, Join(JOB, 1, 0, here)), 3.0)
+    again.handle(events.MemberSaid(1, Quiesced(JOB, again.abandoned, 0)), 3.0)
+    (report,) = again.reports.unacknowledged
+    assert (report.cause, report.term, report.at) == ("StoreLost", Term(1, 1), 2.0)
+    assert not again.verdicts.suspects

@@ -59,6 +59,8 @@ class LeaderMemory:
     finished: Finished | None = None
     keeping: KeepingMemory | None = None
     anchor: RestorePoint | None = None
+    suspects: tuple[Fault, ...] = ()
+    """Of the generation that has just ended: it is judged once all members are quiet, by whoever leads then."""
 
 
 class Leader:
@@ -89,7 +91,8 @@ class Leader:
         self.last_start = self.running
         """Orders of the newest generation of this agent's, also once it is over."""
         history, used = (memory.faults, memory.used if same else policy.Used()) if memory else ((), policy.Used())
-        self.verdicts = Verdicts.resumed(plan.ladder, history, used)
+        suspects = memory.suspects if memory and same else ()
+        self.verdicts = Verdicts.resumed(plan.ladder, history, used, suspects)
         self.recovery = memory.recovery if memory else None
         ledger = memory.ledger if memory and same else None
         highest = memory.ledger.highest if memory and memory.ledger else 0
@@ -166,6 +169,7 @@ class Leader:
             finished=self.finished,
             keeping=self.keeping.memory(),
             anchor=self.durability.anchor,
+            suspects=tuple(self.verdicts.suspects),
         )
 
     @property

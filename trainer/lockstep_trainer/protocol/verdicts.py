@@ -91,6 +91,8 @@ class Verdicts:
         return lost
 
     @classmethod
-    def resumed(cls, ladder: Ladder, history: Iterable[Fault], used: policy.Used) -> Verdicts:
+    def resumed(
+        cls, ladder: Ladder, history: Iterable[Fault], used: policy.Used, suspects: Iterable[Fault] = ()
+    ) -> Verdicts:
         """With what an earlier leader remembered."""
-        return cls(ladder, list(history), used)
+        return cls(ladder, list(history), used, suspects=list(suspects))
