@@ -15,7 +15,8 @@ from forked import rendezvous_store, worker_folders
 from lockstep_trainer.faultorders import ORDER, Order
 from lockstep_trainer.inject import flip_bit
 from lockstep_trainer.parallel.layout import Layout
-from lockstep_trainer.replay.rest import Resting, by_software, judge_memory
+from lockstep_trainer.replay.changed import judge_changed, on_purpose
+from lockstep_trainer.replay.rest import Resting
 from lockstep_trainer.replay.units import Units
 from staged import run_kept, small_job
 
@@ -64,21 +65,21 @@ def test_what_a_flipped_bit_changed(where: Callable[..., torch.Tensor], names: t
 
 
 def test_what_all_do_is_no_hardware() -> None:
-    assert by_software([("a",), ("a",), ("a",), ()])
-    assert by_software([("a",)]), "of one rank nobody can tell"
-    assert not by_software([("a",), ()])
-    assert not by_software([(), ()])
+    assert on_purpose([("a",), ("a",), ("a",), ()])
+    assert on_purpose([("a",)]), "of one rank nobody can tell"
+    assert not on_purpose([("a",), ()])
+    assert not on_purpose([(), ()])
 
 
 def test_each_rank_that_changed_is_named_with_what_and_where() -> None:
     units = Units(Layout(pipeline=2, shard=2))
-    verdicts = judge_memory(units, [(), (), ("blocks.1.ffn.up.weight", "head.weight"), ()], since=7)
+    verdicts = judge_changed(
+        units, [(), (), ("blocks.1.ffn.up.weight", "head.weight"), ()], phase="forward", confidence=1.0,
+        evidence=lambda rank, what: f"on rank {rank}: {what}",
+    )  # fmt: skip
     (verdict,) = verdicts
     assert (verdict.ranks, verdict.unit, verdict.confidence) == ((2,), 0, 1.0)
-    assert verdict.evidence == (
-        "the memory of rank 2 did not keep what the update of step 7 left there: blocks.1.ffn.up.weight and 1 more "
-        "had other bits before the next one"
-    )
+    assert verdict.evidence == "on rank 2: blocks.1.ffn.up.weight and 1 more"
     assert str(verdict.point) == f"blocks.1.ffn.up.weight (forward, stage {units.layout.stages_of(1)[0]})"
 
 

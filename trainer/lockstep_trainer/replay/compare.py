@@ -19,7 +19,7 @@ less: nothing is decided on one comparison, and two units that are wrong at once
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -46,6 +46,13 @@ class Difference:
 
 Pair = tuple[int, int]
 """Two of a micro-batch's computations, by their places in FIRST + arbiters."""
+
+
+def all_pairs(units: int) -> Iterator[Pair]:
+    """Of a micro-batch that arbiters have computed too."""
+    return combinations(range(len(FIRST) + len(arbiters(units))), 2)
+
+
 Differences = Mapping[Pair, Difference]
 """What one rank found about the micro-batch of its own unit; pairs that agree are left out."""
 
@@ -82,6 +89,11 @@ class _Accusation:
     ranks: tuple[int, ...]  # of that unit
 
 
+def undecided(verdicts: Sequence[Verdict]) -> bool:
+    """Nobody can say who is wrong."""
+    return all(verdict.unit is None for verdict in verdicts)
+
+
 def judge(units: Units, found: Sequence[Differences], *, of: str = "micro-batches") -> tuple[Verdict, ...]:
     """Verdicts from what each rank found, by rank; none where all computations agree. ``of``: what was computed.
 
@@ -94,7 +106,7 @@ def judge(units: Units, found: Sequence[Differences], *, of: str = "micro-batche
         pairs = _of_unit(units, unit, found)
         if not pairs:
             continue
-        wrong = _outvoted(units.number, set(pairs))
+        wrong = _outvoted(units, set(pairs))
         for computation, pair in wrong:
             accusation = _accuse(units, unit, computation, pairs[pair])
             accused[accusation.unit].append(accusation)
@@ -126,21 +138,21 @@ def _offsets(units: int) -> tuple[int, ...]:
     return FIRST + arbiters(units) if units > 1 else (0, 0, *arbiters(1))
 
 
-def _outvoted(units: int, differ: set[Pair]) -> list[tuple[int, Pair]]:
+def _outvoted(units: Units, differ: set[Pair]) -> list[tuple[int, Pair]]:
     """The computations that are wrong, and the pair that shows where."""
-    offsets = _offsets(units)
+    offsets = _offsets(units.number)
     wrong: list[tuple[int, Pair]] = []
-    if units >= 3:
+    if units.outvote:
         for third in range(3):
             mine = {tuple(sorted((third, other))) for other in range(3) if other != third}
             if differ == mine:
                 wrong.append((third, min(differ)))
         return wrong
-    for first, second in combinations(range(len(offsets)), 2):
+    for first, second in all_pairs(units.number):
         if offsets[first] == offsets[second] and (first, second) in differ:
             wrong.append((first, (first, second)))
     # Of one unit's three computations, at least two pairs differ: that is one unit that disagrees with itself.
-    return wrong[:1] if units == 1 else wrong
+    return wrong[:1] if units.number == 1 else wrong
 
 
 def _accuse(units: Units, unit: int, computation: int, seen: list[tuple[int, Difference]]) -> _Accusation:
@@ -157,7 +169,7 @@ def _accuse(units: Units, unit: int, computation: int, seen: list[tuple[int, Dif
 
 
 def _verdict(units: Units, unit: int, accusations: list[_Accusation], of: str) -> Verdict:
-    total = len(_offsets(units.number)) if units.number >= 3 else units.number
+    total = len(_offsets(units.number)) if units.outvote else units.number
     named = {each.ranks for each in accusations if len(each.ranks) == 1}
     # A point before a collective knows more than one behind it; two that know better contradict each other.
     if len(named) == 1:
@@ -166,9 +178,9 @@ def _verdict(units: Units, unit: int, accusations: list[_Accusation], of: str) -
     else:
         ranks = tuple(sorted({rank for each in accusations for rank in each.ranks}))
         point = accusations[0].point
-    always = units.number >= 3 and len(accusations) == total
+    always = units.outvote and len(accusations) == total
     whose = ", ".join(str(each) for each in sorted({each.micro_batch for each in accusations}))
-    how = "was outvoted by two other units" if units.number >= 3 else "did not repeat itself"
+    how = "was outvoted by two other units" if units.outvote else "did not repeat itself"
     evidence = (
         f"unit {unit} {how} in {len(accusations)} of {total} computations ({of} of unit {whose}), first at {point}"
     )
@@ -179,7 +191,7 @@ def _verdict(units: Units, unit: int, accusations: list[_Accusation], of: str) -
 def _undecided(doubts: list[tuple[_Accusation, ...]], units: Units, of: str) -> Verdict:
     either, whose = doubts[0], ", ".join(str(each[0].micro_batch) for each in doubts)
     ranks = tuple(sorted({rank for each in either for rank in each.ranks}))
-    why = "no two agree" if units.number >= 3 else "each unit repeats itself"
+    why = "no two agree" if units.outvote else "each unit repeats itself"
     point = either[0].point
     evidence = f"the computations of the {of} of unit {whose} differ and {why}, first at {point}"
     return Verdict("undecided", None, ranks, point, 0.0, evidence)

@@ -8,19 +8,17 @@ weight, and compute alike. So each rank looks at its own memory, behind an updat
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import compress
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lockstep_trainer.agreement import anywhere, from_all
 from lockstep_trainer.optim.adamw import Pairs
 from lockstep_trainer.parallel.sharded import local_shard
+from lockstep_trainer.replay.changed import changed_tensors, judge_changed, on_purpose
 from lockstep_trainer.replay.compare import Verdict
 from lockstep_trainer.replay.digest import digest
-from lockstep_trainer.replay.points import Point
 from lockstep_trainer.replay.units import Units
 
 log = logging.getLogger(__name__)
@@ -46,18 +44,21 @@ class Memory:
         then, self._then = self._then, None
         if then is None:
             return ()
-        names, differ = then.compared()
-        if not anywhere(differ.any()):
-            return ()
-        changed = from_all(tuple(compress(names, differ.tolist())), self._control)
-        if by_software(changed):
+        changed = changed_tensors(*then.compared(), self._control)
+        if on_purpose(changed):
             log.warning(
                 "parameters or moments were changed on purpose between the updates of steps %d and %d (%s): this "
                 "generation does not look at memory any more", step - 1, step, next(filter(None, changed))[0],
             )  # fmt: skip
             self.looks = False
             return ()
-        return judge_memory(self._units, changed, step - 1)
+        return judge_changed(
+            self._units, changed, phase="forward", confidence=1.0,
+            evidence=lambda rank, what: (
+                f"the memory of rank {rank} did not keep what the update of step {step - 1} left there: {what} had "
+                "other bits before the next one"
+            ),
+        )  # fmt: skip
 
 
 class Resting:
@@ -83,25 +84,3 @@ class Resting:
                         continue
                     if type(local := local_shard(value)) is Tensor and local.is_floating_point():
                         yield f"{name}, {key}", digest(local)
-
-
-def by_software(changed: Sequence[Sequence[str]]) -> bool:
-    """Whether what changed, by rank, was changed on purpose: memory does not fail on more than half of the ranks at
-    once, while a callback, or an optimizer that trades weights for an evaluation, does the same on all."""
-    return 2 * sum(map(bool, changed)) > len(changed)
-
-
-def judge_memory(units: Units, changed: Sequence[Sequence[str]], since: int) -> tuple[Verdict, ...]:
-    """A verdict on each rank of which something has changed since the update of step ``since``; ``changed``: the names,
-    by rank. Pure."""
-    return tuple(_verdict(units, rank, names, since) for rank, names in enumerate(changed) if names)
-
-
-def _verdict(units: Units, rank: int, names: Sequence[str], since: int) -> Verdict:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    evidence = (
-        f"the memory of rank {rank} did not keep what the update of step {since} left there: {names[0]}{more} had "
-        "other bits before the next one"
-    )
-    point = Point(units.first_stage(rank), "forward", names[0], local=True)
-    return Verdict("intermittent", units.unit(rank), (rank,), point, 1.0, evidence)

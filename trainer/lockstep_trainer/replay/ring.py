@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,7 @@ from lockstep_trainer.batch import Batch
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.sharded import local_shard
-from lockstep_trainer.replay.compare import FIRST, Difference, Pair, Verdict, arbiters, judge
+from lockstep_trainer.replay.compare import Difference, Pair, Verdict, all_pairs, arbiters, judge, undecided
 from lockstep_trainer.replay.copies import judge_copies
 from lockstep_trainer.replay.digest import digest
 from lockstep_trainer.replay.effects import Effects, set_random_state
@@ -156,7 +155,7 @@ class Ring:
                 "set action to Off"
             )
         self._points = tuple(found)
-        if self.units.number < len(FIRST + arbiters(3)):  # too few to outvote each other
+        if not self.units.outvote:
             self.known.remember()
 
     def _vector(self, found: Digests) -> Tensor:
@@ -176,14 +175,14 @@ class Ring:
         """Find out who is wrong, from all computations of this unit's micro-batch."""
         points = {
             pair: self._which(self._differ(vectors[pair[0]], vectors[pair[1]], pair))
-            for pair in combinations(range(len(FIRST) + len(arbiters(self.units.number))), 2)
+            for pair in all_pairs(self.units.number)
         }
         own = {pair: _earliest(self._points, differ) for pair, differ in points.items() if differ}
         copies = judge_copies(self.units, from_all(self._own_parameters(), self._control))
         verdicts = copies or judge(self.units, from_all(own, self._control))
-        if not copies and _undecided(verdicts):
+        if not copies and undecided(verdicts):
             verdicts = self.known.found() or verdicts
-        if calibration and not copies and _undecided(verdicts):
+        if calibration and not copies and undecided(verdicts):
             for pair, differ in points.items():
                 self._excluded.setdefault(pair, set()).update(differ)
         else:
@@ -206,11 +205,6 @@ class Ring:
 def _lasts(verdicts: Sequence[Verdict]) -> bool:
     """Another run would find the same."""
     return bool(verdicts) and all(verdict.kind != "intermittent" for verdict in verdicts)
-
-
-def _undecided(verdicts: Sequence[Verdict]) -> bool:
-    """Nobody can say who is wrong."""
-    return all(verdict.unit is None for verdict in verdicts)
 
 
 def _sorted(points: Sequence[Point] | Digests) -> list[Point]:

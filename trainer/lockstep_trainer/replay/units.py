@@ -30,6 +30,11 @@ class Units:
         """How many units there are."""
         return self.layout.data_width // self.width
 
+    @property
+    def outvote(self) -> bool:
+        """There are enough of them that two which agree outvote a third."""
+        return self.number >= 3
+
     def unit(self, rank: int) -> int:
         """The unit of ``rank``."""
         return self.layout.data_rank(rank) // self.width

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, compress
 from typing import Any
 
 import torch
@@ -23,13 +22,12 @@ from torch import Tensor
 from lockstep_trainer.agreement import anywhere, from_all
 from lockstep_trainer.optim.adamw import Pairs, adamw_groups, adamw_update, local_gradient
 from lockstep_trainer.parallel.sharded import local_shard
-from lockstep_trainer.replay.compare import FIRST, Difference, Pair, Verdict, arbiters, judge
+from lockstep_trainer.replay.changed import changed_tensors, judge_changed, on_purpose
+from lockstep_trainer.replay.compare import Difference, Pair, Verdict, all_pairs, arbiters, judge, undecided
 from lockstep_trainer.replay.digest import digest
 from lockstep_trainer.replay.known import Known
 from lockstep_trainer.replay.neighbours import Neighbours
 from lockstep_trainer.replay.points import Point, order
-from lockstep_trainer.replay.rest import by_software
-from lockstep_trainer.replay.units import Units
 
 PIECE = 2**22
 """Elements that travel at once: 64 MiB of parameter, gradient and two moments in float32, and as much back."""
@@ -86,7 +84,7 @@ class Updates:
         for distance in arbiters(self._units.number):
             vectors.append(self._neighbours.shift(self._computed(distance), -distance))
         verdicts = judge(self._units, from_all(self._differences(vectors), self._control), of="updates")
-        if all(verdict.unit is None for verdict in verdicts):
+        if undecided(verdicts):
             if known := self._known.found():
                 return known
             # Who is right can't be said, nor will it be at the next step: it may be a kernel that adds up otherwise.
@@ -100,19 +98,20 @@ class Updates:
         if not subjects:
             return ()
         made = torch.stack([_digest([each.left(start) for start in _starts(each)], each) for each in subjects])
-        differ = made != self._expected
-        if not anywhere(differ.any()):
-            return ()
-        names = compress((each.name for each in subjects), differ.tolist())
-        changed = from_all(tuple(names), self._control)
-        if by_software(changed):
+        changed = changed_tensors([each.name for each in subjects], made != self._expected, self._control)
+        if on_purpose(changed):
             log.warning(
                 "step %d: the optimizer's update is not what AdamW makes of the same numbers (%s): this generation "
                 "does not compare updates any more", step, next(filter(None, changed))[0],
             )  # fmt: skip
             self.looks = False
             return ()
-        return judge_repeats(self._units, changed, step)
+        return judge_changed(
+            self._units, changed, phase="update", confidence=0.5,
+            evidence=lambda rank, what: (
+                f"rank {rank} computed the update of step {step} twice, and {what} had other bits"
+            ),
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -137,7 +136,7 @@ class Updates:
     def _differences(self, vectors: Sequence[Tensor]) -> dict[Pair, Difference]:
         """By pair of computations, the first parameter that they disagree on."""
         stage, found = self._units.first_stage(self._rank), {}
-        for pair in combinations(range(len(FIRST) + len(arbiters(self._units.number))), 2):
+        for pair in all_pairs(self._units.number):
             differ = (vectors[pair[0]] != vectors[pair[1]]).nonzero().flatten().tolist()
             if differ:
                 point = Point(stage, "update", self._subjects[differ[0]].name, local=True)
@@ -152,19 +151,6 @@ def updated(taken: Tensor, group: dict[str, Any], steps: Tensor) -> Tensor:
     parameter, gradient, first, second = taken.unbind()
     adamw_update([parameter], [gradient], [first], [second], steps=[steps.clone()], group=group)
     return taken[[0, 2, 3]]
-
-
-def judge_repeats(units: Units, changed: Sequence[Sequence[str]], step: int) -> tuple[Verdict, ...]:
-    """A verdict on each rank whose update left other bits than it had computed just before; ``changed``: of which
-    parameters, by rank. Pure."""
-    return tuple(_verdict(units, rank, names, step) for rank, names in enumerate(changed) if names)
-
-
-def _verdict(units: Units, rank: int, names: Sequence[str], step: int) -> Verdict:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    evidence = f"rank {rank} computed the update of step {step} twice, and {names[0]}{more} had other bits"
-    point = Point(units.first_stage(rank), "update", names[0], local=True)
-    return Verdict("intermittent", units.unit(rank), (rank,), point, 0.5, evidence)
 
 
 def _subjects(parameters: Pairs, optimizer: torch.optim.Optimizer) -> Iterator[_Subject]:
