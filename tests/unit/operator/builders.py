@@ -294,3 +294,10 @@ class World:
             if isinstance(message, Membership) and self.leader and self.leader.inventory:
                 said = replace(self.leader.inventory, leading=message.epoch, term=Term(message.epoch, 0))
                 self.leader = Leader(self.leader.pod_uid, True, self.now, inventory=said)
+
+
+def running(nodes: int = 3, spares: int = 0, **spec: Any) -> World:
+    """A job that has trained for ten steps."""
+    world = World(make_job(nodes=nodes, spares=spares, **spec))
+    world.train(step=10)
+    return world

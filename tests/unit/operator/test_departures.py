@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -15,15 +14,9 @@ from lockstep_operator.plan.nodes.jobwide import avoided, excluded
 from lockstep_operator.plan.nodes.score import THRESHOLD
 from lockstep_operator.plan.observed import Node, Observed, Pod
 from lockstep_operator.plan.times import rfc3339
-from unit.operator.builders import START, World, fault, finished, make_job, replace_request, summary
+from unit.operator.builders import START, World, fault, finished, make_job, replace_request, running, summary
 
 SPOT = Node("node-1", leaving="spot interruption (taint aws-node-termination-handler/spot-itn)")
-
-
-def running(spares: int = 0, **spec: Any) -> World:
-    world = World(make_job(nodes=2, spares=spares, **spec))
-    world.train(step=10)
-    return world
 
 
 def stops(world: World) -> list[Stop]:
@@ -36,7 +29,7 @@ def the_leader_has_stopped(world: World) -> None:
 
 
 def test_a_spot_notice_moves_the_slot_to_the_spare_after_a_last_checkpoint() -> None:
-    world = running(spares=1)
+    world = running(nodes=2, spares=1)
     world.nodes["node-1"] = SPOT
     world.settle()
     assert world.status.slots["1"] == "run-1-0"  # steps go on until the leader has its checkpoint
@@ -54,7 +47,7 @@ def test_a_spot_notice_moves_the_slot_to_the_spare_after_a_last_checkpoint() -> 
 
 
 def test_without_a_spare_the_other_pod_is_made_ready_before_anything_stops() -> None:
-    world = running()
+    world = running(nodes=2)
     world.auto = False
     world.nodes["node-1"] = SPOT
     world.settle()
@@ -72,7 +65,7 @@ def test_without_a_spare_the_other_pod_is_made_ready_before_anything_stops() -> 
 
 
 def test_the_other_pods_imports_are_loaded_before_anything_stops() -> None:
-    world = running()
+    world = running(nodes=2)
     world.auto = False
     world.nodes["node-1"] = SPOT
     world.settle()
@@ -84,7 +77,7 @@ def test_the_other_pods_imports_are_loaded_before_anything_stops() -> None:
 
 
 def test_a_vacant_slot_does_not_wait_for_imports_and_prefers_who_has_them() -> None:
-    world = running(spares=2)
+    world = running(nodes=2, spares=2)
     world.auto = False
     world.answers("run-2-0", warm=False)
     world.answers("run-3-0")
@@ -99,7 +92,7 @@ def test_a_vacant_slot_does_not_wait_for_imports_and_prefers_who_has_them() -> N
 
 
 def test_a_job_that_saves_its_last_step_is_not_stopped() -> None:
-    world = running(spares=1)
+    world = running(nodes=2, spares=1)
     world.say(newest=summary(100, world.now), state="finishing")
     world.nodes["node-1"] = SPOT
     world.settle()
@@ -108,7 +101,7 @@ def test_a_job_that_saves_its_last_step_is_not_stopped() -> None:
 
 
 def test_a_notice_that_is_withdrawn_takes_the_extra_pod_back() -> None:
-    world = running()
+    world = running(nodes=2)
     world.auto = False
     world.nodes["node-1"] = SPOT
     world.settle()
@@ -119,7 +112,7 @@ def test_a_notice_that_is_withdrawn_takes_the_extra_pod_back() -> None:
 
 
 def test_where_no_step_is_made_no_checkpoint_is_asked_for() -> None:
-    world = running(spares=1)
+    world = running(nodes=2, spares=1)
     world.now += 10
     world.nodes["node-1"] = SPOT
     world.settle()
@@ -129,7 +122,7 @@ def test_where_no_step_is_made_no_checkpoint_is_asked_for() -> None:
 
 def test_a_leaving_node_is_not_left_for_nothing() -> None:
     """Where no other pod comes up the job goes on as long as it can: giving up would only end it sooner."""
-    world = running()
+    world = running(nodes=2)
     world.auto = False
     world.nodes["node-1"] = SPOT
     for _ in range(20):
@@ -142,7 +135,7 @@ def test_a_leaving_node_is_not_left_for_nothing() -> None:
 
 def test_a_template_that_tolerates_every_taint_makes_no_storm_of_pods() -> None:
     """Its new pods come to the very node that is to be left, again and again."""
-    world = running(spares=1)
+    world = running(nodes=2, spares=1)
     world.nodes |= {name: replace(SPOT, name=name) for name in ("node-1", "node-2")}
     world.excluded = frozenset({"node-2"})
     world.usable = lambda node: not node.down  # type: ignore[method-assign]
@@ -156,7 +149,7 @@ def test_a_template_that_tolerates_every_taint_makes_no_storm_of_pods() -> None:
 
 
 def test_a_spare_on_a_leaving_node_is_replaced_without_a_charge() -> None:
-    world = running(spares=1)
+    world = running(nodes=2, spares=1)
     world.nodes["node-2"] = replace(SPOT, name="node-2")
     world.now += 60
     world.say(newest=summary(11, world.now))
@@ -167,7 +160,7 @@ def test_a_spare_on_a_leaving_node_is_replaced_without_a_charge() -> None:
 
 
 def test_a_node_that_is_only_cordoned_is_not_left() -> None:
-    world = running(spares=1)
+    world = running(nodes=2, spares=1)
     world.nodes["node-1"] = Node("node-1", cordoned=True)
     before = world.status
     world.settle()
@@ -186,7 +179,7 @@ def test_a_node_that_is_only_cordoned_is_not_left() -> None:
     ],
 )
 def test_an_unhealthy_gpu_is_left_where_it_is_known_to_be_the_pods_own(node: Node, device: str, leaves: bool) -> None:
-    world = running(spares=1)
+    world = running(nodes=2, spares=1)
     world.nodes["node-1"] = node
     world.pods["run-1-0"] = replace(world.pods["run-1-0"], bad_device=device)
     world.settle()
@@ -201,7 +194,7 @@ def test_an_unhealthy_gpu_is_left_where_it_is_known_to_be_the_pods_own(node: Nod
 
 def test_the_pod_that_is_made_ready_does_not_come_to_the_node_that_is_left() -> None:
     """A node with a sick GPU may have a healthy one to spare."""
-    world = running()
+    world = running(nodes=2)
     world.nodes["node-1"] = Node("node-1", gpus=8, gpus_healthy=7)
     world.pods["run-1-0"] = replace(world.pods["run-1-0"], bad_device="GPU-5")
     (new,) = world.step().create
@@ -209,7 +202,7 @@ def test_the_pod_that_is_made_ready_does_not_come_to_the_node_that_is_left() -> 
 
 
 def test_where_a_sick_gpu_has_stopped_the_steps_no_other_pod_is_waited_for() -> None:
-    world = running()
+    world = running(nodes=2)
     world.nodes["node-1"] = Node("node-1", gpus=2, gpus_healthy=1)
     world.now += 6
     world.step()
@@ -233,7 +226,7 @@ def test_a_device_plugin_that_restarts_during_a_long_start_is_no_fault() -> None
 
 
 def test_a_node_that_a_rule_named_gets_no_new_pod_of_the_job_for_a_day() -> None:
-    world = running()
+    world = running(nodes=2)
     assert world.leader is not None
 
     named = fault(1, 1, rung="pod", blame="Named", at=world.now)
@@ -251,7 +244,7 @@ def test_a_node_that_a_rule_named_gets_no_new_pod_of_the_job_for_a_day() -> None
 
 
 def test_a_rank_that_computes_wrong_numbers_costs_its_node_the_job_and_a_hard_word_across_jobs() -> None:
-    world = running()
+    world = running(nodes=2)
     assert world.leader is not None
     why = "unit 1 was outvoted at step 9"
     named = fault(1, 1, cause="Corruption", witness="arbiter", rung="pod", blame="Named", message=why, at=world.now)
@@ -313,7 +306,7 @@ def test_a_job_that_waits_says_which_nodes_it_may_not_use() -> None:
 
 
 def test_a_spare_on_an_excluded_node_is_moved_and_a_member_is_not() -> None:
-    world = running(spares=1)
+    world = running(nodes=2, spares=1)
     world.excluded = frozenset({"node-1", "node-2"})
     world.now += 60
     world.say(newest=summary(11, world.now))
@@ -323,7 +316,7 @@ def test_a_spare_on_an_excluded_node_is_moved_and_a_member_is_not() -> None:
 
 
 def test_nodes_that_others_find_at_fault_are_avoided_where_possible() -> None:
-    world = running()
+    world = running(nodes=2)
     world.nodes["npd"] = Node("npd", sick="KernelDeadlock")
     assert avoided(world.status, world.observed(), world.now) == ("npd",)
     assert excluded(world.status, world.observed()) == ()
