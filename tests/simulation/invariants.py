@@ -38,6 +38,8 @@ class Invariants:
         self.cuts: list[Cut] = []
         """Of faults that were judged."""
         self.newest_step = 0
+        self.told_to_stop: set[int] = set()
+        """Epochs in which the operator has said so."""
         self.stop_at: int | None = None
         """Newest step when the operator ended the job."""
         self.steps = 0
@@ -59,6 +61,7 @@ class Invariants:
         if (prefix, worker.rank) in self.joined_ranks:
             raise Violation(f"rank {worker.rank} joined {prefix} twice")
         self.joined_ranks.add((prefix, worker.rank))
+        self._has_record(start.term)
         older = [w for w in worker.pod.workers if w.works and w.start.term < start.term]
         if older:
             raise Violation(f"{worker.pod.name} runs workers of {older[0].start.term} and {start.term} at once")
@@ -74,6 +77,13 @@ class Invariants:
             raise Violation(f"{prefix} starts from {start.restore}, but {store.newest} is durable")
         if start.memory and newest and not self.descends(start.memory.state, newest):
             raise Violation(f"{prefix} starts from {start.memory.state}, which does not descend from {newest}")
+
+    def _has_record(self, term: Term) -> None:
+        """The fault that ended a generation which its epoch has outlived is on record. Who is told to stop may end it
+        without one, to bring what memory holds to the store."""
+        before = Term(term.epoch, term.generation - 1)
+        if before.generation and before not in self.journal.faults and term.epoch not in self.told_to_stop:
+            raise Violation(f"{term} follows {before}, and nothing says what ended that")
 
     def began(self, term: Term, state: StateId | None, *, fell_back: bool) -> None:
         """Workers have restored. What a cut excludes, or descends from that, is not started from any more."""

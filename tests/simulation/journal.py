@@ -1,4 +1,4 @@
-"""The run's journal as leaders write it: a step that an epoch goes on from has a line.
+"""The run's journal as leaders write it: a step that an epoch goes on from has a line, and so has each fault.
 
 Asked for is what a member's agent has told and lives to tell again. Streams here lose messages and let them overtake
 each other, which TCP does not: what was said once and came too late or never is not asked for either.
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 class Journal:
-    """Lines of steps, and what members have told of them."""
+    """Lines of steps and faults, and what members have told of steps."""
 
     def __init__(self) -> None:
         self._lines: set[tuple[Term, int]] = set()
+        self.faults: set[Term] = set()
+        """Generations that a fault has ended, as leaders say it."""
         self._told: dict[tuple[Term, int], set[Agent]] = {}
         """Generation and step → agents."""
         self._under_way: set[tuple[Term, int, int]] = set()
@@ -27,8 +29,11 @@ class Journal:
 
     def write(self, line: dict[str, Any]) -> None:
         """A leader's line."""
+        term = Term(line["epoch"], line["generation"])
         if line["kind"] == "step":
-            self._lines.add((Term(line["epoch"], line["generation"]), line["step"]))
+            self._lines.add((term, line["step"]))
+        elif line["kind"] == "fault":
+            self.faults.add(term)
 
     def said(self, message: Steps, agent: Agent) -> None:
         """A member sends this."""

@@ -69,6 +69,11 @@ MUTATIONS = (
         "a step of a generation that is over is in the journal, whoever has told of it: there may be a state of it",
     ),
     Mutation(
+        "forget-who-is-suspected", "leader",
+        "suspects=tuple(self.verdicts.suspects),", "suspects=(),",
+        "a fault that waits for its judgement outlives the leader's agent: each one has a record", first=130,
+    ),
+    Mutation(
         "forget-the-steps-before-a-new-leader", "member",
         "if workers.made_in and (workers.running or workers.recent):", "if workers.running:",
         "a new leader hears of the last steps also of workers that are gone",

@@ -88,7 +88,7 @@ class Operator:
         self._keep_stream()
         self._plan()
         if self.stopping and self.leader:
-            self.leader.tell(events.OperatorSaid(replace(self.stopping, epoch=self.world.status["epoch"])))
+            self._say_stop(replace(self.stopping, epoch=self.world.status["epoch"]))
 
     # ---------------------------------------------------------------------------------------------
 
@@ -118,6 +118,11 @@ class Operator:
         epoch = self.world.status["epoch"]
         if self.sent and self.leader and self.sent.epoch == epoch != self.leader.node.inventory(now).leading:
             self._send(self.sent)
+
+    def _say_stop(self, stop: Stop) -> None:
+        assert self.leader is not None
+        self.world.invariants.told_to_stop.add(stop.epoch)
+        self.leader.tell(events.OperatorSaid(stop))
 
     def _send(self, membership: Membership) -> None:
         agent = self.leader
@@ -189,8 +194,7 @@ class Operator:
         if self.stopped == epoch:
             return more
         if self.leader:
-            stop = Stop("job-uid", epoch, f"growing to {more} nodes", seconds=GROW_SECONDS)
-            self.leader.tell(events.OperatorSaid(stop))
+            self._say_stop(Stop("job-uid", epoch, f"growing to {more} nodes", seconds=GROW_SECONDS))
         return nodes
 
     def _waited(self, now: float) -> bool:
