@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from corruption.trial import HELD, LAYOUTS, SLOW, Kind
-from lockstep_trainer.inject import Site
+from lockstep_trainer.injection.bitflips import Site
 from lockstep_trainer.replay.units import Units
 
 Located = Literal["rank", "stage", "undecided", "wrong"]

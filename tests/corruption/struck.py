@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from corruption.trial import Trial
-from lockstep_trainer.inject import Fault, Injector, Site, flip
+from lockstep_trainer.injection.bitflips import Fault, Injector, Site, flip
 from lockstep_trainer.model.decoder import Block, Decoder
 from lockstep_trainer.model.feedforward import FeedForward
 from lockstep_trainer.replay.updates import updated

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Literal, get_args
 
 from corruption.setting import DENSE, MIXTURE, Setting
-from lockstep_trainer.inject import Fault, Site
+from lockstep_trainer.injection.bitflips import Fault, Site
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.stages import modelled_costs, split_layers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from lockstep_trainer.inject import Fault
+from lockstep_trainer.injection.bitflips import Fault
 from lockstep_trainer.replay.sampling import Sampling
 
 SHARES = (0.0025, 0.01, 0.1, 1.0)

@@ -15,7 +15,7 @@ from awaited import eventually
 from demonstration.target import Target
 from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob
 from lockstep_api.v1alpha1 import TrainingJob
-from lockstep_trainer.inject import VARIABLE
+from lockstep_trainer.injection.bitflips import VARIABLE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

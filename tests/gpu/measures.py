@@ -24,8 +24,6 @@ from gpu.notes import keep
 from gpu.ranks import alone, first_of
 from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.batch import Batch
-from lockstep_trainer.clockrate import ClockRate, asking
-from lockstep_trainer.clocks import DeviceClock, clock_of
 from lockstep_trainer.health.classify import classify
 from lockstep_trainer.health.load import burn_in
 from lockstep_trainer.health.measured import of_burns
@@ -33,11 +31,16 @@ from lockstep_trainer.health.nvml import Refused, read_gpus
 from lockstep_trainer.health.preflight import open_nvml
 from lockstep_trainer.health.readings import Readings
 from lockstep_trainer.health.table import load
-from lockstep_trainer.hostpauses import HostPauses
 from lockstep_trainer.loss import Loss
+from lockstep_trainer.measuring.clockrate import ClockRate, asking
+from lockstep_trainer.measuring.clocks import DeviceClock, clock_of
+from lockstep_trainer.measuring.hostpauses import HostPauses
+from lockstep_trainer.measuring.ownwork import OwnWork
+from lockstep_trainer.measuring.waits import Waits
+from lockstep_trainer.measuring.workmeter import WorkMeter
+from lockstep_trainer.measuring.yardstick import EVERY, Yardstick
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.optim.build import build_optimizer, start_fresh
-from lockstep_trainer.ownwork import OwnWork
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.gradients import clip, squares
 from lockstep_trainer.parallel.layout import Layout
@@ -49,9 +52,6 @@ from lockstep_trainer.replay.sampling import Sampling
 from lockstep_trainer.runtime import make_deterministic, refusing, set_allocator
 from lockstep_trainer.steprecord import OwnStep
 from lockstep_trainer.stragglers.settings import Settings
-from lockstep_trainer.waits import Waits
-from lockstep_trainer.workmeter import WorkMeter
-from lockstep_trainer.yardstick import EVERY, Yardstick
 
 GPU = torch.device("cuda", 0)
 LARGE = DecoderConfig(dim=2048, layers=8, heads=16, kv_heads=8, ffn_dim=5632, vocab_size=32768)

@@ -15,7 +15,7 @@ from corruption.ranks import yielded
 from corruption.setting import DENSE, Setting
 from corruption.trial import SLOW, Kind, Trial
 from corruption.world import World, play
-from lockstep_trainer.inject import Fault
+from lockstep_trainer.injection.bitflips import Fault
 from lockstep_trainer.parallel.layout import Layout
 
 pytestmark = pytest.mark.timeout(900)  # as for the other tests of replay on four ranks

@@ -20,7 +20,7 @@ from corruption.setting import MIXTURE, Setting, batch_of, build, on_ranks
 from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.errors import UserError
-from lockstep_trainer.inject import Fault, Injector, Site, flip_bit
+from lockstep_trainer.injection.bitflips import Fault, Injector, Site, flip_bit
 from lockstep_trainer.optim.adamw import Pairs
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.parallel.engine import Engine

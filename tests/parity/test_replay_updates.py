@@ -14,7 +14,7 @@ from torch import Tensor
 
 from corruption.setting import MIXTURE, Setting, batch_of, build, on_ranks
 from lockstep_api.v1alpha1 import OptimizerSpec
-from lockstep_trainer.inject import flip_bit
+from lockstep_trainer.injection.bitflips import flip_bit
 from lockstep_trainer.optim.build import build_optimizer
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.replay import updates

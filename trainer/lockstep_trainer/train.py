@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lockstep_trainer import faultwatch
 from lockstep_trainer.assembly import assemble, batch_sizes, fill
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.bigram import MAX_TOKENS, bigram_loss
@@ -27,10 +26,12 @@ from lockstep_trainer.data.corpus import Corpus, Source
 from lockstep_trainer.data.loader import Loader
 from lockstep_trainer.errors import TrainerError, UserError
 from lockstep_trainer.evaluate import evaluate, own_tokens, reference_loss
-from lockstep_trainer.faultwatch import FaultWatch, first_moment
 from lockstep_trainer.generate import generate
-from lockstep_trainer.inject import Injector
+from lockstep_trainer.injection import faultwatch
+from lockstep_trainer.injection.bitflips import Injector
+from lockstep_trainer.injection.faultwatch import FaultWatch, first_moment
 from lockstep_trainer.lookout import Lookout
+from lockstep_trainer.measuring.workmeter import WorkMeter
 from lockstep_trainer.model.export import export_model
 from lockstep_trainer.optim.build import build_optimizer, set_learning_rate, start_fresh
 from lockstep_trainer.optim.schedule import learning_rate
@@ -48,7 +49,6 @@ from lockstep_trainer.steprecord import StepWriter
 from lockstep_trainer.storage import open_store
 from lockstep_trainer.tenure import Tenure
 from lockstep_trainer.throughput import Meter
-from lockstep_trainer.workmeter import WorkMeter
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from integration.run import small
 from localrun import LocalRun
 from lockstep_cli import journal
 from lockstep_cli.store import open_uri
-from lockstep_trainer.inject import VARIABLE
+from lockstep_trainer.injection.bitflips import VARIABLE
 from lockstep_trainer.replay.sampling import Sampling
 
 # In CI the cluster's test of a corrupt rank has the same end.

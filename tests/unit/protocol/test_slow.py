@@ -21,14 +21,14 @@ from lockstep_api.messages import (
     StepSummary,
     Term,
 )
-from lockstep_trainer import pairmeter
+from lockstep_trainer.measuring import pairmeter
+from lockstep_trainer.measuring.yardstick import EVERY
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.effects import Effect, Journal
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.leader import Leader, LeaderMemory
 from lockstep_trainer.protocol.slow import KEPT, SlowRules, remember
-from lockstep_trainer.yardstick import EVERY
 
 JOB = "uid"
 

@@ -9,9 +9,9 @@ import torch
 
 from awaited import eventually
 from gpu.recordings import edited
-from lockstep_trainer.clockrate import ClockRate, asking
 from lockstep_trainer.health.nvml import Nvml
 from lockstep_trainer.health.recorded import RecordedNvml
+from lockstep_trainer.measuring.clockrate import ClockRate, asking
 
 SECOND = "00000001-0000-0000-0000-000000000000"
 

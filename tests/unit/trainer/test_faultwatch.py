@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from lockstep_api.messages import Rendezvous
-from lockstep_trainer import faultwatch
-from lockstep_trainer.clocks import HostClock
 from lockstep_trainer.config import Orders
-from lockstep_trainer.drag import Drag
-from lockstep_trainer.faultorders import ORDER, STATUS, Order
-from lockstep_trainer.faultwatch import FaultWatch, first_moment
-from lockstep_trainer.inject import Fault, Injector
+from lockstep_trainer.injection import faultwatch
+from lockstep_trainer.injection.bitflips import Fault, Injector
+from lockstep_trainer.injection.drag import Drag
+from lockstep_trainer.injection.faultorders import ORDER, STATUS, Order
+from lockstep_trainer.injection.faultwatch import FaultWatch, first_moment
+from lockstep_trainer.measuring.clocks import HostClock
+from lockstep_trainer.measuring.ownwork import OwnWork
+from lockstep_trainer.measuring.workmeter import WorkMeter
+from lockstep_trainer.measuring.yardstick import Yardstick
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Block, Decoder
-from lockstep_trainer.ownwork import OwnWork
-from lockstep_trainer.workmeter import WorkMeter
-from lockstep_trainer.yardstick import Yardstick
 
 CPU = torch.device("cpu")
 CONFIG = DecoderConfig(dim=16, layers=2, heads=2, kv_heads=1, ffn_dim=24, vocab_size=32, norm_eps=1e-5)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lockstep_trainer.clocks import HostClock
-from lockstep_trainer.hostpauses import HostPauses, quota_file, throttled_seconds
+from lockstep_trainer.measuring.clocks import HostClock
+from lockstep_trainer.measuring.hostpauses import HostPauses, quota_file, throttled_seconds
 
 WAITED = 1e-6
 """Seconds, less than any collection takes."""

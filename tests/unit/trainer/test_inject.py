@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lockstep_trainer.errors import UserError
-from lockstep_trainer.inject import VARIABLE, Fault, Injector
+from lockstep_trainer.injection.bitflips import VARIABLE, Fault, Injector
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Block, Decoder
 

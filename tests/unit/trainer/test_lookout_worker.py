@@ -10,7 +10,7 @@ import pytest
 
 from forked import rendezvous_store, worker_folders
 from lockstep_trainer import sentinels
-from lockstep_trainer.inject import VARIABLE, Fault
+from lockstep_trainer.injection.bitflips import VARIABLE, Fault
 from lockstep_trainer.optim.updatesize import EVERY
 from lockstep_trainer.steprecord import StepReader
 from staged import run_kept, small_job

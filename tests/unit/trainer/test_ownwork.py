@@ -14,8 +14,8 @@ from composed import Case, build, global_batch, share, whole
 from dispatched import Order, Watched, communicates
 from forked import one_after_the_other, run_ranks
 from lockstep_trainer.batch import Batch
+from lockstep_trainer.measuring.ownwork import Amount, OwnWork
 from lockstep_trainer.model.config import DecoderConfig
-from lockstep_trainer.ownwork import Amount, OwnWork
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.layout import Layout
 

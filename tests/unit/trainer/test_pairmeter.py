@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from forked import run_ranks
-from lockstep_trainer.pairmeter import EVERY, PairMeter, partners
+from lockstep_trainer.measuring.pairmeter import EVERY, PairMeter, partners
 from lockstep_trainer.stragglers.settings import LINK_ROUNDS
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from forked import rendezvous_store, worker_folders
-from lockstep_trainer.faultorders import ORDER, Order
-from lockstep_trainer.inject import flip_bit
+from lockstep_trainer.injection.bitflips import flip_bit
+from lockstep_trainer.injection.faultorders import ORDER, Order
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.replay.changed import judge_changed, on_purpose
 from lockstep_trainer.replay.rest import Resting

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from forked import rendezvous_store, worker_folders
-from lockstep_trainer.inject import VARIABLE, Fault
+from lockstep_trainer.injection.bitflips import VARIABLE, Fault
 from lockstep_trainer.steprecord import StepReader
 from staged import run_kept, small_job
 

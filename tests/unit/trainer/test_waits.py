@@ -12,12 +12,12 @@ import torch.distributed as dist
 from composed import Case, build, global_batch, share
 from dispatched import Order, Watched, communicates
 from forked import one_after_the_other, run_ranks
-from lockstep_trainer.clocks import HostClock
+from lockstep_trainer.measuring.clocks import HostClock
+from lockstep_trainer.measuring.ownwork import OwnWork
+from lockstep_trainer.measuring.waits import Waits
 from lockstep_trainer.model.config import DecoderConfig
-from lockstep_trainer.ownwork import OwnWork
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.layout import Layout
-from lockstep_trainer.waits import Waits
 
 pytestmark = pytest.mark.timeout(600)
 

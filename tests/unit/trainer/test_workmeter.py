@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from lockstep_trainer.batch import Batch
-from lockstep_trainer.clocks import HostClock
-from lockstep_trainer.hostpauses import HostPauses
-from lockstep_trainer.ownwork import OwnWork
+from lockstep_trainer.measuring.clocks import HostClock
+from lockstep_trainer.measuring.hostpauses import HostPauses
+from lockstep_trainer.measuring.ownwork import OwnWork
+from lockstep_trainer.measuring.workmeter import WorkMeter
+from lockstep_trainer.measuring.yardstick import EVERY
 from lockstep_trainer.stragglers.settings import PATIENCE
-from lockstep_trainer.workmeter import WorkMeter
-from lockstep_trainer.yardstick import EVERY
 
 CPU = torch.device("cpu")
 TOKENS = torch.zeros(2, 8, dtype=torch.int64)

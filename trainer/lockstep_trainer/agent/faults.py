@@ -1,7 +1,7 @@
 """``/v1/workers/{rank}/faults``: hands faults that somebody orders to this node's workers, where that is allowed.
 
 Whoever leads hears of each before it is carried out, so that nobody takes it for a real one. The files are in
-``lockstep_trainer.faultorders``; ``lockstep_trainer.faultwatch`` is the other end.
+``lockstep_trainer.injection.faultorders``; ``lockstep_trainer.injection.faultwatch`` is the other end.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from lockstep_api.messages import Injection
-from lockstep_trainer import faultorders
 from lockstep_trainer.agent.spoil import spoil_memory
 from lockstep_trainer.errors import TrainerError
-from lockstep_trainer.faultorders import Order
+from lockstep_trainer.injection import faultorders
+from lockstep_trainer.injection.faultorders import Order
 from lockstep_trainer.protocol.events import FaultOrdered
 from lockstep_trainer.supervisor import read_json, write_json
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from lockstep_api.messages import Start
-from lockstep_trainer import faultorders
 from lockstep_trainer.agent.settings import Settings
+from lockstep_trainer.injection import faultorders
 
 
 def worker_orders(settings: Settings, start: Start, *, rank: int, local_rank: int, slot: int) -> dict[str, Any]:

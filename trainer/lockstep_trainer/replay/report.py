@@ -15,7 +15,7 @@ from torch import Tensor
 from lockstep_api.v1alpha1 import CorruptionAction
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.config import Job
-from lockstep_trainer.inject import Injector
+from lockstep_trainer.injection.bitflips import Injector
 from lockstep_trainer.optim.adamw import Pairs
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.replay.compare import Verdict

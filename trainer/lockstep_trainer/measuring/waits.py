@@ -30,11 +30,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from lockstep_trainer.clocks import Clock, Gaps
+from lockstep_trainer.measuring.clocks import Clock, Gaps
+from lockstep_trainer.measuring.ownwork import OwnWork
 from lockstep_trainer.model.decoder import Block, Decoder
 from lockstep_trainer.model.feedforward import FeedForward
 from lockstep_trainer.own import blocks_of
-from lockstep_trainer.ownwork import OwnWork
 from lockstep_trainer.parallel.context import GatheredCore, UlyssesCore
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.layout import Layout

@@ -1,8 +1,8 @@
 """The worker's end of ``lockstep inject``: between two steps it looks for an order, and carries it out.
 
 Only where the administrator allows faults (``orders.faults``). Then the places where bits can be flipped are prepared
-at the generation's start (``lockstep_trainer.inject``), and a step costs one ``stat`` of a file in memory and a call of
-Python in each place. Nothing communicates: a rank's fault is no matter of the others.
+at the generation's start (``bitflips``), and a step costs one ``stat`` of a file in memory and a call of Python in each
+place. Nothing communicates: a rank's fault is no matter of the others.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from lockstep_trainer.agreement import from_all
 from lockstep_trainer.config import Orders
 from lockstep_trainer.errors import UserError
-from lockstep_trainer.faultorders import ORDER, STATUS, Order
-from lockstep_trainer.inject import Fault, Injector, flip_bit
+from lockstep_trainer.injection.bitflips import Fault, Injector, flip_bit
+from lockstep_trainer.injection.faultorders import ORDER, STATUS, Order
+from lockstep_trainer.measuring.workmeter import WorkMeter
 from lockstep_trainer.supervisor import read_json, write_json
-from lockstep_trainer.workmeter import WorkMeter
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from lockstep_trainer.drag import Drag
+from lockstep_trainer.injection.drag import Drag
 
 EVERY = 8
 """Steps between turns: less than the search for slow ranks waits for an answer

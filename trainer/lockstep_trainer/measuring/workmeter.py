@@ -10,17 +10,17 @@ import torch
 
 from lockstep_api.v1alpha1 import StragglerAction
 from lockstep_trainer.batch import Batch
-from lockstep_trainer.clockrate import ClockRate
-from lockstep_trainer.clocks import clock_of
 from lockstep_trainer.config import Job
-from lockstep_trainer.drag import Drag
-from lockstep_trainer.hostpauses import HostPauses, Stood
-from lockstep_trainer.ownwork import Amount, OwnWork
-from lockstep_trainer.pairmeter import LEAST, PairMeter
+from lockstep_trainer.injection.drag import Drag
+from lockstep_trainer.measuring.clockrate import ClockRate
+from lockstep_trainer.measuring.clocks import clock_of
+from lockstep_trainer.measuring.hostpauses import HostPauses, Stood
+from lockstep_trainer.measuring.ownwork import Amount, OwnWork
+from lockstep_trainer.measuring.pairmeter import LEAST, PairMeter
+from lockstep_trainer.measuring.waits import Waits
+from lockstep_trainer.measuring.yardstick import Yardstick
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.steprecord import OwnStep
-from lockstep_trainer.waits import Waits
-from lockstep_trainer.yardstick import Yardstick
 
 
 class WorkMeter:

@@ -36,7 +36,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lockstep_trainer.batch import Batch
-from lockstep_trainer.clocks import Clock, Gaps, clock_of
+from lockstep_trainer.measuring.clocks import Clock, Gaps, clock_of
 from lockstep_trainer.model.decoder import Block, Decoder
 from lockstep_trainer.model.feedforward import FeedForward
 from lockstep_trainer.own import blocks_of

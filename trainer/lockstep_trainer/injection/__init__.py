@@ -1,0 +1,1 @@
+"""Faults made on purpose (``lockstep inject``): ordered of a worker that runs, and carried out in it."""
