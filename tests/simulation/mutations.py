@@ -213,6 +213,12 @@ GUARDS = (
         test="unit/protocol/test_uploads.py",
     ),
     Mutation(
+        "wait-for-what-another-has-lost", "holdings",
+        "if order.slots:", "if False:",
+        "where a few members bring the copies of all, what the leader says last counts",
+        test="unit/protocol/test_uploads.py",
+    ),
+    Mutation(
         "blame-who-lost-its-peer", "hearing",
         "        if peer.container_restarted:", "        if False:",
         "a container that was started again is the root of what its workers' peers say",

@@ -101,6 +101,15 @@ def test_a_member_obeys_an_order_for_an_earlier_state_once_the_later_one_is_gone
     assert holdings.ordered(orders[2]) == []
 
 
+def test_where_members_bring_the_copies_of_all_whatever_the_leader_says_last_counts() -> None:
+    """Another's copy of the newer state may be damaged, and a leader whose agent died may share the work out anew."""
+    holdings = Holdings(HoldingsMemory())
+    for step, slots in ((4, (0,)), (2, (0,)), (2, (0, 1)), (4, (0,))):
+        wanted = Upload("job", TERM, state(step), durable(1), slots)
+        assert UploadState(TERM, state(step), durable(1), slots) in holdings.ordered(wanted)
+        assert holdings.ordered(wanted) == [], "said again"
+
+
 def test_a_last_checkpoint_takes_the_place_of_one_that_no_slot_has_finished() -> None:
     """It is wanted once: states after it wait for their turn."""
     uploads = Uploads(every=1000, last=None)

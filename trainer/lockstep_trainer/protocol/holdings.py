@@ -194,8 +194,7 @@ class Holdings:
         return self._go_to_later() if staged and staged.state == state else []
 
     def ordered(self, order: Upload) -> list[Effect]:
-        """Bring a state to the store: the newest order counts. Behind one for a state that is gone, an earlier state's
-        may come."""
+        """Bring a state to the store: the newest order counts."""
         known = self.memory.upload
         if known and not _gives_way(known, order) and _age(order) <= _age(known.order):
             return []  # said again: so is the answer
@@ -294,6 +293,10 @@ class Holdings:
 
 
 def _gives_way(known: UploadOrder, order: Upload) -> bool:
+    """Whether an order of the same leader counts although its state is not newer: behind one for a state that is gone,
+    and wherever a few members bring the copies of all, since another one's copy of the newer state may be damaged."""
+    if order.slots:
+        return (order.state, order.slots) != (known.order.state, known.order.slots)
     return bool(known.gone) and order.state != known.order.state
 
 
