@@ -26,6 +26,11 @@ class Faults:
             self._reboot, self._power_off, self._delete, self._store, self._rendezvous, self._operator,
             self._drain, self._corrupt, self._mute, self._slow_commits, self._no_room, self._no_room,
         ]  # fmt: skip
+        if world.widths:
+            self._kinds = [
+                self._narrow, self._narrow, self._narrow, self._narrow, self._corrupt, self._agent, self._agent,
+                self._worker, self._store, self._slow_commits, self._leaders_pod, self._reboot,
+            ]  # fmt: skip
         if world.replays:
             # Between other faults there is time to train, and to make durable, what is wrong.
             self.pause = 2 * pause
@@ -64,6 +69,8 @@ class Faults:
             if not pod.exists:
                 pod.delete()  # now its kubelet hears of it
         world.network.cut_off.discard("operator")
+        if world.widths:  # the epoch that begins now has to go on with what is left
+            self._newest_of_one()
 
     def _worker(self, pod: Pod) -> None:
         alive = [worker for worker in pod.workers if worker.alive]
@@ -108,6 +115,22 @@ class Faults:
         self.world.room = False
         pod.delete()
         self.world.clockwork.after(self.world.clockwork.between(4.0, 15.0), self.world.make_room)
+
+    def _narrow(self, pod: Pod) -> None:
+        """The same, and more: a pod's newest snapshots turn out to be damaged when others are to go on with them."""
+        self._no_room(pod)
+        self.world.clockwork.after(self.world.clockwork.between(0.0, 15.0), self._newest_of_one)
+
+    def _newest_of_one(self) -> None:
+        """Of one of those pods that have the newest snapshots."""
+        pods = self.world.current_pods()
+        newest = max((one.state for pod in pods for one in pod.volume.snapshots), key=order_of, default=None)
+        holders = [pod for pod in pods if any(one.state == newest for one in pod.volume.snapshots)]
+        if newest is None or self.world.random.random() < 0.4:
+            return
+        for snapshot in self.world.random.choice(holders).volume.snapshots:
+            snapshot.intact &= snapshot.state != newest
+        self.world.invariants.corrupt.add(newest)
 
     def _corrupt(self, pod: Pod) -> None:
         """Bits flip in a snapshot."""

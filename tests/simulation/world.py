@@ -28,6 +28,12 @@ def outages(seed: int) -> bool:
     return seed % 16 == 11
 
 
+def widths(seed: int) -> bool:
+    """Whether there is room now for fewer nodes and now for more, again and again: most of its epochs begin from states
+    that another number of nodes has made."""
+    return seed % 16 == 5
+
+
 class World:
     """Everything."""
 
@@ -46,8 +52,9 @@ class World:
         self.gives_up = seed % 4 < 2
         """Whether workers end, or begin from the store at once, where a copy does not verify."""
         self.replays = seed % 5 == 2
-        self.outages = outages(seed)
         """Steps are replayed, and who computes wrong numbers is put aside."""
+        self.outages = outages(seed)
+        self.widths = widths(seed)
         self.plan = JobPlan(
             JOB, nodes, gpus, steps, checkpoint_every=every, memory_buddy=seed % 5 != 1,
             ladder=Ladder(process_budget=1000, crash_loops=False),
