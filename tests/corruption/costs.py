@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -35,14 +36,15 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
     ring = Ring(other, None, sampling=Sampling(3, 0.0), compiled=False, report=lambda _: None)
     batch = batch_of(1, SETTING, rank_engine.meshes.rank)
     plain, replay = Replay(rank_engine, None), Replay(other, ring)
+    steps = count(2)  # a step is compared by its number
 
     def step(replay: Replay, parameters: Pairs, optimizer: torch.optim.Optimizer, *, compared: bool = False) -> None:
         if compared:  # as behind the update before
             replay._memory.left(parameters, optimizer)
-        ring.sampling = Sampling(3, 1.0 if compared else 0.0)
-        replay.forward_backward(2, batch, SETTING.tokens)
+        ring.sampling, number = Sampling(3, 1.0 if compared else 0.0), next(steps)
+        replay.forward_backward(number, batch, SETTING.tokens)
         ring.sampling = Sampling(3, 0.0)
-        with replay.update(2, parameters, optimizer):
+        with replay.update(number, parameters, optimizer):
             optimizer.step()
         optimizer.zero_grad()
 
