@@ -119,7 +119,12 @@ class Faults:
     def _narrow(self, pod: Pod) -> None:
         """The same, and more: a pod's newest snapshots turn out to be damaged when others are to go on with them."""
         self._no_room(pod)
-        self.world.clockwork.after(self.world.clockwork.between(0.0, 15.0), self._newest_of_one)
+
+        def damage() -> None:
+            if self.world.network.faulty:  # no fault goes on into peace
+                self._newest_of_one()
+
+        self.world.clockwork.after(self.world.clockwork.between(0.0, 15.0), damage)
 
     def _newest_of_one(self) -> None:
         """Of one of those pods that have the newest snapshots."""
