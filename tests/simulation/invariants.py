@@ -77,6 +77,22 @@ class Invariants:
             raise Violation(f"{prefix} starts from {start.restore}, but {store.newest} is durable")
         if start.memory and newest and not self.descends(start.memory.state, newest):
             raise Violation(f"{prefix} starts from {start.memory.state}, which does not descend from {newest}")
+        self._has_rescued(start, newest)
+
+    def _has_rescued(self, start: Start, newest: StateId | None) -> None:
+        """What all had kept on another number of nodes was brought to the store before this one begins, where the members
+        have a copy of each slot."""
+        kept = self.newest_kept
+        if kept is None or start.term.generation != 1 or self.nodes_of(kept.state) == start.nodes:
+            return
+        if kept.state in self.corrupt or (newest and not self.descends(kept.state, newest)):
+            return
+        pods = [self.world.pods[info.pod] for info in self.world.status["slots"].values()]
+        held = {one.slot for pod in pods for one in pod.volume.snapshots if one.whole and one.state == kept.state}
+        missed = newest is None or newest.step < kept.state.step
+        spoiled = any(self.spoiled(kept.state, cut) for cut in self.cuts)
+        if missed and held >= set(range(self.nodes_of(kept.state))) and not spoiled:
+            raise Violation(f"{start.term} starts from {newest} although its members hold all of {kept.state}")
 
     def _has_record(self, term: Term) -> None:
         """The fault that ended a generation which its epoch has outlived is on record. Who is told to stop may end it
