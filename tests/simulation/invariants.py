@@ -80,7 +80,7 @@ class Invariants:
         self._has_rescued(start, newest)
 
     def _has_rescued(self, start: Start, newest: StateId | None) -> None:
-        """What all had kept on another number of nodes was brought to the store before this one begins, where the members
+        """What all kept on another number of nodes was brought to the store before this one begins, where its members
         have a copy of each slot."""
         kept = self.newest_kept
         if kept is None or start.term.generation != 1 or self.nodes_of(kept.state) == start.nodes:
