@@ -330,7 +330,11 @@ class Agent:
                 self.world.clockwork.after(0.5, attempt)
             else:
                 answer = events.RestoreChosen(effect.term, restore)
-                self.world.clockwork.after(self.world.clockwork.between(0.01, 0.3), lambda: self.tell(answer))
+                self.world.clockwork.after(self.world.clockwork.between(0.01, 0.3), lambda: tell(answer))
+
+        def tell(answer: events.RestoreChosen) -> None:
+            if self.choosing is effect:  # else its task was called off, and the next one asks
+                self.tell(answer)
 
         self.world.clockwork.after(self.world.clockwork.between(0.01, 0.3), attempt)
 

@@ -56,7 +56,8 @@ class DurableStore:
 
     def choose(self, term: Term, cut: Cut | None = None, at: RestorePoint | None = None) -> None:
         """Fence to ``term``, move ``latest`` behind ``cut`` and back to ``at``, tell the newest restore point; tries
-        until it has an answer."""
+        until it has an answer. A question before it is called off: its answer is not told any more, since the core
+        takes any answer for that to its last question of the term."""
         if self._choosing:
             self._choosing.cancel()
         self._choosing = self._spawn(self._choose(term, cut, at))
