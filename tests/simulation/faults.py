@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from lockstep_api.messages import StateId
 from lockstep_trainer.protocol.events import PodEnding
 from lockstep_trainer.protocol.lineage import order_of
 from simulation.operator import Operator
@@ -128,14 +129,19 @@ class Faults:
 
     def _newest_of_one(self) -> None:
         """Of one of those pods that have the newest snapshots."""
-        pods = self.world.current_pods()
-        newest = max((one.state for pod in pods for one in pod.volume.snapshots), key=order_of, default=None)
-        holders = [pod for pod in pods if any(one.state == newest for one in pod.volume.snapshots)]
+        newest = self._newest_state()
         if newest is None or self.world.random.random() < 0.4:
             return
+        pods = self.world.current_pods()
+        holders = [pod for pod in pods if any(one.state == newest for one in pod.volume.snapshots)]
         for snapshot in self.world.random.choice(holders).volume.snapshots:
             snapshot.intact &= snapshot.state != newest
         self.world.invariants.corrupt.add(newest)
+
+    def _newest_state(self) -> StateId | None:
+        """Of which there is a snapshot."""
+        snapshots = (one for pod in self.world.current_pods() for one in pod.volume.snapshots)
+        return max((one.state for one in snapshots), key=order_of, default=None)
 
     def _corrupt(self, pod: Pod) -> None:
         """Bits flip in a snapshot."""
@@ -192,8 +198,7 @@ class Faults:
 
     def _newest(self, pod: Pod) -> None:
         """All agents find the newest snapshots damaged: what is left in memory may be older than what is durable."""
-        states = {one.state for each in self.world.current_pods() for one in each.volume.snapshots}
-        for newest in sorted(states, key=order_of)[-1:]:
+        if newest := self._newest_state():
             self.world.invariants.corrupt.add(newest)
             for victim in self.world.current_pods():
                 victim.volume.snapshots[:] = [one for one in victim.volume.snapshots if one.state != newest]

@@ -118,5 +118,8 @@ def test_a_moment_that_flips_on_one_rank_of_a_run(tmp_path: Path, sample: float)
     assert (line["step"], line["rejected"]) == (STRUCK - 1, False)
     (verdict,) = line["verdicts"]
     assert (verdict["ranks"], verdict["confidence"]) == ([1], 1.0)
-    assert "blocks.1.attention.query.weight, exp_avg had other bits" in verdict["evidence"]
+    assert verdict["evidence"] == (
+        f"the memory of rank 1 did not keep what the update of step {STRUCK - 1} left there: "
+        "blocks.1.attention.query.weight, exp_avg had other bits before the next one"
+    )
     assert agreed == [step for step in range(1, STEPS + 1) if step != STRUCK]

@@ -50,7 +50,7 @@ Pair = tuple[int, int]
 
 def all_pairs(units: int) -> Iterator[Pair]:
     """Of a micro-batch that arbiters have computed too."""
-    return combinations(range(len(FIRST) + len(arbiters(units))), 2)
+    return combinations(range(len(_offsets(units))), 2)
 
 
 Differences = Mapping[Pair, Difference]
