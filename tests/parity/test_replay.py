@@ -79,14 +79,16 @@ def replayed(
     share: float = 1.0,
     from_step: int = 2,
     known: Callable[[Callable[[], Tensor]], Tensor] | None = None,
+    doubted: tuple[str, ...] = (),
 ) -> tuple[str, list[Disagreement]]:
     """Training with replays, and what they found. The faults are there from a step on, and then ``known`` is what
-    known numbers are computed by."""
+    known numbers are computed by. ``doubted``: points."""
     engine = build(setting)
     injector = Injector(engine.parts, engine.meshes.rank) if faults else None
     heard: list[Disagreement] = []
-    ring = Ring(engine, None, sampling=Sampling(3, share), compiled=setting.compiler is not None, report=heard.append)
-    replay = Replay(engine, ring, report=heard.append)
+    compiled = setting.compiler is not None
+    ring = Ring(engine, None, sampling=Sampling(3, share), compiled=compiled, doubted=doubted, report=heard.append)
+    replay = Replay(engine, ring, report=heard.append, doubted=doubted)
     if injector is not None:
         injector.replaying = lambda: ring.replaying
 
@@ -212,6 +214,26 @@ def test_it_is_named_in_the_first_step_of_a_generation_too(tmp_path: Path) -> No
         assert {each.step for each in heard} == {1, 2, 3}
 
     on_ranks(tmp_path, 3, body)
+
+
+def test_of_two_units_what_a_first_step_left_out_is_compared_where_it_is_doubted(tmp_path: Path) -> None:
+    """Else nothing is that follows from it: what came to the same bits in one step may not in the next."""
+    setting = TWO_UNITS["tensor"]
+    product, activation = faults()[:2]
+    point = "blocks.1.attention.query (forward, stage 0)"
+
+    def body(rank: int) -> None:
+        _, heard = replayed(setting, [product, activation], from_step=1)
+        assert [(each.step, each.run, each.calibration) for each in heard] == [(1, 1, True)]
+        assert str(heard[0].verdicts[0].point) == point
+        _, heard = replayed(setting, [product, activation], from_step=1, doubted=(point,))
+        assert {(each.step, each.calibration) for each in heard} == {(step, False) for step in (1, 2, 3)}
+        assert {str(verdict.point) for verdict in _verdicts(heard)} == {point}
+        elsewhere = "blocks.0.ffn (forward, stage 0)"
+        _, heard = replayed(setting, [product], from_step=1, doubted=(elsewhere,))
+        assert [(each.step, each.calibration) for each in heard] == [(1, True)]
+
+    on_ranks(tmp_path, 4, body)
 
 
 @pytest.mark.parametrize("when", ["step", "replay"])

@@ -81,7 +81,7 @@ class Invariants:
 
     def _has_rescued(self, start: Start, newest: StateId | None) -> None:
         """What all kept on another number of nodes was brought to the store before this one begins, where its members
-        have a copy of each slot."""
+        have a copy of each slot and no cut excludes it."""
         kept = self.newest_kept
         if kept is None or start.term.generation != 1 or self.nodes_of(kept.state) == start.nodes:
             return
@@ -90,7 +90,8 @@ class Invariants:
         pods = [self.world.pods[info.pod] for info in self.world.status["slots"].values()]
         held = {one.slot for pod in pods for one in pod.volume.snapshots if one.whole and one.state == kept.state}
         missed = newest is None or newest.step < kept.state.step
-        spoiled = any(self.spoiled(kept.state, cut) for cut in self.cuts)
+        # A cut holds as soon as it is decided; it is judged later, or never where its leader is told to stop meanwhile.
+        spoiled = any(self.spoiled(kept.state, cut) for cut in (*self.cuts, start.cut) if cut)
         if missed and held >= set(range(self.nodes_of(kept.state))) and not spoiled:
             raise Violation(f"{start.term} starts from {newest} although its members hold all of {kept.state}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lockstep_api.messages import Rendezvous, RestorePoint, StateId, Term
+from lockstep_api.messages import Doubt, Rendezvous, RestorePoint, StateId, Term
 from lockstep_api.v1alpha1 import CheckpointSpec, TrainerSpec, TrainingJobSpec
 from lockstep_api.v1alpha1.widths import resized
 from lockstep_trainer.errors import TrainerError, UserError
@@ -74,6 +74,8 @@ class Orders:
     memory: Recall | None = None
     stays: bool = False
     """Between two generations the process waits for its agent to tell it to go on."""
+    doubt: Doubt | None = None
+    """What nobody could say who was wrong about, and is made again."""
     faults: str | None = None
     """Folder of the faults that are ordered of this device; None where none may be."""
 

@@ -83,7 +83,7 @@ class Trainer:
         faults = faultwatch.prepare(orders, self.engine.parts, ranks.control, compiled=recipe.compile)
         injector = Injector.from_environment(self.engine.parts, ranks.rank, compiled=recipe.compile)
         injector = injector or (faults if isinstance(faults, Injector) else None)
-        self.replay = Replay.of(job, self.engine, ranks.control, injector, self._say)
+        self.replay = Replay.of(job, self.engine, ranks.control, injector, self._say, doubt=orders.doubt)
         self.parameters = list(self.engine.named_parameters())
         self.optimizer = build_optimizer(self.parameters, recipe.optimizer)
         self.lookout = Lookout.of(

@@ -40,10 +40,13 @@ from lockstep_api.messages.membership import (
     ReplaceRequest,
 )
 from lockstep_api.messages.parts import (
+    Aside,
     Copies,
     CorruptVerdict,
     Cut,
     Descent,
+    Dispute,
+    Doubt,
     Injection,
     MemoryPoint,
     Origin,
@@ -70,12 +73,15 @@ Message = ToLeader | ToMember | FromOperator | ToOperator | Invite
 
 __all__ = [
     "Abandon",
+    "Aside",
     "Beat",
     "Committed",
     "Copies",
     "CorruptVerdict",
     "Cut",
     "Descent",
+    "Dispute",
+    "Doubt",
     "EpochRequest",
     "Examine",
     "Examined",

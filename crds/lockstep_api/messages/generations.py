@@ -8,6 +8,7 @@ from typing import Literal
 from lockstep_api.messages.parts import (
     Copies,
     Cut,
+    Doubt,
     MemoryPoint,
     Origin,
     RankWork,
@@ -33,6 +34,7 @@ class Start:
     buddies: tuple[str, ...] = ()  # by slot: host:port of the agent that keeps copies of its snapshots; "" for none
     fresh: bool = False  # in new processes, also where workers of the last generation rest
     loose: bool = False  # the store is away: ``restore`` is what the members know, and nothing is committed for now
+    doubt: Doubt | None = None
     kind: Literal["Start"] = "Start"
 
 

@@ -90,6 +90,41 @@ class Rendezvous:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """A step on which units disagreed, and nobody can say who is wrong: it is made again, and compared."""
+
+    step: int
+    points: tuple[str, ...]  # where it showed first: compared in a generation's first step too
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A pod that was put aside for a spare, to see whether it was wrong."""
+
+    slot: int
+    pod: str
+    node: str
+    ranks: tuple[int, ...]  # those of its ranks that were among the accused
+    devices: tuple[str, ...]  # their GPUs, where they are known
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    """Units disagree, and nobody can say who is wrong: what is known of it, and what was tried."""
+
+    since: int  # the first step that disagreed
+    step: int  # the last: it is made again, and the dispute is over once it, or one behind it, agrees
+    seen: int  # how often a step disagreed
+    points: tuple[str, ...]  # where it showed first
+    ranks: tuple[int, ...]  # of which some are wrong
+    nodes: int  # that the job trained on: on more or fewer, ranks are others
+    calibration: bool  # it began at a generation's first step: it may be a library that adds up in another order
+    evidence: str
+    aside: tuple[Aside, ...] = ()  # in order: the spare of the last one computes in its place now
+    excused: bool = False  # it was such a library: what a first step shows is looked into no more
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """States that must not be used any more, though they are whole: those beyond ``step`` that ``term`` or an older one
     made. Stored before it is answered; that of the highest term counts."""
@@ -97,6 +132,7 @@ class Cut:
     term: Term  # the generation that was ended by it
     step: int
     reason: str
+    dispute: Dispute | None = None  # why, where nobody can say who is wrong
 
 
 @dataclass(frozen=True, slots=True)

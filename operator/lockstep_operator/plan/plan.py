@@ -52,7 +52,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         status = status_rules.follow(status, job, observed, now)
         status = faults.refill(status)
     status = faults.fold_reports(status, observed)
-    status = faults.confirm(status, observed, now)
+    status = jobwide.locate(faults.confirm(status, observed, now))
     heard = observed.leader.progress if leads and status.slot_map_hash and observed.leader else None
     status = ledger.fold(status, observed.pods, job.spec.gpus_per_node, heard.ledger if heard else None, now)
 

@@ -27,6 +27,7 @@ _WHAT = {
     "StaleRestore": "workers began behind a state that the chain had left",
     "Hang": "no step was finished in time",
     "Corruption": "a rank computed wrong numbers",
+    "CorruptionSuspected": "ranks disagreed",
     "FinalCheckpointMissing": "the last checkpoint was lost before it was durable",
 }
 _DONE = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lockstep_api.messages import FaultAck, Recovered, Term
+from lockstep_api.messages import CorruptVerdict, FaultAck, Recovered, Term
+from lockstep_operator.plan.nodes.blame import told_by
+from lockstep_operator.plan.nodes.score import THRESHOLD
 from unit.operator.builders import START, World, durable, fault, replace_request, running, summary
 
 
@@ -150,3 +152,74 @@ def test_a_checkpoint_from_before_the_fault_does_not() -> None:
     world.say(newest=summary(12, world.now), **durable(step=12, at=world.now - 60, epoch=1))
     world.settle()
     assert world.status.budgets_used.pod == 1
+
+
+SUSPECTED = "CorruptionSuspected"
+
+
+def suspects(world: World, slot: int, *, generation: int = 1) -> str:
+    """Ranks disagree, and the pod of ``slot`` is put aside to see whether it is wrong. Returns its node."""
+    assert world.leader is not None
+    node = world.pod_of(slot).node
+    world.now += 5
+    epoch = world.status.epoch
+    report = fault(epoch, generation, cause=SUSPECTED, witness="arbiter", rung="pod", slot=slot, at=world.now)
+    world.leader = replace(world.leader, faults=(report,), replace=replace_request(epoch, slot, cause=SUSPECTED))
+    world.settle()
+    return node
+
+
+def excluded(world: World) -> list[tuple[str, str]]:
+    return [(one.node, one.reason) for one in world.status.excluded_nodes]
+
+
+def test_a_suspicion_keeps_pods_away_from_a_node_and_is_held_against_it_once_it_has_come_true() -> None:
+    world = running(nodes=2, spares=1)
+    node = suspects(world, 1)
+    assert excluded(world) == [(node, SUSPECTED)]
+    assert [(one.cause, one.rung) for one in world.status.faults] == [(SUSPECTED, "spare")]
+    assert not told_by(world.job), "nothing is known yet"
+    world.now += 30
+    world.say(newest=summary(12, world.now), corrupt=(wrong_on(node, at=world.now),))
+    world.settle()
+    assert excluded(world) == [(node, "Corruption")]
+    assert [one.cause for one in world.status.faults] == ["Corruption"]
+    assert [one.weight for one in told_by(world.job)[node]] == [THRESHOLD]
+    world.now += 30
+    other = suspects(world, 0)
+    assert sorted(excluded(world)) == sorted([(node, "Corruption"), (other, SUSPECTED)])
+
+
+def test_who_is_put_aside_while_ranks_still_disagree_is_cleared() -> None:
+    world = running(nodes=2, spares=1)
+    first = suspects(world, 1)
+    second = suspects(world, 0)
+    assert first != second
+    assert excluded(world) == [(second, SUSPECTED)]
+    assert [event.message for event in world.events if event.reason == "NodeReleased"] == [
+        f"Pods of this job may come to {first} again: ranks disagree without it too."
+    ]
+    world.now += 30
+    world.say(newest=summary(12, world.now), corrupt=(wrong_on(second, at=world.now),))
+    world.settle()
+    assert excluded(world) == [(second, "Corruption")]
+    assert list(told_by(world.job)) == [second]
+
+
+def test_an_older_verdict_on_the_node_makes_no_suspicion_true() -> None:
+    world = running(nodes=2, spares=1)
+    old = wrong_on(world.pod_of(1).node, at=world.now)
+    world.say(newest=summary(11, world.now), corrupt=(old,))
+    world.settle()
+    node = suspects(world, 1)
+    world.say(newest=summary(12, world.now), corrupt=(old,))
+    world.settle()
+    assert excluded(world) == [(node, SUSPECTED)]
+
+
+def wrong_on(node: str, *, at: float) -> CorruptVerdict:
+    """A verdict that a rank on that node computed wrong numbers."""
+    return CorruptVerdict(
+        kind="Permanent", ranks=(2,), pods=("run-1-0",), nodes=(node,), devices=(), since=11, step=11, seen=2,
+        confidence=1.0, evidence="without it ranks agree", at=at, ended=at,
+    )  # fmt: skip

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lockstep_trainer.protocol.corruption import KEPT, Disagreement, Place, Replays
+from lockstep_trainer.protocol.corruption import KEPT, Replays
+from lockstep_trainer.protocol.disagreement import Disagreement, Place
 from lockstep_trainer.replay.compare import Verdict
 from lockstep_trainer.replay.points import Point
 from lockstep_trainer.replay.report import journal_line

@@ -77,7 +77,11 @@ def test_a_share_of_the_steps_is_sampled_and_a_larger_share_includes_it() -> Non
 
 def test_a_suspicion_raises_the_share_and_passes() -> None:
     suspecting = Sampling(1, 0.0025, suspected_at=100)
-    assert suspecting.share_at(99) == 0.0025
-    assert suspecting.share_at(100) == suspecting.share_at(100 + SUSPICIOUS_STEPS) == 0.1
+    assert suspecting.share_at(99) == suspecting.share_at(100) == suspecting.share_at(100 + SUSPICIOUS_STEPS) == 0.1
     assert suspecting.share_at(101 + SUSPICIOUS_STEPS) == 0.0025
     assert Sampling(1, 0.5, suspected_at=100).share_at(100) == 0.5
+
+
+def test_a_step_in_doubt_is_replayed_whatever_the_share() -> None:
+    doubting = Sampling(1, 0.0, doubted=30)
+    assert [step for step in range(100) if doubting.includes(step)] == [30]

@@ -30,6 +30,7 @@ def worker_orders(settings: Settings, start: Start, *, rank: int, local_rank: in
         },
         "restore": restore and asdict(restore),
         "memory": start.memory and {"state": asdict(start.memory.state)},
+        "doubt": start.doubt and asdict(start.doubt),
         "data_dir": str(settings.data_dir),
         "stays": True,
         "faults": str(settings.run_dir / faultorders.FOLDER / str(local_rank)) if settings.fault_injection else None,

@@ -140,6 +140,7 @@ class Job:
             job_uid=self.uid,
             nodes=spec["nodes"],
             gpus_per_node=spec["gpusPerNode"],
+            spares=spec.get("spares", 0),
             steps=trainer["recipe"]["steps"] if trainer else None,
             reports_steps=trainer is not None,
             checkpoints=trainer is not None,

@@ -1,16 +1,16 @@
 """What the leader hears of replayed steps: who computed wrong numbers, and up to which step all was well. Pure.
 
-Rank 0 tells of each replayed step by a line of its own: ``corruption`` where units disagreed, as
-``replay.report.journal_line`` writes it, else ``replayed``. All ranks know the same, since they have agreed on it.
+Rank 0 tells of each replayed step by a line of its own: ``corruption`` where units disagreed, else ``replayed``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from lockstep_api.messages import CorruptVerdict
+from lockstep_api.messages import CorruptVerdict, Dispute, Doubt
+from lockstep_trainer.protocol import dispute as disputes
+from lockstep_trainer.protocol.disagreement import Accusation, Disagreement, Place, culprit, distinct
 from lockstep_trainer.replay.sampling import SUSPICIOUS_STEPS
 
 KEPT = 10
@@ -19,60 +19,6 @@ PERSISTENT = 3
 WINDOW = 20
 """So many disagreements without a culprit among so many replayed steps persist. One or two may be a particle's doing;
 with two units the third is a fault that is always there, or one that the next two computations happened to share."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accusation:
-    """One verdict of a disagreement."""
-
-    kind: str
-    """permanent, intermittent or undecided."""
-    ranks: tuple[int, ...]
-    confidence: float
-    evidence: str
-
-    @property
-    def decided(self) -> bool:
-        """It says who is wrong, if only by a group of ranks."""
-        return self.kind != "undecided" and bool(self.ranks)
-
-
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """Units computed the same micro-batch to other bits."""
-
-    step: int
-    run: int
-    """Which computation of the step it was; the first is 1."""
-    rejected: bool
-    """The step is computed again."""
-    calibration: bool
-    """At a generation's first step."""
-    accusations: tuple[Accusation, ...]
-
-    @classmethod
-    def read(cls, line: Mapping[str, Any]) -> Disagreement | None:
-        """Of a line ``corruption``; None where it is another version's."""
-        try:
-            accusations = tuple(
-                Accusation(
-                    str(each["kind"]), tuple(map(int, each["ranks"])), float(each["confidence"]), str(each["evidence"])
-                )
-                for each in line["verdicts"]
-            )
-            return cls(int(line["step"]), int(line["run"]), bool(line["rejected"]), line["calibration"], accusations)
-        except (KeyError, TypeError, ValueError):
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a rank computes."""
-
-    pod: str
-    node: str
-    device: str = ""
-    """Serial number and UUID of its GPU; empty where nobody knows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +34,10 @@ class Replays:
     """Kind of verdict, node, on how many steps."""
     doubts: tuple[int, ...] = ()
     """The last disagreements without a culprit, each by how many steps had been compared."""
+    dispute: Dispute | None = None
+    """A disagreement without a culprit that is looked into."""
+    excused: bool = False
+    """What a generation's first step shows without a culprit was looked into, and is no GPU's doing."""
 
     @property
     def persist(self) -> bool:
@@ -113,8 +63,8 @@ class Replays:
         new = CorruptVerdict(
             kind=who.kind.capitalize(),
             ranks=who.ranks,
-            pods=_distinct(place.pod for place in at),
-            nodes=_distinct(place.node for place in at),
+            pods=distinct(place.pod for place in at),
+            nodes=distinct(place.node for place in at),
             devices=tuple(place.device for place in at if place.device),
             since=step,
             step=step,
@@ -132,10 +82,37 @@ class Replays:
                 break
         else:
             verdicts = (*self.verdicts, new)[-KEPT:]
+        return replace(self._counted(new), verdicts=verdicts)
+
+    def _counted(self, verdict: CorruptVerdict) -> Replays:
         counts = {(kind, node): count for kind, node, count in self.accused}
-        for node in new.nodes:
-            counts[new.kind, node] = counts.get((new.kind, node), 0) + 1
-        return replace(self, verdicts=verdicts, accused=tuple((*key, count) for key, count in counts.items()))
+        for node in verdict.nodes:
+            counts[verdict.kind, node] = counts.get((verdict.kind, node), 0) + 1
+        return replace(self, accused=tuple((*key, count) for key, count in counts.items()))
+
+    def doubt(self, nodes: int) -> Doubt | None:
+        """What workers on so many nodes are to make again."""
+        return disputes.doubt(self.dispute) if self.dispute and self.dispute.nodes == nodes else None
+
+    def told(self, dispute: Dispute | None) -> Replays:
+        """What a cut says of it, whoever made that."""
+        if dispute and dispute.excused:
+            return replace(self, dispute=None, excused=True)
+        return replace(self, dispute=dispute)
+
+    def outlived(self, agreed: int) -> Replays:
+        """What training goes on from is of a lineage on which that step agreed: an earlier leader has settled it."""
+        return replace(self, dispute=None) if self.dispute and agreed >= self.dispute.step else self
+
+    def settled(self, step: int, nodes: int, now: float) -> Replays:
+        """The step agreed, on so many nodes. Who was put aside before the dispute's own step agreed was wrong."""
+        dispute = self.dispute
+        if dispute is None or dispute.nodes != nodes or step < dispute.step:
+            return self
+        verdict = disputes.verdict(dispute, now)
+        if verdict is None:
+            return replace(self, dispute=None)
+        return replace(self._counted(verdict), verdicts=(*self.verdicts, verdict)[-KEPT:], dispute=None, doubts=())
 
     def stepped(self, step: int, now: float) -> Replays:
         """A step was done: who was last found long ago is suspected no more."""
@@ -144,7 +121,7 @@ class Replays:
     def started(self, places: Mapping[int, Place], now: float) -> Replays:
         """A generation starts: who is not where it was is judged anew."""
         return self._ended(
-            lambda one: one.pods != _distinct(places[rank].pod for rank in one.ranks if rank in places), now
+            lambda one: one.pods != distinct(places[rank].pod for rank in one.ranks if rank in places), now
         )
 
     def _ended(self, over: Callable[[CorruptVerdict], bool], now: float) -> Replays:
@@ -152,18 +129,3 @@ class Replays:
             return self
         verdicts = tuple(replace(one, ended=now) if one.ended is None and over(one) else one for one in self.verdicts)
         return replace(self, verdicts=verdicts)
-
-
-def culprit(found: Disagreement, places: Mapping[int, Place]) -> Accusation | None:
-    """Whom to put aside: the ranks of one pod, those that were wrong most often first. None where nobody can say who
-    is wrong, or only that it is among ranks of several pods."""
-    named = [
-        one
-        for one in found.accusations
-        if one.decided and len({places[rank].pod if rank in places else "" for rank in one.ranks}) == 1
-    ]
-    return min(named, key=lambda one: (-one.confidence, one.ranks), default=None)
-
-
-def _distinct(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))

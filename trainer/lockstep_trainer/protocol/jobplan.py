@@ -25,5 +25,6 @@ class JobPlan:
     rejoin_grace: float = 5.0
     ladder: Ladder = Ladder()  # noqa: RUF009  (frozen)
     hang: HangBounds = HangBounds()  # noqa: RUF009  (frozen)
+    spares: int = 0  # pods beyond ``nodes`` that the job keeps ready
     rollback: bool = False  # a rank that computes wrong numbers is put aside, and what it may have spoiled left
     slow: SlowRules | None = None  # None: slow ranks are not looked for

@@ -32,7 +32,7 @@ from lockstep_trainer.protocol.lineage import (
     newer_cut,
     order_of,
 )
-from lockstep_trainer.protocol.policy import PEER_LOST_EXIT, Fault
+from lockstep_trainer.protocol.policy import CORRUPTION, PEER_LOST_EXIT, SUSPECTED, Fault
 from lockstep_trainer.protocol.roster import Peer
 from lockstep_trainer.protocol.snapshots import Snapshots
 from lockstep_trainer.protocol.uploads import Uploads
@@ -260,7 +260,7 @@ class Keeping:
     def ended(self, leader: Leader, fault: Fault) -> None:
         """A generation has failed. One that began from a snapshot and made no step may have failed by it."""
         last = self._unproven(leader)
-        if last is None:
+        if last is None or fault.cause in (CORRUPTION, SUSPECTED):  # what was computed from it was wrong, not the state
             return
         own = fault.cause == "Hang" or (fault.exit_code or 0) > 0
         gave_up = own and fault.exit_code != PEER_LOST_EXIT
@@ -327,6 +327,7 @@ class Keeping:
         agreed, step = line.get("agreed"), line.get("step")
         if not isinstance(agreed, int) or not isinstance(step, int):
             return []
+        leader.reports.replays = leader.reports.replays.outlived(min(agreed, step))
         return self.replayed(leader, min(agreed, step))
 
     def cuts(self, term: Term) -> bool:
@@ -338,6 +339,7 @@ class Keeping:
         if cut is None or newer_cut(self.cut, cut) == self.cut:
             return False
         self.cut = cut
+        leader.reports.replays = leader.reports.replays.told(cut.dispute)
         self.agreed = leader.durability.agreed = None if self.agreed is None else min(self.agreed, cut.step)
         self.lineage = self.lineage.up_to(cut.step)
         kept, order = self.snapshots.kept, self.uploads.order

@@ -319,6 +319,7 @@ class Leader:
             fresh=self._fresh,
             cut=self.keeping.cut,
             loose=fence is not None,
+            doubt=self.reports.replays.doubt(self.plan.nodes),
         )
         self._fresh = False
         self.last_start = self.running

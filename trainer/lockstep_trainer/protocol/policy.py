@@ -15,6 +15,8 @@ STORE_AWAY_EXIT = 69
 """EX_UNAVAILABLE of sysexits.h: a store that the worker needs does not answer, and it could not wait in its place."""
 CORRUPTION = "Corruption"
 """Cause of a fault that ranks were found to compute wrong numbers."""
+SUSPECTED = "CorruptionSuspected"
+"""Of one that some do, and nobody can say who: see ``dispute``."""
 CRASH_LOOP_REPLACE = 2
 CRASH_LOOP_FAIL = 3
 """So many faults in a row of one rank at one step are no chance: another pod is tried, then the job fails."""
@@ -59,7 +61,7 @@ class Ladder:
 class Fault:
     """A fault of one generation, as far as it is known."""
 
-    cause: str  # WorkerExited, AgentLost, StoreLost, Hang, ContainerRestarted, MemberLost, Corruption
+    cause: str  # WorkerExited, AgentLost, StoreLost, Hang, ContainerRestarted, MemberLost, Corruption …
     witness: str  # exit, stream, heartbeat, progress, arbiter
     at: float
     """When it happened, as near as is known."""
@@ -125,7 +127,7 @@ def root_cause(suspects: Iterable[Fault]) -> Fault:
     """
 
     def weight(fault: Fault) -> tuple[int, float]:
-        if fault.cause == CORRUPTION:
+        if fault.cause in (CORRUPTION, SUSPECTED):
             return (-1, fault.at)
         if fault.user_error or fault.exit_code == USER_ERROR_EXIT:
             return (0, fault.at)
@@ -145,6 +147,9 @@ def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *
     """
     if fault.cause == CORRUPTION:
         return _of_corruption(fault, earlier)
+    if fault.cause == SUSPECTED:
+        # Memory is written anew by new processes; what goes on in the old ones is suspected too.
+        return Restart("process") if fault.slot is None else Replace(fault.slot, "its rank may compute wrong numbers")
     if fault.cause == "WorkerExited" and (said := _rules_say(fault, ladder.rules)):
         return said
     if _store_away(fault, ladder):

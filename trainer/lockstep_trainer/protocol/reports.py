@@ -25,7 +25,8 @@ from lockstep_api.messages import (
     StepSummary,
     Term,
 )
-from lockstep_trainer.protocol.corruption import Disagreement, Place, Replays
+from lockstep_trainer.protocol.corruption import Replays
+from lockstep_trainer.protocol.disagreement import Disagreement, Place
 from lockstep_trainer.protocol.effects import Effect, Journal, Persist, SendOperator
 from lockstep_trainer.protocol.events import CommitDone
 from lockstep_trainer.protocol.hangs import Blame, group_alike
@@ -291,6 +292,19 @@ class Reports:
         """States were cut off."""
         self.dirty = True
         return [self._line(leader, now, "rollback", step=cut.step, ranks=list(ranks), message=cut.reason)]
+
+    def agreed(self, leader: Leader, step: int, now: float) -> list[Effect]:
+        """All units agreed on a step. It may settle what was in dispute: then who was wrong is known, or that it has
+        not come again."""
+        dispute, before = self.replays.dispute, self.replays
+        self.replays = before.settled(step, leader.plan.nodes, now)
+        if dispute is None or self.replays is before:
+            return []
+        self.dirty = True
+        named = self.replays.verdicts[-1] if dispute.aside else None
+        message = named.evidence if named else f"what step {dispute.step} disagreed about has not come again"
+        who = {"ranks": list(named.ranks), "pods": list(named.pods), "nodes": list(named.nodes)} if named else {}
+        return [self._line(leader, now, "settled", step=step, message=message, **who), Persist()]
 
     def checkpoint(self, leader: Leader, done: CommitDone, now: float) -> list[Effect]:
         """A state is durable."""

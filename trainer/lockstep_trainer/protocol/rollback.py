@@ -6,10 +6,10 @@ newest such k is the bound of a rollback: ``Keeping.agreed``. Rank 0 tells of it
 that is not beyond it. A step that was rejected and agreed when it was computed again does not count: whoever was wrong
 may have been wrong before.
 
-A disagreement with a culprit ends the generation. The bound becomes a **cut**: states beyond it that this or an older
-generation made are not started from. Members write it down before they are quiet, whoever leads next learns it from
-them, and ``latest`` goes back behind it. Only then is the fault judged, and the culprit's pod given up: it may be the
-leader's own.
+A disagreement ends the generation. The bound becomes a **cut**: states beyond it that this or an older generation made
+are not started from. Members write it down before they are quiet, whoever leads next learns it from them, and
+``latest`` goes back behind it. Only then is the fault judged, and the culprit's pod given up: it may be the leader's
+own. Where nobody can say who is wrong, ``dispute`` says whose pod is given up to find out, if any.
 
 What verified does not promise is in ``docs/design/corruption.md``.
 """
@@ -19,11 +19,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lockstep_api.messages import Cut, StateId
-from lockstep_trainer.protocol.corruption import PERSISTENT, WINDOW, Accusation, Disagreement, culprit
+from lockstep_api.messages import Cut, Dispute, StateId
+from lockstep_trainer.protocol import dispute
+from lockstep_trainer.protocol.corruption import PERSISTENT, WINDOW
+from lockstep_trainer.protocol.disagreement import Disagreement, culprit
 from lockstep_trainer.protocol.effects import Effect, Persist
 from lockstep_trainer.protocol.lineage import begun_from
-from lockstep_trainer.protocol.policy import CORRUPTION
+from lockstep_trainer.protocol.policy import CORRUPTION, SUSPECTED
 from lockstep_trainer.protocol.reports import places
 
 if TYPE_CHECKING:
@@ -35,14 +37,18 @@ def heard(leader: Leader, line: dict[str, Any], now: float) -> list[Effect]:
     if leader.finished or leader.superseded or leader.last_start is None:
         return []  # over; or it is the last word of an older epoch's workers, whose ranks may have been others
     if line.get("kind") == "replayed" and isinstance(line.get("step"), int):
-        return leader.keeping.replayed(leader, line["step"])
+        return _agreed(leader, line["step"], now)
     found = Disagreement.read(line) if line.get("kind") == "corruption" else None
     if found is None or not leader.plan.rollback or leader.keeping.cuts(leader.term):
         return []  # the runs that follow say the same
+    replays = leader.reports.replays
     who = culprit(found, places(leader))
     if who is not None:
-        return _put_aside(leader, found, who, now)
-    return _give_up(leader, found, now) if leader.reports.replays.persist else []
+        slot = who.ranks[0] // leader.plan.gpus_per_node
+        return _go_back(leader, found, CORRUPTION, who.evidence, now, slot=slot, ranks=who.ranks)
+    if found.calibration and (not leader.plan.spares or replays.dispute or replays.excused):
+        return []  # left out of the comparison: nothing could be found out, or it was
+    return _doubted(leader, found, now)
 
 
 def bound(agreed: int | None, begun: StateId | None, step: int) -> int:
@@ -58,36 +64,85 @@ def _bound(leader: Leader, found: Disagreement) -> int:
     return bound(leader.keeping.agreed, begun, found.step)
 
 
-def _put_aside(leader: Leader, found: Disagreement, who: Accusation, now: float) -> list[Effect]:
-    slot = who.ranks[0] // leader.plan.gpus_per_node
-    last = _bound(leader, found)
-    reason = f"{who.evidence} at step {found.step}; going back to a state that is not beyond step {last}"
-    cut = Cut(leader.term, last, reason)
-    leader.keeping.exclude(leader, cut)
-    effects = leader.reports.rolled_back(leader, cut, who.ranks, now)
-    suspect = replace(
-        leader.suspect(CORRUPTION, "arbiter", now, slot=slot),
-        rank=who.ranks[0],
-        step=found.step,
-        error=reason,
-        pod=leader.roster.members[slot].info.pod,
+def _agreed(leader: Leader, step: int, now: float) -> list[Effect]:
+    """All units agreed on a step."""
+    effects = leader.keeping.replayed(leader, step)
+    return [*effects, *leader.reports.agreed(leader, step, now)] if leader.running else effects
+
+
+def _doubted(leader: Leader, found: Disagreement, now: float) -> list[Effect]:
+    """Nobody can say who is wrong."""
+    plan, replays = leader.plan, leader.reports.replays
+    known, answer = dispute.answer(
+        replays.dispute,
+        found,
+        nodes=plan.nodes,
+        gpus_per_node=plan.gpus_per_node,
+        spares=plan.spares,
+        persist=replays.persist,
     )
+    if answer == "give up" and not known.calibration:
+        return _give_up(leader, found, known, now)
+    if answer == "give up":
+        known = replace(known, excused=True)
+        why = f"{known.evidence}, whichever pods compute; from now on this is not compared"
+        return _go_back(leader, found, SUSPECTED, why, now, ranks=known.ranks, known=known)
+    why = f"{known.evidence}, and nobody can say who is wrong; it is made again"
+    if answer == "again":
+        return _go_back(leader, found, SUSPECTED, why, now, ranks=known.ranks, known=known)
+    known = dispute.without(known, answer, places(leader), plan.gpus_per_node)
+    aside = known.aside[-1]
+    why += f" without {aside.pod}"
+    return _go_back(leader, found, SUSPECTED, why, now, slot=answer, ranks=aside.ranks, known=known)
+
+
+def _go_back(
+    leader: Leader,
+    found: Disagreement,
+    cause: str,
+    why: str,
+    now: float,
+    *,
+    slot: int | None = None,
+    ranks: tuple[int, ...],
+    known: Dispute | None = None,
+) -> list[Effect]:
+    """End the generation and cut off what it may have spoiled. ``slot``: whose pod is given up; ``known``: where it is
+    not known that it should be."""
+    last = _bound(leader, found)
+    reason = f"{why} at step {found.step}; going back to a state that is not beyond step {last}"
+    cut = Cut(leader.term, last, reason, known)
+    leader.keeping.exclude(leader, cut)
+    effects = leader.reports.rolled_back(leader, cut, ranks, now)
+    suspect = replace(leader.suspect(cause, "arbiter", now, slot=slot), step=found.step, error=reason)
+    if slot is not None:
+        suspect = replace(suspect, rank=ranks[0], pod=leader.roster.members[slot].info.pod)
     if leader.running:
         return [*effects, *leader.fault(suspect, now)]
     # The generation ended for another reason a moment ago. Members are to write the cut down before the next one.
     leader.verdicts.suspects.append(suspect)
     for peer in leader.roster.members.values():
         peer.quiet = False
-    return [*effects, *leader.roster.say_all(leader.abandon(CORRUPTION), now), Persist()]
+    return [*effects, *leader.roster.say_all(leader.abandon(cause), now), Persist()]
 
 
-def _give_up(leader: Leader, found: Disagreement, now: float) -> list[Effect]:
-    evidence = "; ".join(one.evidence for one in found.accusations)
+def _give_up(leader: Leader, found: Disagreement, known: Dispute, now: float) -> list[Effect]:
+    if known.aside:
+        pods = ", ".join(each.pod for each in known.aside)
+        what = f"ranks disagree on step {found.step} also without {pods}: it is no GPU"
+        remedy = "Check the program and its libraries"
+    else:
+        what = (
+            f"ranks disagreed on {PERSISTENT} of at most {WINDOW} replayed steps and nobody can say who is wrong, the "
+            f"last time at step {found.step}"
+        )
+        remedy = (
+            "Check the nodes with `lockstep preflight`, train on three or more data-parallel ranks, so that two can "
+            "outvote the third, or keep a spare (spec.spares), so that pods can be changed for it"
+        )
     sentence = (
-        f"ranks disagreed on {PERSISTENT} of at most {WINDOW} replayed steps and nobody can say who is wrong, the last "
-        f"time at step {found.step}: {evidence}. Check the nodes with `lockstep preflight`, train on three or more "
-        "data-parallel ranks, so that two can outvote the third, or set resilience.corruption.action to Report. States "
-        f"beyond step {_bound(leader, found)} are not verified"
+        f"{what}: {known.evidence}. {remedy}, or set resilience.corruption.action to Report. States beyond step "
+        f"{_bound(leader, found)} are not verified"
     )
     suspect = replace(leader.suspect(CORRUPTION, "arbiter", now), step=found.step, error=sentence)
     return leader.fault(suspect, now)

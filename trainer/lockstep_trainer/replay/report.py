@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lockstep_api.messages import Doubt
 from lockstep_api.v1alpha1 import CorruptionAction
 from lockstep_trainer.batch import Batch
 from lockstep_trainer.config import Job
@@ -36,13 +37,16 @@ class Replay:
         ring: Ring | None,
         *,
         control: dist.ProcessGroup | None = None,
+        doubted: tuple[str, ...] = (),
         report: Callable[[Disagreement], None] = lambda _: None,
         agree: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """``control`` is a gloo group of the world; ``report`` hears what ``ring`` does not report itself, ``agree``
-        each step that was compared and shows nothing."""
+        """``control`` is a gloo group of the world, ``doubted`` as the ring's; ``report`` hears what ``ring`` does not
+        report itself, ``agree`` each step that was compared and shows nothing."""
         self._engine, self._ring, self._report, self._agree = engine, ring, report, agree
+        self._doubted = doubted
         self._compared: int | None = None  # the last step that was
+        self._first: int | None = None  # and the first
         self._sound = False  # nothing was found in it
         if ring is not None:
             self._memory = Memory(ring.units, control)
@@ -56,9 +60,11 @@ class Replay:
         control: dist.ProcessGroup | None,
         injector: Injector | None,
         say: Callable[..., None],
+        *,
+        doubt: Doubt | None = None,
     ) -> Replay:
         """As the job asks for it; all ranks call it. ``say`` writes a line into the journal, on one rank: its kind, and
-        its fields."""
+        its fields. ``doubt``: what is to be looked at again."""
         spec, recipe = job.spec.resilience.corruption, job.trainer.recipe
         if spec.action is CorruptionAction.OFF:
             return cls(engine, None)
@@ -66,12 +72,15 @@ class Replay:
         def report(found: Disagreement) -> None:
             say("corruption", **journal_line(found))
 
-        ring = Ring(
-            engine, control, sampling=Sampling(recipe.seed, spec.sample), compiled=recipe.compile, report=report
-        )
+        again, doubted = (doubt.step, doubt.points) if doubt else (None, ())
+        sampling = Sampling(recipe.seed, spec.sample, suspected_at=again, doubted=again)
+        ring = Ring(engine, control, sampling=sampling, compiled=recipe.compile, doubted=doubted, report=report)
         if injector is not None:
             injector.replaying = lambda: ring.replaying
-        return cls(engine, ring, control=control, report=report, agree=lambda step: say("replayed", step=step))
+        return cls(
+            engine, ring, control=control, doubted=doubted, report=report,
+            agree=lambda step: say("replayed", step=step),
+        )  # fmt: skip
 
     def includes(self, step: int) -> bool:
         """Whether ``step`` is going to be compared: then more is computed than its batch."""
@@ -89,6 +98,7 @@ class Replay:
             return self._engine.forward_backward(batch, denominator)
         sums = self._ring.forward_backward(step, batch, denominator)
         self._compared, self._sound = step, self._ring.agreed == step
+        self._first = step if self._first is None else self._first
         # The state behind the step before may have been copied since: it is that one which is in doubt.
         self._hear(step - 1, self._memory.found(step))
         if self._ring.units.number == 1:  # which repeats whatever it always does wrong
@@ -101,7 +111,9 @@ class Replay:
         compared = self._compared == step
         if compared:
             with self._engine.section("replay"):
-                self._hear(step, self._updates.before(step, parameters, optimizer))
+                verdicts = self._updates.before(step, parameters, optimizer)
+                known = any(str(verdict.point) in self._doubted for verdict in verdicts)
+                self._hear(step, verdicts, calibration=step == self._first and not known)
         yield
         if compared:
             with self._engine.section("replay"):
@@ -115,14 +127,14 @@ class Replay:
         """Whether ``step`` was compared, its update too, and all ranks agreed at once."""
         return self._sound and self._compared == step
 
-    def _hear(self, step: int, verdicts: tuple[Verdict, ...]) -> None:
+    def _hear(self, step: int, verdicts: tuple[Verdict, ...], *, calibration: bool = False) -> None:
         """Of what is found beside the ring: the step is not computed again, since that would begin from the same."""
         if not verdicts:
             return
         for verdict in verdicts:
             log.warning("step %d: %s", step, verdict.evidence)
         self._sound = False
-        self._report(Disagreement(step, 1, verdicts, calibration=False, rejected=False))
+        self._report(Disagreement(step, 1, verdicts, calibration=calibration, rejected=False))
         self.suspect(step)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,16 @@ from lockstep_trainer.batch import Batch
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.sharded import local_shard
-from lockstep_trainer.replay.compare import Difference, Pair, Verdict, all_pairs, arbiters, judge, undecided
+from lockstep_trainer.replay.compare import (
+    Difference,
+    Differences,
+    Pair,
+    Verdict,
+    all_pairs,
+    arbiters,
+    judge,
+    undecided,
+)
 from lockstep_trainer.replay.copies import judge_copies
 from lockstep_trainer.replay.digest import digest
 from lockstep_trainer.replay.effects import Effects, set_random_state
@@ -44,7 +53,7 @@ class Disagreement:
     verdicts: tuple[Verdict, ...]
     """Those of the run before where it is the last."""
     calibration: bool
-    """At a generation's first step."""
+    """At a generation's first step, and none of what was doubted before."""
     rejected: bool
     """The step is computed again. False: it was the last run, whose result counts although units disagree."""
 
@@ -52,8 +61,8 @@ class Disagreement:
 class Ring:
     """Replays steps of an engine; every rank of the job calls the same methods in the same order.
 
-    The first step of a generation is always replayed, to calibrate: points that units compute to other bits, with
-    nobody to blame, are not compared in this generation.
+    The first step of a generation is always replayed, to calibrate: from the first point on that units compute to other
+    bits, with nobody to blame, points are not compared in this generation. Those that are doubted are all the same.
     """
 
     def __init__(
@@ -64,9 +73,11 @@ class Ring:
         sampling: Sampling,
         compiled: bool,
         report: Callable[[Disagreement], None],
+        doubted: tuple[str, ...] = (),
     ) -> None:
-        """``control`` is a gloo group of the world; ``report`` is called on every rank. Gathers each parameter once."""
-        self._engine, self._control, self._report = engine, control, report
+        """``control`` is a gloo group of the world; ``report`` is called on every rank; ``doubted``: points that are
+        compared whatever the first step shows. Gathers each parameter once."""
+        self._engine, self._control, self._report, self._doubted = engine, control, report, frozenset(doubted)
         self.units = Units(engine.layout)
         self.neighbours = Neighbours(self.units, engine.meshes.rank, engine.device)
         self.known = Known(self.units, control, device=engine.device, dtype=engine.dtype)
@@ -115,7 +126,7 @@ class Ring:
                 for distance in arbiters(self.units.number):
                     again = self._vector(self._compute_again(piece, denominator, before, distance=distance))
                     vectors.append(self.neighbours.shift(again, -distance))
-                verdicts = self._judge(step, vectors, calibration=calibration)
+                verdicts, calibration = self._judge(step, vectors, calibration=calibration)
             self._report(Disagreement(step, run, verdicts, calibration, rejected=True))
         raise AssertionError("the last run returns")
 
@@ -171,25 +182,45 @@ class Ring:
 
     # --- verdicts -----------------------------------------------------------------------------------------------
 
-    def _judge(self, step: int, vectors: Sequence[Tensor], *, calibration: bool) -> tuple[Verdict, ...]:
-        """Find out who is wrong, from all computations of this unit's micro-batch."""
+    def _judge(self, step: int, vectors: Sequence[Tensor], *, calibration: bool) -> tuple[tuple[Verdict, ...], bool]:
+        """Find out who is wrong, from all computations of this unit's micro-batch; and whether it is the calibration's
+        after all: where a doubted point differs it is not."""
         points = {
             pair: self._which(self._differ(vectors[pair[0]], vectors[pair[1]], pair))
             for pair in all_pairs(self.units.number)
         }
         own = {pair: _earliest(self._points, differ) for pair, differ in points.items() if differ}
         copies = judge_copies(self.units, from_all(self._own_parameters(), self._control))
-        verdicts = copies or judge(self.units, from_all(own, self._control))
+        found = from_all(own, self._control)
+        verdicts = copies or judge(self.units, found)
         if not copies and undecided(verdicts):
             verdicts = self.known.found() or verdicts
+        calibration = calibration and not self._again(points)
         if calibration and not copies and undecided(verdicts):
-            for pair, differ in points.items():
-                self._excluded.setdefault(pair, set()).update(differ)
+            self._leave_out(found)
         else:
             self.sampling = replace(self.sampling, suspected_at=step)
         for verdict in verdicts:
             log.warning("step %d: %s", step, verdict.evidence)
-        return verdicts
+        return verdicts, calibration
+
+    def _leave_out(self, found: Sequence[Differences]) -> None:
+        """Compare no more what was computed from other bits: that it came to the same this time says nothing of the
+        next."""
+        mine = self.units.ranks(self.units.unit(self._engine.meshes.rank))
+        for pair in all_pairs(self.units.number):
+            first = min((found[rank][pair].order for rank in mine if pair in found[rank]), default=None)
+            if first is None:
+                continue
+            later = {point for at, point in enumerate(self._points) if order(point, at) >= first}
+            self._excluded.setdefault(pair, set()).update(point for point in later if str(point) not in self._doubted)
+
+    def _again(self, points: Mapping[Pair, set[Point]]) -> bool:
+        """Whether a doubted point differs on a rank of the world."""
+        if not self._doubted:
+            return False
+        differ = any(str(point) in self._doubted for found in points.values() for point in found)
+        return anywhere(torch.tensor(differ, device=self._engine.device))
 
     def _own_parameters(self) -> int:
         """A digest of this rank's shards; 0 where nobody has a copy of them."""

@@ -21,15 +21,17 @@ class Sampling:
     share: float
     """Of the steps, 0 to 1."""
     suspected_at: int | None = None
-    """The last step on which units disagreed."""
+    """The last step on which units disagreed, or one that is made again because they did."""
+    doubted: int | None = None
+    """A step that is replayed whatever the share."""
 
     def includes(self, step: int) -> bool:
         """Whether ``step`` is replayed. What a smaller share includes, a larger one does too."""
-        return _uniform(self.seed, step) < self.share_at(step)
+        return step == self.doubted or _uniform(self.seed, step) < self.share_at(step)
 
     def share_at(self, step: int) -> float:
         """The share that counts at ``step``."""
-        suspected = self.suspected_at is not None and 0 <= step - self.suspected_at <= SUSPICIOUS_STEPS
+        suspected = self.suspected_at is not None and step - self.suspected_at <= SUSPICIOUS_STEPS
         return max(self.share, SUSPICIOUS_SHARE) if suspected else self.share
 
 

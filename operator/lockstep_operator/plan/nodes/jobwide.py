@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lockstep_api.v1alpha1 import ExcludedNode, Fault, TrainingJob, TrainingJobStatus
 from lockstep_operator.plan.actions import Event
 from lockstep_operator.plan.nodes.exclusion import allowance
@@ -12,6 +14,10 @@ AVOID_SECONDS = 600.0
 """How long new pods prefer other nodes than one that was lost: until the cluster has surely noticed by itself."""
 NAMING = frozenset({"GpuUnhealthy", "PreflightFailed", "Corruption", "Straggler"})
 """Causes that name a node by themselves; of others a rule of ``resilience.retry`` can say it."""
+SUSPECTED = "CorruptionSuspected"
+"""One of several pods computes wrong numbers, and this one was put aside to see whether it is that one: see the
+trainer's ``protocol.dispute``. Until it is known, no pod of the job comes to its node."""
+_WRONG_NUMBERS = frozenset({SUSPECTED, "Corruption"})
 _BLAMELESS = frozenset({"PodDeleted", "NodeDrained", "NodeLeaving", "NodeExcluded", "ContainerCrashLoop"})
 
 
@@ -20,16 +26,52 @@ def names_node(fault: Fault) -> bool:
     return bool(fault.node) and (fault.blame == "Named" or fault.cause in NAMING)
 
 
+def locate(status: TrainingJobStatus) -> TrainingJobStatus:
+    """Status in which a suspicion has come true: without that pod ranks agree, says a verdict on its node."""
+    faults = [
+        fault.model_copy(update={"cause": "Corruption"}) if _came_true(fault, status) else fault
+        for fault in status.faults
+    ]
+    return status if faults == status.faults else status.model_copy(update={"faults": faults})
+
+
+def _came_true(fault: Fault, status: TrainingJobStatus) -> bool:
+    return fault.cause == SUSPECTED and any(
+        one.kind == "Corrupt"
+        and one.cause == "Permanent"
+        and fault.node in one.nodes
+        and unix(one.at) >= unix(fault.at)
+        for one in status.verdicts
+    )
+
+
+def _suspected(fault: Fault, faults: Sequence[Fault]) -> bool:
+    """Whether its pod is put aside on suspicion, and not cleared yet: ranks have not disagreed again without it."""
+    return fault.cause == SUSPECTED and bool(fault.node) and not _disagreed_since(fault.at, faults)
+
+
+def _disagreed_since(at: str, faults: Sequence[Fault]) -> bool:
+    return any(one.cause in _WRONG_NUMBERS and unix(one.at) > unix(at) for one in faults)
+
+
 def exclude(job: TrainingJob, status: TrainingJobStatus, now: float) -> tuple[TrainingJobStatus, tuple[Event, ...]]:
     """Status with the nodes excluded that its faults name, as far as the breaker lets them, and the events of it."""
     rules = job.spec.resilience.nodes
-    kept = [one for one in status.excluded_nodes if now < unix(one.until)]
+    valid = [one for one in status.excluded_nodes if now < unix(one.until)]
+    kept = [settled for one in valid if (settled := _settled(one, status.faults))]
     known = {one.node for one in kept}
     seen = {(fault.at, fault.pod) for fault in job.status.faults}
-    events: list[Event] = []
+    events = [
+        Event(
+            "Normal", "NodeReleased", f"Pods of this job may come to {one.node} again: ranks disagree without it too."
+        )
+        for one in valid
+        if one.node not in known
+    ]
     for fault in status.faults:
         until = unix(fault.at) + rules.exclude_seconds
-        if not names_node(fault) or fault.node is None or fault.node in known or now >= until:
+        named = names_node(fault) or _suspected(fault, status.faults)
+        if not named or fault.node is None or fault.node in known or now >= until:
             continue
         if allowance((unix(one.since) for one in kept), now, rules.exclude_per_hour):
             kept.append(ExcludedNode(node=fault.node, since=fault.at, until=rfc3339(until), reason=fault.cause))
@@ -46,6 +88,15 @@ def exclude(job: TrainingJob, status: TrainingJobStatus, now: float) -> tuple[Tr
     if kept != status.excluded_nodes:
         status = status.model_copy(update={"excluded_nodes": kept})
     return status, tuple(events)
+
+
+def _settled(one: ExcludedNode, faults: Sequence[Fault]) -> ExcludedNode | None:
+    """The exclusion as it is now: one on suspicion becomes one for good, or ends."""
+    if one.reason != SUSPECTED:
+        return one
+    if any((fault.cause, fault.node, fault.at) == ("Corruption", one.node, one.since) for fault in faults):
+        return one.model_copy(update={"reason": "Corruption"})
+    return None if _disagreed_since(one.since, faults) else one
 
 
 def excluded(status: TrainingJobStatus, observed: Observed) -> tuple[str, ...]:
