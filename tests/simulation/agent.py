@@ -9,7 +9,7 @@ from lockstep_api.messages import FaultReport, Finished, Kept, Position, Progres
 from lockstep_trainer.protocol import effects, events
 from lockstep_trainer.protocol.member import Identity
 from lockstep_trainer.protocol.node import Node
-from lockstep_trainer.protocol.policy import CORRUPTION
+from lockstep_trainer.protocol.policy import CORRUPTION, SUSPECTED
 from simulation.storage import Refused, Superseded, Unavailable
 from simulation.transfers import Transfers
 from simulation.written import Written
@@ -258,8 +258,9 @@ class Agent:
     def _send_operator(self, effect: effects.SendOperator) -> None:
         if isinstance(effect.message, Finished):
             self.world.invariants.ended(effect.message)
-        if isinstance(effect.message, FaultReport) and effect.message.cause == CORRUPTION and self.node.leader:
-            self.world.invariants.put_aside(self.node.leader.keeping.cut, effect.message)
+        report = effect.message if isinstance(effect.message, FaultReport) else None
+        if report and report.cause in (CORRUPTION, SUSPECTED) and self.node.leader:
+            self.world.invariants.put_aside(self.node.leader.keeping.cut, report)
         operator, message = self.world.operator, self.world.on_the_wire(effect.message)
         if isinstance(message, Progress):
             return  # read by people only
@@ -394,7 +395,7 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     effects.ChooseRestore: Agent._choose,
     effects.EnsureStore: Agent._ensure_store,
     effects.Commit: Agent._commit,
-    effects.Journal: lambda agent, effect: agent.world.invariants.journal.write(effect.line),
+    effects.Journal: lambda agent, effect: agent.world.invariants.wrote(effect.line),
     effects.CopySnapshot: lambda agent, effect: agent.transfers.copy(effect),
     effects.UploadState: lambda agent, effect: agent.transfers.upload(effect),
     effects.KeepSnapshot: Agent._keep,

@@ -66,7 +66,9 @@ class Faults:
         for pod in world.pods.values():
             if pod.powered:
                 world.network.cut_off.discard(pod.name)
-            pod.corrupts = False
+            if pod.corrupts:  # what was tried meanwhile shows nothing
+                pod.corrupts = False
+                world.invariants.wrong |= world.pods.keys()
             if not pod.exists:
                 pod.delete()  # now its kubelet hears of it
         world.network.cut_off.discard("operator")
@@ -153,7 +155,9 @@ class Faults:
     def _corrupting(self) -> None:
         """From now on a pod's GPU computes wrong numbers. Once in a schedule: the same rank found at the same step in
         two pods would be no GPU."""
-        self.world.random.choice(self.world.current_pods()).corrupts = True
+        pod = self.world.random.choice(self.world.current_pods())
+        pod.corrupts = True
+        self.world.invariants.wrong.add(pod.name)
 
     def _store(self, _: Pod) -> None:
         self.world.store.away = True

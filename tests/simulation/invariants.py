@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lockstep_api.messages import Cut, FaultReport, Finished, Kept, RestorePoint, Start, StateId, Term
+from lockstep_trainer.protocol.policy import SUSPECTED
 from simulation.journal import Journal
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class Invariants:
         """States of which some copy was damaged."""
         self.cuts: list[Cut] = []
         """Of faults that were judged."""
+        self.wrong: set[str] = set()
+        """Pods whose GPUs compute wrong numbers, or may have done so."""
+        self.named: list[str] = []
+        """Pods that were named by what a spare computed in their place."""
         self.newest_step = 0
         self.told_to_stop: set[int] = set()
         """Epochs in which the operator has said so."""
@@ -121,6 +126,14 @@ class Invariants:
         if missing := self.journal.missing(state, before.step if before else 0):
             raise Violation(f"{term} begins from {state}, and the journal has no line of its steps {missing}")
 
+    def wrote(self, line: dict[str, Any]) -> None:
+        """A leader's line. Who it names by what a spare has computed was wrong."""
+        self.journal.write(line)
+        for pod in line.get("pods", ()) if line["kind"] == "settled" else ():
+            self.named.append(pod)
+            if pod not in self.wrong:
+                raise Violation(f"{pod} is named, and computed nothing wrong: {line['message']}")
+
     def put_aside(self, cut: Cut | None, report: FaultReport) -> None:
         """A fault of wrong numbers is told of: its cut holds whatever comes."""
         if any(known.term == report.term for known in self.cuts):
@@ -128,7 +141,8 @@ class Invariants:
         if cut is None or cut.term < report.term:  # a later one: the operator was away, and it came to another cut
             raise Violation(f"{report} without a cut: {cut}")
         wrong = self.starts[f"{report.term.epoch}/{report.term.generation}"]
-        if report.slot is None or report.rung != "pod" or wrong.nodes <= report.slot:
+        again = report.cause == SUSPECTED and report.rung == "process"
+        if not again and (report.slot is None or report.rung != "pod" or wrong.nodes <= report.slot):
             raise Violation(f"nobody is put aside: {report}")
         self.cuts.append(cut)
         if self.stop_at is not None:  # told to stop, and what it would have saved is worth nothing

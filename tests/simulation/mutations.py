@@ -197,6 +197,18 @@ MUTATIONS = (
         "self._copy_again(effect, 0.2)", "pass",
         "an agent goes on trying until the buddy has the copy", package="simulation.",
     ),
+    Mutation(
+        "name-who-is-away-though-another-left-too", "dispute",
+        "if any(rank not in places or places[rank].pod != pod for rank, pod in others):", "if False:",
+        "of several that are accused one is named only where the others still compute",
+        first=2990,
+    ),
+    Mutation(
+        "take-who-was-condemned-for-gone", "dispute",
+        "return tuple(each for each in dispute.aside if each.pod not in here)", "return dispute.aside",
+        "who is still there was not put aside, whatever was decided",
+        first=440,
+    ),
 )  # fmt: skip
 
 GUARDS = (
@@ -406,6 +418,19 @@ GUARDS = (
         "count-replays-of-what-was-left", "keeping",
         "self.agreed = leader.durability.agreed = min(self.agreed, begun.step if begun else 0)", "pass",
         "a replay verifies only what it was trained from",
+        test="unit/protocol/test_rollback.py",
+    ),
+    Mutation(
+        "settle-by-any-step", "corruption",
+        "if dispute is None or dispute.nodes != nodes or step < dispute.step:",
+        "if dispute is None or dispute.nodes != nodes:",
+        "a dispute is over once its own step agrees",
+        test="unit/protocol/test_rollback.py",
+    ),
+    Mutation(
+        "forget-the-dispute-with-its-leader", "corruption",
+        "return replace(self, dispute=dispute)", "return replace(self, dispute=self.dispute)",
+        "what is in dispute goes with the cut, from leader to leader",
         test="unit/protocol/test_rollback.py",
     ),
     Mutation(

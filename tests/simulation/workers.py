@@ -199,8 +199,10 @@ class Workers:
         self.world.clockwork.after(STEP_SECONDS, lambda: self._step(group))
 
     def _replay(self, group: Group) -> None:
-        """Some steps, and the first, are computed twice; a GPU that is wrong is wrong each time."""
-        if group.replayed and (group.step + self.world.seed) % REPLAY_EVERY:
+        """Some steps, the first and one in doubt are computed twice; a GPU that is wrong is wrong each time."""
+        doubt, first = group.start.doubt, not group.replayed
+        doubted = doubt is not None and group.step == doubt.step
+        if not first and not doubted and (group.step + self.world.seed) % REPLAY_EVERY:
             return
         group.replayed = True
         wrong = [rank for rank, worker in sorted(group.joined.items()) if worker.pod.corrupts]
@@ -209,9 +211,13 @@ class Workers:
             self._say(group, kind="replayed", step=group.step)
             return
         found = {"kind": "permanent", "ranks": wrong[:1], "confidence": 1.0, "evidence": "outvoted"}
+        if self.world.disputes and len(group.joined) > 1:
+            either = sorted({wrong[0], (wrong[0] + 1) % len(group.joined)})
+            found = {"kind": "undecided", "ranks": either, "confidence": 0.0, "evidence": "they differ", "point": "ffn"}
+        calibration = self.world.disputes and first and doubt is None
         for run in (1, 2):
-            told = {"step": group.step, "run": run, "rejected": run == 1, "calibration": False, "verdicts": [found]}
-            self._say(group, kind="corruption", **told)
+            told = {"step": group.step, "run": run, "rejected": run == 1, "calibration": calibration}
+            self._say(group, kind="corruption", verdicts=[found], **told)
 
     def _say(self, group: Group, **line: Any) -> None:
         """A line of rank 0's."""

@@ -53,12 +53,14 @@ class World:
         """Whether workers end, or begin from the store at once, where a copy does not verify."""
         self.replays = seed % 5 == 2
         """Steps are replayed, and who computes wrong numbers is put aside."""
+        self.disputes = seed % 15 == 12
+        """And nobody can say which of two ranks does."""
         self.outages = outages(seed)
         self.widths = widths(seed)
         self.plan = JobPlan(
             JOB, nodes, gpus, steps, checkpoint_every=every, memory_buddy=seed % 5 != 1,
             ladder=Ladder(process_budget=1000, crash_loops=False),
-            rollback=self.replays,
+            rollback=self.replays, spares=1,
             hang=HangBounds(factor=5.0, minimum_seconds=8.0, first_step_seconds=20.0),
         )  # fmt: skip
         self.invariants = Invariants(self)

@@ -117,6 +117,7 @@ class Dispute:
     seen: int  # how often a step disagreed
     points: tuple[str, ...]  # where it showed first
     ranks: tuple[int, ...]  # of which some are wrong
+    pods: tuple[str, ...]  # of these ranks, when they last disagreed
     nodes: int  # that the job trained on: on more or fewer, ranks are others
     calibration: bool  # it began at a generation's first step: it may be a library that adds up in another order
     evidence: str

@@ -28,6 +28,7 @@ from lockstep_api.messages import (
     StateId,
     Steps,
     StepSummary,
+    Stop,
     Term,
     Uploaded,
 )
@@ -131,9 +132,11 @@ class Run:
         assert self.leader.running is not None
         return told
 
-    def next_epoch(self, restore: RestorePoint, pod: str) -> Run:
-        """The same leader in another one, in which slot 1 has another pod; it runs."""
-        slots = (self.slots[0], SlotInfo(1, pod, f"uid of {pod}", "boot", "10.0.0.9:1", "node-9"))
+    def next_epoch(self, restore: RestorePoint, slot: int) -> Run:
+        """The same leader in another one, in which that slot has another pod; it runs."""
+        name = f"spare-{self.epoch}"
+        spare = SlotInfo(slot, name, f"uid of {name}", "boot", f"10.0.1.{self.epoch}:1", f"node of {name}")
+        slots = tuple(spare if info.slot == slot else info for info in self.slots)
         run = Run(epoch=self.epoch + 1, memory=self.leader.memory(), spares=self.spares, slots=slots)
         run.form(restore)
         assert run.leader.running is not None
@@ -397,7 +400,7 @@ def test_the_pod_without_which_the_step_agrees_was_wrong() -> None:
     assert report.blame == "", "it may be slot 0's"
     told = run.tell(events.Tick())
     assert [(each.slots, each.cause) for each in sent(told, ReplaceRequest)] == [((1,), "CorruptionSuspected")]
-    run = run.next_epoch(verified, "pod-9")
+    run = run.next_epoch(verified, 1)
     start = run.leader.running
     assert start is not None
     assert start.doubt == Doubt(11, ("ffn",))
@@ -418,11 +421,11 @@ def test_where_it_disagrees_without_the_first_the_other_is_put_aside_and_then_it
     run.again(verified)
     run.doubt(11)
     run.answered(verified)
-    run = run.next_epoch(verified, "pod-9")
+    run = run.next_epoch(verified, 1)
     told = run.doubt(11)
     told += run.answered(verified)
     assert [(each.slot, each.rank) for each in sent(told, FaultReport)] == [(0, 0)]
-    run = run.next_epoch(verified, "pod-9")
+    run = run.next_epoch(verified, 0)
     run.doubt(11)
     told = run.quiet()
     (end,) = sent(told, Finished)
@@ -441,7 +444,7 @@ def test_what_a_first_step_shows_without_a_culprit_is_looked_into_only_where_the
         told = run.doubt(11)
         told += run.answered(verified)
         assert [each.slot for each in sent(told, FaultReport)] == [slot]
-        run = run.next_epoch(verified, "pod-9")
+        run = run.next_epoch(verified, slot)
     run.doubt(11)
     told = run.again(verified)
     assert [each.rung for each in sent(told, FaultReport)] == ["process"]
@@ -457,7 +460,7 @@ def test_on_another_number_of_nodes_a_dispute_says_nothing() -> None:
     assert dispute is not None
     assert run.leader.reports.replays.doubt(2) == Doubt(25, ("ffn",))
     assert run.leader.reports.replays.doubt(1) is None
-    assert run.leader.reports.replays.settled(25, 1, 0.0).dispute is dispute
+    assert run.leader.reports.replays.settled(25, 1, {}, 0.0).dispute is dispute
 
 
 def test_what_is_in_dispute_outlives_the_leader_whose_pod_is_put_aside() -> None:
@@ -467,11 +470,12 @@ def test_what_is_in_dispute_outlives_the_leader_whose_pod_is_put_aside() -> None
     run.again(verified)
     run.doubt(11)
     run.answered(verified)
-    run = run.next_epoch(verified, "pod-9")
+    run = run.next_epoch(verified, 1)
     run.doubt(11)
     cut = run.leader.keeping.cut
     assert cut is not None
-    new = Run(epoch=3, spares=1)
+    spare = SlotInfo(0, "pod-8", "uid of pod-8", "boot", "10.0.0.8:1", "node-8")
+    new = Run(epoch=3, spares=1, slots=(spare, run.slots[1]))
     new.form(verified, cut=cut)
     assert new.leader.running is not None
     assert new.leader.running.doubt == Doubt(11, ("ffn",))
@@ -483,6 +487,53 @@ def test_what_is_in_dispute_outlives_the_leader_whose_pod_is_put_aside() -> None
     later.form(restored, cut=cut)
     later.says(kind="restore", source="store", step=30, manifest=restored.manifest, agreed=22)
     assert later.leader.reports.replays.dispute is None
+
+
+def test_where_another_of_the_accused_went_meanwhile_nobody_is_named() -> None:
+    """Its node died while the spare of the first one was tried: it may have been wrong as well."""
+    run, verified = trained(spares=1)
+    run.doubt(25)
+    run.again(verified)
+    run.doubt(11)
+    run.answered(verified)
+    run.slots = (SlotInfo(0, "pod-7", "uid of pod-7", "boot", "10.0.0.7:1", "node-7"), run.slots[1])
+    run = run.next_epoch(verified, 1)
+    told = run.says(kind="replayed", step=11)
+    (settled,) = run.journal(told, "settled")
+    assert "pods" not in settled
+    assert run.leader.reports.replays.dispute is None
+    assert not [one for one in run.leader.reports.replays.verdicts if one.kind == "Permanent"]
+
+
+def test_who_was_to_be_put_aside_and_is_still_there_is_put_aside_again() -> None:
+    """Its leader was lost before it could say so. That the step disagrees says nothing of others."""
+    run, verified = trained(spares=1)
+    run.doubt(25)
+    run.again(verified)
+    run.doubt(11)
+    cut = run.leader.keeping.cut
+    new = Run(epoch=2, spares=1)
+    new.form(verified, cut=cut)
+    new.doubt(11)
+    told = new.answered(verified)
+    assert [(each.cause, each.slot) for each in sent(told, FaultReport)] == [("CorruptionSuspected", 1)]
+    new = Run(epoch=3, spares=1)
+    new.form(verified, cut=cut)
+    new.says(kind="replayed", step=11)
+    assert not new.leader.reports.replays.verdicts, "nor does it that it agrees"
+
+
+def test_a_stop_that_runs_out_of_time_still_tells_who_was_wrong() -> None:
+    """The store is away, so that the chain can't learn of the cut."""
+    run, _ = trained()
+    run.wrong(25)
+    told = run.tell(events.OperatorSaid(Stop(JOB, 1, "suspended", seconds=5.0)))
+    assert not sent(run.quiet(), FaultReport)
+    run.now += 6.0
+    told = run.tell(events.Tick())
+    told += run.quiet()
+    assert [each.cause for each in sent(told, FaultReport)] == ["Corruption"]
+    assert [each.outcome for each in sent(told, Finished)] == ["stopped"]
 
 
 def test_a_generation_that_disagrees_says_nothing_against_its_snapshot() -> None:

@@ -104,12 +104,12 @@ class Replays:
         """What training goes on from is of a lineage on which that step agreed: an earlier leader has settled it."""
         return replace(self, dispute=None) if self.dispute and agreed >= self.dispute.step else self
 
-    def settled(self, step: int, nodes: int, now: float) -> Replays:
+    def settled(self, step: int, nodes: int, places: Mapping[int, Place], now: float) -> Replays:
         """The step agreed, on so many nodes. Who was put aside before the dispute's own step agreed was wrong."""
         dispute = self.dispute
         if dispute is None or dispute.nodes != nodes or step < dispute.step:
             return self
-        verdict = disputes.verdict(dispute, now)
+        verdict = disputes.verdict(dispute, places, now)
         if verdict is None:
             return replace(self, dispute=None)
         return replace(self._counted(verdict), verdicts=(*self.verdicts, verdict)[-KEPT:], dispute=None, doubts=())

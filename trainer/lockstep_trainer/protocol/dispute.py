@@ -30,17 +30,21 @@ def doubt(dispute: Dispute) -> Doubt:
 
 def without(dispute: Dispute, slot: int, places: Mapping[int, Place], gpus_per_node: int) -> Dispute:
     """The pod of ``slot`` is put aside."""
-    ranks = tuple(rank for rank in dispute.ranks if rank // gpus_per_node == slot and rank in places)
+    ranks = tuple(rank for rank in dispute.ranks if rank // gpus_per_node == slot)
     at = [places[rank] for rank in ranks]
     devices = tuple(place.device for place in at if place.device)
     return replace(dispute, aside=(*dispute.aside, Aside(slot, at[0].pod, at[0].node, ranks, devices)))
 
 
-def verdict(dispute: Dispute, now: float) -> CorruptVerdict | None:
-    """The step has agreed: who was wrong. None: nobody was put aside, and it did not come again."""
-    if not dispute.aside:
+def verdict(dispute: Dispute, places: Mapping[int, Place], now: float) -> CorruptVerdict | None:
+    """The step has agreed, computed at ``places``: who was wrong. None: nobody was put aside, and it did not come
+    again; or another one of the accused is gone too, for a reason of its own."""
+    if not dispute.aside or dispute.aside[-1] not in _gone(dispute, places):
         return None
     who = dispute.aside[-1]
+    others = [(rank, pod) for rank, pod in zip(dispute.ranks, dispute.pods, strict=True) if pod != who.pod]
+    if any(rank not in places or places[rank].pod != pod for rank, pod in others):
+        return None
     return CorruptVerdict(
         kind="Permanent",
         ranks=who.ranks,
@@ -62,21 +66,44 @@ Answer = Literal["again", "give up"] | int
 
 
 def answer(
-    before: Dispute | None, found: Disagreement, *, nodes: int, gpus_per_node: int, spares: int, persist: bool
+    before: Dispute | None,
+    found: Disagreement,
+    places: Mapping[int, Place],
+    *,
+    nodes: int,
+    gpus_per_node: int,
+    spares: int,
+    persist: bool,
 ) -> tuple[Dispute, Answer]:
     """What is to be tried after ``found``, and what is known then. ``before`` is the dispute that stands; ``persist``:
     disagreements come again and again, be it at other steps."""
-    ranks = distinct(rank for each in found.accusations for rank in each.ranks)
+    accused = distinct(rank for each in found.accusations for rank in each.ranks)
+    ranks = tuple(rank for rank in accused if rank in places)
+    pods = tuple(places[rank].pod for rank in ranks)
     points = distinct(each.point for each in found.accusations)
     evidence = "; ".join(each.evidence for each in found.accusations)
     if before is None or before.nodes != nodes:
-        fresh = Dispute(found.step, found.step, 1, points, ranks, nodes, found.calibration, evidence)
+        fresh = Dispute(found.step, found.step, 1, points, ranks, pods, nodes, found.calibration, evidence)
         return fresh, "give up" if persist else "again"
-    points = distinct((*before.points, *points))
-    known = replace(before, step=found.step, seen=before.seen + 1, points=points, ranks=ranks, evidence=evidence)
-    tried = {each.slot for each in known.aside}
+    known = replace(
+        before,
+        step=found.step,
+        seen=before.seen + 1,
+        points=distinct((*before.points, *points)),
+        ranks=ranks,
+        pods=pods,
+        evidence=evidence,
+    )
+    gone = _gone(known, places)
+    tried = {each.slot for each in gone}
     # The leader's own pod comes last: another leader has to find its way first.
     left = sorted({rank // gpus_per_node for rank in ranks} - tried, key=lambda slot: (slot == 0, slot))
     if spares and left:
         return known, left[0]
-    return known, "give up" if persist or known.aside else "again"
+    return known, "give up" if persist or gone else "again"
+
+
+def _gone(dispute: Dispute, places: Mapping[int, Place]) -> tuple[Aside, ...]:
+    """Who was put aside and is really away: a leader may be lost between the one and the other."""
+    here = {place.pod for place in places.values()}
+    return tuple(each for each in dispute.aside if each.pod not in here)

@@ -271,11 +271,12 @@ class Leader:
         quiet = self.roster.all_quiet
         if quiet:  # whoever has not told of a step will not any more
             effects += self.reports.late(self, self.steps.rest(), now)
+        over = now >= self._stop_until or not self.keeping.in_flight(self)
+        ends = self._stopping is not None and now >= self._stop_until
         # Who is to blame for a cut may be the leader's own pod: the chain has to know of it before that is given up.
         cut_off = quiet and (self.durability.known or not self.keeping.cuts(self.abandoned))
-        if self.verdicts.suspects and (cut_off or self.verdicts.fatal):
+        if self.verdicts.suspects and (cut_off or self.verdicts.fatal or ends):
             effects += self._judge(now)
-        over = now >= self._stop_until or not self.keeping.in_flight(self)
         if self._stopping is not None and not self.finished and over and self.verdicts.gone:
             return effects + self._end(self._stopped(self._stopping), now)  # nobody takes their places any more
         if self.finished or not quiet:

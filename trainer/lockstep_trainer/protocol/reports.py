@@ -297,11 +297,11 @@ class Reports:
         """All units agreed on a step. It may settle what was in dispute: then who was wrong is known, or that it has
         not come again."""
         dispute, before = self.replays.dispute, self.replays
-        self.replays = before.settled(step, leader.plan.nodes, now)
+        self.replays = before.settled(step, leader.plan.nodes, places(leader), now)
         if dispute is None or self.replays is before:
             return []
         self.dirty = True
-        named = self.replays.verdicts[-1] if dispute.aside else None
+        named = self.replays.verdicts[-1] if self.replays.accused != before.accused else None
         message = named.evidence if named else f"what step {dispute.step} disagreed about has not come again"
         who = {"ranks": list(named.ranks), "pods": list(named.pods), "nodes": list(named.nodes)} if named else {}
         return [self._line(leader, now, "settled", step=step, message=message, **who), Persist()]

@@ -76,6 +76,7 @@ def _doubted(leader: Leader, found: Disagreement, now: float) -> list[Effect]:
     known, answer = dispute.answer(
         replays.dispute,
         found,
+        places(leader),
         nodes=plan.nodes,
         gpus_per_node=plan.gpus_per_node,
         spares=plan.spares,
@@ -90,6 +91,7 @@ def _doubted(leader: Leader, found: Disagreement, now: float) -> list[Effect]:
     why = f"{known.evidence}, and nobody can say who is wrong; it is made again"
     if answer == "again":
         return _go_back(leader, found, SUSPECTED, why, now, ranks=known.ranks, known=known)
+    leader.reports.replays = replace(replays, doubts=())  # something is done about them
     known = dispute.without(known, answer, places(leader), plan.gpus_per_node)
     aside = known.aside[-1]
     why += f" without {aside.pod}"
