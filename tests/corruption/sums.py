@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from statistics import median
@@ -37,7 +37,7 @@ def within_reach(kept: Kept) -> list[Outcome]:
 
 def beyond(kept: Kept) -> dict[str, Tally]:
     """Kind and layout of what is out of reach, or barely → counts."""
-    rest = [one for one in outcomes(kept) if one.kind not in ("sampled", "delay", *HELD)]
+    rest = [one for one in outcomes(kept) if one.kind not in ("sampled", "spare", "delay", *HELD)]
     return by(sorted(rest, key=lambda one: one.kind), lambda one: f"{one.kind} {one.layout}")
 
 
@@ -45,6 +45,17 @@ def held(kept: Kept) -> dict[str, Tally]:
     """Kind and layout of what ranks hold in memory, and of updates → counts."""
     rest = [one for one in outcomes(kept) if one.kind in HELD]
     return by(sorted(rest, key=lambda one: one.kind), lambda one: f"{one.kind} {one.layout}")
+
+
+def with_spare(kept: Kept) -> dict[str, Tally]:
+    """Layout → counts of what a spare was to decide; and how many restarts it took."""
+    return by([one for one in outcomes(kept) if one.kind == "spare"], lambda one: one.layout)
+
+
+def restarts(kept: Kept) -> dict[str, int]:
+    """Restarts until somebody was named → trials with a spare."""
+    found = Counter(record["generations"] - 1 for record in kept.all("trial") if record["trial"]["kind"] == "spare")
+    return {str(number): found[number] for number in sorted(found)}
 
 
 def curves(kept: Kept) -> list[dict[str, Any]]:
@@ -108,6 +119,8 @@ def summary(kept: Kept) -> dict[str, Any]:
         "rates": grouped(lambda one: f"{one.rate:g}"),
         "verdicts": grouped(lambda one: f"{one.layout} {_rate(one.rate)}"),
         "held": {name: asdict(tally) for name, tally in held(kept).items()},
+        "spare": {name: asdict(tally) for name, tally in with_spare(kept).items()},
+        "spare_restarts": restarts(kept),
         "beyond": {name: asdict(tally) for name, tally in beyond(kept).items()},
         "not_as_expected": [asdict(one) for one in outcomes(kept) if strange(one)],
         "delays": curves(kept),
@@ -122,13 +135,18 @@ def strange(one: Outcome) -> bool:
 
 
 def tables(kept: Kept) -> list[Table]:
-    """For the terminal."""
+    """For the terminal: of what was done."""
     each = within_reach(kept)
     found = [
-        _table("On steps that are all replayed, by layout", by(each, lambda one: one.layout), Tally.of(each)),
+        _table(
+            "On steps that are all replayed, by layout",
+            by(each, lambda one: one.layout),
+            Tally.of(each) if each else None,
+        ),
         _table("By site", by(each, lambda one: one.site)),
         _table("By rate", by(each, lambda one: f"{one.rate:g}")),
         _table("In memory, and in updates", held(kept)),
+        _table("Two units and a spare", with_spare(kept)),
         _table("Out of reach, or barely", beyond(kept)),
     ]
     delays = Table(title="Steps until found")
@@ -142,8 +160,9 @@ def tables(kept: Kept) -> list[Table]:
     rest.add_column("")
     for layout, numbers in without_faults(kept).items():
         rest.add_row(layout, str(numbers))
-    rest.add_row("cost", str(cost(kept)))
-    return [*found, delays, rest]
+    if measured := cost(kept):
+        rest.add_row("cost", str(measured))
+    return [table for table in (*found, delays, rest) if table.row_count]
 
 
 def _rate(rate: float) -> str:

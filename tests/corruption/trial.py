@@ -12,6 +12,7 @@ from corruption.setting import DENSE, MIXTURE, Setting
 from lockstep_trainer.injection.bitflips import Fault, Site
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.stages import modelled_costs, split_layers
+from lockstep_trainer.replay.units import Units
 
 SITES: tuple[Site, ...] = get_args(Site)
 RATES = (1.0, 0.5, 0.1, 0.01)
@@ -27,6 +28,7 @@ Kind = Literal[
     "between",
     "everywhere",
     "calibration",
+    "spare",
     "delay",
 ]
 """When and where the fault strikes.
@@ -35,8 +37,8 @@ sampled: whatever the rank computes, on steps that are all replayed. unsampled: 
 other: only in micro-batches behind the first. shard: a parameter's piece in the rank's memory, once. optimizer: its
 first moment, once. update: the optimizer's update of a parameter's piece. sum: its piece of the gradient's sum over
 ranks, once. between: a product, after its digest was taken and before it is added up over the tensor ranks. everywhere:
-the same on every rank. calibration: from a generation's first step on. delay: whatever the rank computes, on steps of
-which a share is replayed.
+the same on every rank. calibration: from a generation's first step on. spare: whatever the rank computes, and where
+nobody can say who is wrong a spare decides. delay: whatever the rank computes, on steps of which a share is replayed.
 """
 HELD: tuple[Kind, ...] = ("shard", "optimizer", "update")
 """What no comparison of computations shows: each rank looks at its own memory, and updates are computed twice."""
@@ -49,6 +51,7 @@ LAYOUTS: Mapping[str, Setting] = {
     "dp4-pp2": Setting(Layout(shard=4, pipeline=2), _SMALL, samples=16),
     "dp4-cp2": Setting(Layout(shard=4, context=2), _SMALL, samples=16),
     "dp8-ep2": Setting(Layout(shard=8, expert=2), _EXPERTS, samples=16),
+    "dp2-tp2-cp2": Setting(Layout(shard=2, tensor=2, context=2), _SMALL, samples=16),
 }
 """Of eight ranks."""
 SLOW = Setting(Layout(shard=4), _SMALL, samples=8)
@@ -109,7 +112,11 @@ def delays(each: int, seed: int) -> Iterator[list[Trial]]:
 def kinds(layout: str) -> tuple[Kind, ...]:
     """Those besides «sampled» that make sense with a layout."""
     found: list[Kind] = ["unsampled", "other", *HELD, "sum", "everywhere", "calibration"]
-    return (*found, "between") if LAYOUTS[layout].layout.tensor > 1 else tuple(found)
+    if LAYOUTS[layout].layout.tensor > 1:
+        found.append("between")
+    if Units(LAYOUTS[layout].layout).number == 2:
+        found.append("spare")
+    return tuple(found)
 
 
 def sampled(layout: str, number: int, seed: int) -> Trial:
@@ -130,6 +137,8 @@ def out_of_reach(layout: str, kind: Kind, number: int, seed: int) -> Trial:
         fault = replace(fault, site="product" if number % 2 else "activation")
     if kind == "update":
         fault = replace(fault, rate=(1.0, 0.1)[number % 2])
+    if kind == "spare":
+        return Trial(name, layout, kind, replace(fault, site=SITES[number % len(SITES)]), bound=2)
     return Trial(name, layout, kind, fault, share=0.25 if kind == "unsampled" else 1.0, bound=STEPS.get(kind, 2))
 
 

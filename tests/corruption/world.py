@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from corruption.disputed import heard, inquire
 from corruption.setting import Setting, batch_of, build
 from corruption.struck import Between, Device, Recorded, Strike, strike_memory
 from corruption.trial import Trial
+from lockstep_api.messages import Doubt
 from lockstep_api.v1alpha1 import OptimizerSpec
 from lockstep_trainer.agreement import from_all
 from lockstep_trainer.batch import Batch
@@ -81,6 +83,47 @@ class World:
                 break
         return self._end(trial, harmed_at, equal)
 
+    def with_spare(self, trial: Trial) -> dict[str, Any]:
+        """The trial, with pods that are changed for a spare where nobody can say who is wrong. The bits at the end are
+        those of the last generation, whose fault may have gone with its pod."""
+        equal, strikes = False, list[list[Any]]()
+
+        def train(doubt: Doubt | None, there: bool) -> tuple[Disagreement | None, int]:
+            nonlocal equal
+            optimizer = self._begin(trial)
+            if doubt is not None:
+                self._renew(doubt)
+            if there:
+                self._arm(trial, optimizer)
+            for step in range(1, trial.bound + 1):
+                self._step = step
+                self._replay.forward_backward(step, self._batch(step), self.setting.tokens)
+                with self._replay.update(step, self._parameters, optimizer):
+                    optimizer.step()
+                self._finish_step(optimizer)
+                equal = self._state(optimizer) == self._clean[step][1]
+                if self._heard:
+                    break
+            strikes.extend([each.step, each.where, each.sampled] for each in self._injector.strikes)
+            self._disarm()
+            return (self._heard[0] if self._heard else None), self._step
+
+        result = inquire(train, struck=trial.fault.rank, world_size=self.setting.layout.world_size)
+        self._trial = None
+        self._reset()
+        self._renew(None)
+        self._calibrate()
+        all_ranks = from_all((equal, strikes), None)
+        same = all(each for each, _ in all_ranks)
+        return {
+            "strikes": all_ranks[trial.fault.rank][1][:40],
+            "heard": heard(result),
+            "harmed_at": None if same else 1,
+            "equal": same,
+            "generations": result.generations,
+            "aside": list(result.aside),
+        }
+
     # --- a trial ------------------------------------------------------------------------------------------------
 
     def _begin(self, trial: Trial) -> torch.optim.Optimizer:
@@ -88,8 +131,7 @@ class World:
         self._heard.clear()
         self._reset()
         if trial.kind == "calibration":
-            self._ring._taps.close()
-            self._ring = self._new_ring()
+            self._renew(None)
         self._ring.sampling = Sampling(trial.fault.seed, trial.share)
         self._injector.may = {
             "unsampled": lambda strike: not strike.sampled,
@@ -127,9 +169,8 @@ class World:
         self._disarm()
         self._trial = None
         if trial.kind == "calibration":  # what it left out must not be left out for those that follow
-            self._ring._taps.close()
             self._reset()
-            self._ring = self._new_ring()
+            self._renew(None)
             self._calibrate()
         all_ranks = from_all((harmed_at, equal, strikes), None)
         harmed = [each for each, _, _ in all_ranks if each is not None]
@@ -161,8 +202,18 @@ class World:
 
     # --- training -----------------------------------------------------------------------------------------------
 
-    def _new_ring(self) -> Ring:
-        ring = Ring(self.engine, None, sampling=Sampling(3, 1.0), compiled=False, report=self._hear)
+    def _renew(self, doubt: Doubt | None) -> None:
+        """As in a new generation."""
+        self._ring._taps.close()
+        self._ring = self._new_ring(doubt)
+        doubted = doubt.points if doubt else ()
+        self._replay = Replay(self.engine, self._ring, report=self._hear, doubted=doubted)
+        self._replay._updates.compute = self._device.updated
+
+    def _new_ring(self, doubt: Doubt | None = None) -> Ring:
+        doubted = doubt.points if doubt else ()
+        sampling = Sampling(3, 1.0)
+        ring = Ring(self.engine, None, sampling=sampling, compiled=False, report=self._hear, doubted=doubted)
         inner = self.engine.around
 
         @contextmanager
@@ -249,4 +300,5 @@ def play(setting: Setting, trials: Sequence[Trial]) -> Iterator[dict[str, Any]]:
     world = World(setting, steps=max([trial.bound for trial in trials if trial.kind != "delay"], default=1))
     for trial in trials:
         dist.barrier()
-        yield {"name": trial.name, "trial": asdict(trial), **world.run(trial)}
+        run = world.with_spare if trial.kind == "spare" else world.run
+        yield {"name": trial.name, "trial": asdict(trial), **run(trial)}

@@ -52,6 +52,8 @@ def test_a_fault_strikes_a_layer_of_its_ranks_stage(layout: str) -> None:
 
 def test_a_fault_that_comes_and_goes_strikes_early() -> None:
     for trial in trials():
+        if trial.kind == "update":  # of which each parameter is a chance
+            continue
         stream = trial.fault.stream()
         assert any(stream.random() < trial.fault.rate for _ in range(EARLY)), trial
 
