@@ -1,5 +1,6 @@
-"""A pod whose hardware spoils gradients, on a real cluster: its rank is named, its node excluded, the run goes back to
-a state that is verified, and its losses are those of a run in which nothing was wrong."""
+"""A pod whose hardware computes wrong numbers, on a real cluster: its rank is named, its node excluded, the run goes
+back to a state that is verified, and its losses are those of a run in which nothing was wrong. Three ranks tell by
+votes who it is, two with the help of a spare."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from awaited import eventually
+from demonstration import install
 from demonstration.target import Target
 from e2e.jobs import NAMESPACE, POD_SPEC, TRAINER, RunningJob
 from lockstep_api.v1alpha1 import TrainingJob
@@ -25,6 +27,10 @@ WRONG = f"{NAME}-1-0"
 BEGINS = 6
 """Steps of three micro-batches that pass before the first wrong gradient; fewer of those that are replayed."""
 PATIENCE = 400.0
+
+
+LONG = 200
+"""Steps that last while a fault is ordered."""
 
 
 def training(target: Target, name: str, action: str) -> RunningJob:
@@ -67,6 +73,27 @@ def jobs(lockstep: Target) -> Iterator[tuple[RunningJob, RunningJob]]:
         forget(lockstep)
 
 
+@pytest.fixture
+def pair(lockstep: Target) -> Iterator[tuple[RunningJob, RunningJob]]:
+    """(two ranks and a spare, the same without replay); faults may be ordered."""
+    forget(lockstep)
+    recipe = {**TRAINER["recipe"], "steps": LONG, "globalBatchTokens": 256, "microBatchSize": 1, "seed": SEED}
+
+    def job(name: str, action: str, spares: int) -> RunningJob:
+        running = RunningJob.training(lockstep, name, LONG, every=EVERY, spares=spares)
+        running.manifest["spec"]["trainer"]["recipe"] = recipe
+        running.manifest["spec"]["resilience"] = {"corruption": {"action": action, "sample": SHARE}}
+        return running
+
+    install.helm_install(lockstep, {"replicas": 2, "faultInjection.enabled": "true"})
+    try:
+        with job("two", "Rollback", 1) as wrong:
+            yield wrong, job("two-clean", "Off", 0)
+    finally:
+        install.helm_install(lockstep, {"replicas": 2})
+        forget(lockstep)
+
+
 def ended(job: RunningJob) -> TrainingJob:
     phases = ("Succeeded", "Failed")
     after = job.until(lambda now: now.status.phase in phases, PATIENCE, "the end")
@@ -94,3 +121,54 @@ def test_a_node_that_spoils_gradients_is_named_and_excluded_and_the_run_is_as_if
     ended(clean)
     assert losses(job) == losses(clean)  # bitwise
     assert job.check(STEPS).exact
+
+
+@pytest.mark.slow  # in CI `lockstep run` has it
+@pytest.mark.parametrize("rank", [1, 0])
+def test_of_two_ranks_that_disagree_a_spare_tells_which_is_wrong(
+    rank: int, pair: tuple[RunningJob, RunningJob], lockstep: Target
+) -> None:
+    job, clean = pair
+    before = job.until(
+        lambda now: now.status.progress.step >= 5 and now.status.members.spares == 1, PATIENCE, "a spare"
+    )
+    first = before.status.slots
+    nodes = {slot: lockstep.get("pod", pod, "-n", NAMESPACE)["spec"]["nodeName"] for slot, pod in first.items()}
+    order = [
+        "inject",
+        job.name,
+        "-n",
+        NAMESPACE,
+        "--rank",
+        str(rank),
+        "--site",
+        "product",
+        "--layer",
+        "1",
+        "--bit",
+        "22",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "lockstep_cli", *order],
+        env=lockstep.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    after = ended(job)
+    undecided, named = [one for one in after.status.verdicts if one.kind == "Corrupt"]
+    assert (undecided.cause, undecided.ranks) == ("Undecided", [0, 1])
+    assert (named.cause, named.ranks, named.nodes) == ("Permanent", [rank], [nodes[str(rank)]])
+    faults = [(one.cause, one.pod) for one in after.status.faults]
+    cleared = [("CorruptionSuspected", first["1"])] if rank == 0 else []
+    assert faults == [("CorruptionSuspected", None), *cleared, ("Corruption", first[str(rank)])], job.story()
+    excluded = [(one.node, one.reason) for one in after.status.excluded_nodes]
+    assert excluded == [(nodes[str(rank)], "Corruption")]
+    if rank == 0:
+        eventually(lambda: "NodeReleased" in job.event_reasons(), "an event says that the other was cleared", 10)
+    assert job.check(LONG).exact
+    wrong = losses(job)
+    with clean:
+        ended(clean)
+        assert wrong == losses(clean)  # bitwise
