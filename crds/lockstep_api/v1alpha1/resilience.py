@@ -130,8 +130,8 @@ class CorruptionAction(StrEnum):
     and who is wrong is told. Training goes on even where they keep disagreeing."""
     ROLLBACK = "Rollback"
     """And who is wrong is put aside: its pod is replaced, its node excluded, and training goes on from the newest state
-    that is verified: not beyond the last step on which all agreed. The job fails where they keep disagreeing and nobody
-    can say who is wrong."""
+    that is verified: not beyond the last step on which all agreed. Of two data-parallel ranks a spare (`spares`) tells
+    which is wrong. The job fails where they keep disagreeing and nobody can say who is wrong."""
 
 
 class CorruptionSpec(Model):
