@@ -7,6 +7,7 @@ import secrets
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ class ServerProgramMissingError(Exception):
 class S3Server:
     """versitygw over a folder; as a context manager, as often as one likes, or started and killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", within: Sequence[str] = ()) -> None:
+        """``host``: the address that it listens on; ``within``: words before its command, as of a network namespace."""
         program = build.programs().get("versitygw")
         if program is None:
             raise ServerProgramMissingError("no S3 server; `python -m localcluster build versitygw` builds one")
@@ -34,7 +36,8 @@ class S3Server:
         self._secret = secrets.token_hex(16)
         self._reserved = ports.reserve(1)  # for good: the port must be free again after a kill
         self._port = ports.number(self._reserved[0])
-        self._command = [str(program), f"--port=127.0.0.1:{self._port}", "--quiet", "posix", str(folder)]
+        self._host = host
+        self._command = [*within, str(program), f"--port={host}:{self._port}", "--quiet", "posix", str(folder)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> S3Server:
@@ -47,7 +50,7 @@ class S3Server:
     @property
     def endpoint(self) -> str:
         """Its URL."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -71,7 +74,7 @@ class S3Server:
         deadline = time.monotonic() + 20
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+                socket.create_connection((self._host, self._port), timeout=1).close()
                 return
             except OSError:
                 code = self._process.poll()

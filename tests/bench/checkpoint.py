@@ -3,8 +3,10 @@
     PYTHONPATH=tests OMP_NUM_THREADS=1 .venv/bin/python tests/bench/checkpoint.py [--rounds 5]
 
 Two ranks on this machine train a small sharded decoder; an agent runs beside them as in a pod, and all systems write
-the same state to one S3 server on loopback (versitygw, on a disk of this machine). In each round every system saves
-once, in an order drawn with a seed: some steps without a save, then one, and the steps beside it until it is durable.
+the same state to one S3 server on loopback (versitygw, on a disk of this machine). With --megabits it is behind a link
+that carries so much, as root: the ranks, the agent and the server share the processors, and on loopback these are what
+limits all transfers. In each round every system saves once, in an order drawn with a seed: some steps without a save,
+then one, and the steps beside it until it is durable.
 
 * blocked: that the loop stands still, the call and the wait before the optimizer, on the rank where it is longest;
 * slowdown: of the steps until it is durable beside the round's steps without a save, without what was blocked; and the
@@ -55,12 +57,12 @@ MEMORY = Path("/dev/shm")
 _TIMEOUT = 1200.0  # seconds of a collective: others may be using the machine
 
 
-def measure(settings: Settings) -> dict[str, Any]:
-    """Run it all; what the ranks found."""
+def measure(settings: Settings, megabits: float | None) -> dict[str, Any]:
+    """Run it all; what the ranks found. ``megabits``: a second that get to the S3 server."""
     with (
         tempfile.TemporaryDirectory() as disk,
         tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as memory,
-        serving(Path(disk)) as server,
+        serving(Path(disk), megabits=megabits) as server,
         socket.socket() as listening,
     ):
         listening.bind(("127.0.0.1", 0))
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=16384)
     parser.add_argument("--tokens", type=int, default=96, help="of a rank in a step")
+    parser.add_argument("--megabits", type=float, help="a second, of the link to the S3 server; default: loopback")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -121,11 +124,11 @@ def main() -> None:
     size = Size(arguments.dim, arguments.layers, arguments.vocab, arguments.tokens)
     settings = Settings(size, arguments.rounds, arguments.baseline_steps, arguments.threads, arguments.seed)
     load = [os.getloadavg()[0]]
-    found = judge(measure(settings))
+    found = judge(measure(settings, arguments.megabits))
     load.append(os.getloadavg()[0])
     busy = max(load[0], load[1] - RANKS - 2) > (os.cpu_count() or 1) / 2
     result = {
-        "what": "checkpoints of two ranks beside training, to S3 on loopback: seconds, median, lowest and highest",
+        "what": "checkpoints of two ranks beside training, to S3: seconds, median, lowest and highest",
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, text=True).strip(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, CPU and gloo, float32, {RANKS} ranks",
@@ -134,6 +137,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "size": {"dim": size.dim, "layers": size.layers, "vocab": size.vocab, "tokens": size.tokens},
         "writer_threads": arguments.threads,
+        "megabits": arguments.megabits,
         **found,
         "left_out": ["restore from a live replica: not built yet"]
         + ([] if is_there() else ["async_save and s3torchconnector: not installed"]),

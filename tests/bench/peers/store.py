@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lockstep_api.v1alpha1 import S3Spec
 from lockstep_trainer.storage import ObjectStore, open_store
+from peers.link import link
 from s3server import BUCKET, S3Server, ServerProgramMissingError
 
 REGION = "us-east-1"
@@ -18,7 +20,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """versitygw on loopback over a folder of this machine."""
+    """versitygw over a folder of this machine."""
 
     endpoint: str
     pid: int
@@ -40,14 +42,21 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    """Start it with an empty bucket; the credentials are in this process's environment from here on."""
-    try:
-        server = S3Server(folder)
-    except ServerProgramMissingError as error:
-        raise SystemExit(str(error)) from None
-    os.environ.update(server.credentials, AWS_EC2_METADATA_DISABLED="true")
-    with server:
+def serving(folder: Path, *, megabits: float | None = None) -> Iterator[Server]:
+    """Start it with an empty bucket; the credentials are in this process's environment from here on. ``megabits``: a
+    second that get to it, and as many back; None: it is on loopback."""
+    with ExitStack() as stack:
+        place: dict[str, Any] = {}
+        if megabits is not None:
+            over = stack.enter_context(link(megabits))
+            place = {"host": over.host, "within": over.within}
+            os.environ["NO_PROXY"] = os.environ["no_proxy"] = over.host
+        try:
+            server = S3Server(folder, **place)
+        except ServerProgramMissingError as error:
+            raise SystemExit(str(error)) from None
+        os.environ.update(server.credentials, AWS_EC2_METADATA_DISABLED="true")
+        stack.enter_context(server)
         yield Server(server.endpoint, server.pid, server.bucket)
 
 
