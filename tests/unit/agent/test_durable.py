@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -64,6 +65,34 @@ def test_a_commit_says_where_it_is_and_what_its_state_passed(tmp_path: Path) -> 
         assert done.restore.state == STATE
         assert done.uri == f"file://{tmp_path}/store/{PREFIX}/step-10-e1-g1/manifest.json"
         assert (done.size, done.verified) == (8, CHECKS)
+        durable.close()
+
+    asyncio.run(run())
+
+
+def test_a_question_that_was_called_off_is_not_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core takes any answer for that to its last question of the term: the simulation relies on it too."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = storage.open_store
+
+    def slowly(*of: Any) -> storage.ObjectStore:
+        begun.set()
+        assert go_on.wait(20)
+        return real(*of)
+
+    monkeypatch.setattr(storage, "open_store", slowly)
+
+    async def run() -> None:
+        said: asyncio.Queue[events.Event] = asyncio.Queue()
+        durable = DurableStore(job(tmp_path), tmp_path, said.put_nowait)
+        durable.choose(ONE)
+        await asyncio.to_thread(begun.wait, 20)
+        later = Term(1, 2)
+        durable.choose(later)
+        go_on.set()
+        assert (await told(said, events.RestoreChosen)).term == later
+        await durable._call(lambda: None)  # behind all that was asked of the thread
+        assert said.empty()
         durable.close()
 
     asyncio.run(run())

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _FLUSH_SECONDS = 2.0
-_URGENT = frozenset({"fault", "recovered", "rollback", "checkpoint", "finished"})
+_URGENT = frozenset({"fault", "recovered", "rollback", "settled", "checkpoint", "finished"})
 _LONGEST_BACKLOG = 50_000  # journal lines kept while the store is away; then the oldest go
 
 
