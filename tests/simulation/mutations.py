@@ -425,13 +425,13 @@ GUARDS = (
         "if dispute is None or dispute.nodes != nodes or step < dispute.step:",
         "if dispute is None or dispute.nodes != nodes:",
         "a dispute is over once its own step agrees",
-        test="unit/protocol/test_rollback.py",
+        test="unit/protocol/test_dispute.py",
     ),
     Mutation(
         "forget-the-dispute-with-its-leader", "corruption",
         "return replace(self, dispute=dispute)", "return replace(self, dispute=self.dispute)",
         "what is in dispute goes with the cut, from leader to leader",
-        test="unit/protocol/test_rollback.py",
+        test="unit/protocol/test_dispute.py",
     ),
     Mutation(
         "copy-over-what-is-newer", "courier",
