@@ -28,7 +28,19 @@ def test_a_report_is_acknowledged_only_after_it_is_written() -> None:
     world.leader = replace(world.leader, faults=(fault(1, 1),))
     assert not any(isinstance(message, FaultAck) for message in world.plan().send)
     world.step()
-    assert FaultAck("6f0c-uid", Term(1, 1)) in world.plan().send
+    assert FaultAck("6f0c-uid", Term(1, 1), spares=0) in world.plan().send
+
+
+def test_the_acknowledgement_says_how_many_spares_are_ready() -> None:
+    """Who is only suspected is put aside where there is one."""
+    world = running(nodes=2, spares=2)
+    assert world.leader is not None
+    (one, other) = [pod.name for pod in world.pods.values() if pod.name not in world.status.slots.values()]
+    world.answers(one)
+    world.answers(other, warm=False)
+    world.leader = replace(world.leader, faults=(fault(1, 1),))
+    world.step()
+    assert FaultAck("6f0c-uid", Term(1, 1), spares=1) in world.plan().send
 
 
 def test_an_operator_that_dies_before_the_write_counts_the_fault_when_it_is_back() -> None:

@@ -7,6 +7,7 @@ from lockstep_api.messages import (
     Abandon,
     Copies,
     Doubt,
+    FaultAck,
     FaultReport,
     Finished,
     ReplaceRequest,
@@ -16,7 +17,7 @@ from lockstep_api.messages import (
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.corruption import PERSISTENT, WINDOW, Replays
 from lockstep_trainer.protocol.keeping import TRIES
-from unit.protocol.compared import Run, point_of, sent, trained
+from unit.protocol.compared import JOB, Run, point_of, sent, trained
 
 
 def test_a_disagreement_without_a_culprit_is_made_again_by_new_processes_on_the_same_pods() -> None:
@@ -60,6 +61,34 @@ def test_without_a_spare_nobody_is_put_aside_and_the_third_time_ends_the_job() -
     run.doubt(25)
     told = run.quiet()
     assert [each.reason for each in sent(told, Finished)] == ["CorruptionUndecided"]
+
+
+def test_where_no_spare_is_ready_nobody_is_put_aside() -> None:
+    """The job asks for one, and there is no room for it: a suspicion is no reason to wait."""
+    run, verified = trained(spares=1)
+    run.doubt(25)
+    run.again(verified)
+    run.tell(events.OperatorSaid(FaultAck(JOB, run.leader.abandoned, spares=0)))
+    run.doubt(11)
+    assert [each.rung for each in sent(run.again(verified), FaultReport)] == ["process"]
+    run.tell(events.OperatorSaid(FaultAck(JOB, run.leader.abandoned, spares=1)))
+    told = run.doubt(11)
+    told += run.answered(verified)
+    assert [each.slot for each in sent(told, FaultReport)] == [1]
+
+
+def test_what_a_first_step_shows_is_left_out_while_no_spare_is_ready() -> None:
+    run, verified = trained(spares=1)
+    run.doubt(11, calibration=True)
+    run.again(verified)
+    run.tell(events.OperatorSaid(FaultAck(JOB, run.leader.abandoned, spares=0)))
+    run.doubt(11)
+    run.again(verified)
+    assert run.leader.running is not None
+    assert run.leader.running.doubt is None
+    assert not sent(run.doubt(11, calibration=True), Abandon)
+    run.tell(events.OperatorSaid(FaultAck(JOB, run.leader.abandoned, spares=1)))
+    assert sent(run.doubt(11, calibration=True), Abandon), "in a later generation's"
 
 
 def test_few_disagreements_among_many_steps_that_agree_end_nothing() -> None:

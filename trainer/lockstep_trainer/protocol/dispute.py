@@ -4,8 +4,8 @@ Two units that each repeat themselves are such a case, and ranks of several pods
 
 1. The run goes back, in new processes on the same pods, and the step is made again and compared: a bit that flipped in
    memory is gone then.
-2. Where it disagrees again, and pods are kept ready as spares, one pod after the other is put aside for a spare. The
-   first without which the step agrees was wrong.
+2. Where it disagrees again, and a spare is ready, one pod after the other is put aside for it. The first without which
+   the step agrees was wrong. Without one nobody is put aside: a suspicion is no reason to wait for room.
 3. Where it disagrees without any of them it is no GPU.
 
 Nobody is named by what does not come again: a step that agrees without a pod says something about that pod only if it
@@ -75,8 +75,8 @@ def answer(
     spares: int,
     persist: bool,
 ) -> tuple[Dispute, Answer]:
-    """What is to be tried after ``found``, and what is known then. ``before`` is the dispute that stands; ``persist``:
-    disagreements come again and again, be it at other steps."""
+    """What is to be tried after ``found``, and what is known then. ``before`` is the dispute that stands; ``spares``:
+    pods that are ready; ``persist``: disagreements come again and again, be it at other steps."""
     accused = distinct(rank for each in found.accusations for rank in each.ranks)
     ranks = tuple(rank for rank in accused if rank in places)
     pods = tuple(places[rank].pod for rank in ranks)
@@ -98,9 +98,9 @@ def answer(
     tried = {each.slot for each in gone}
     # The leader's own pod comes last: another leader has to find its way first.
     left = sorted({rank // gpus_per_node for rank in ranks} - tried, key=lambda slot: (slot == 0, slot))
-    if spares and left:
+    if left and (spares or gone):  # who was put aside in vain has left a node that another one can go to
         return known, left[0]
-    return known, "give up" if persist or gone else "again"
+    return known, "give up" if persist or gone or known.calibration else "again"
 
 
 def _gone(dispute: Dispute, places: Mapping[int, Place]) -> tuple[Aside, ...]:

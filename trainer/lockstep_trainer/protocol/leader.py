@@ -78,6 +78,8 @@ class Leader:
         self.running: Start | None = memory.running if memory and same else None
         self.finished: Finished | None = memory.finished if memory and same else None
         self.superseded = False
+        self.spares = plan.spares
+        """Pods that are ready to take a slot, as the operator last said; before, as many as the job asks for."""
         self.durability = Durability(plan.checkpoints)
         self.keeping = Keeping(plan, memory.keeping if memory else None, same, now)
         self.durability.cut, self.durability.agreed = self.keeping.cut, self.keeping.agreed
@@ -403,8 +405,9 @@ class Leader:
 
     def _operator_said(self, event: events.OperatorSaid, now: float) -> list[Effect]:
         match event.message:
-            case FaultAck(term=term):
+            case FaultAck(term=term, spares=spares):
                 self.reports.acknowledged(term)
+                self.spares = self.spares if spares is None else spares
                 return [Persist()]
             case Stop() as stop if stop.epoch >= self.epoch and not self.finished:
                 return self._stop(stop, now)

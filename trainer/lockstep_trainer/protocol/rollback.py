@@ -46,7 +46,7 @@ def heard(leader: Leader, line: dict[str, Any], now: float) -> list[Effect]:
     if who is not None:
         slot = who.ranks[0] // leader.plan.gpus_per_node
         return _go_back(leader, found, CORRUPTION, who.evidence, now, slot=slot, ranks=who.ranks)
-    if found.calibration and (not leader.plan.spares or replays.dispute or replays.excused):
+    if found.calibration and (not leader.spares or replays.dispute or replays.excused):
         return []  # left out of the comparison: nothing could be found out, or it was
     return _doubted(leader, found, now)
 
@@ -79,15 +79,18 @@ def _doubted(leader: Leader, found: Disagreement, now: float) -> list[Effect]:
         places(leader),
         nodes=plan.nodes,
         gpus_per_node=plan.gpus_per_node,
-        spares=plan.spares,
+        spares=leader.spares,
         persist=replays.persist,
     )
     if answer == "give up" and not known.calibration:
         return _give_up(leader, found, known, now)
-    if answer == "give up":
+    if answer == "give up" and known.aside:
         known = replace(known, excused=True)
         why = f"{known.evidence}, whichever pods compute; from now on this is not compared"
         return _go_back(leader, found, SUSPECTED, why, now, ranks=known.ranks, known=known)
+    if answer == "give up":
+        why = f"{known.evidence}, and no spare is ready that could tell who is wrong; it is not compared"
+        return _go_back(leader, found, SUSPECTED, why, now, ranks=known.ranks)
     why = f"{known.evidence}, and nobody can say who is wrong; it is made again"
     if answer == "again":
         return _go_back(leader, found, SUSPECTED, why, now, ranks=known.ranks, known=known)
@@ -140,7 +143,7 @@ def _give_up(leader: Leader, found: Disagreement, known: Dispute, now: float) ->
         )
         remedy = (
             "Check the nodes with `lockstep preflight`, train on three or more data-parallel ranks, so that two can "
-            "outvote the third, or keep a spare (spec.spares), so that pods can be changed for it"
+            "outvote the third, or keep a spare ready (spec.spares), so that pods can be changed for it"
         )
     sentence = (
         f"{what}: {known.evidence}. {remedy}, or set resilience.corruption.action to Report. States beyond step "
