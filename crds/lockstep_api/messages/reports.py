@@ -74,7 +74,7 @@ class FaultAck:
 
     job_uid: str
     term: Term
-    spares: int | None = None  # pods that could take a slot at once; None: an operator that does not tell
+    spares: int | None = None  # pods without a slot that run; None: an operator that does not tell
     kind: Literal["FaultAck"] = "FaultAck"
 
 

@@ -285,12 +285,11 @@ def _messages(
     if leader is None or target is None or leader.pod_uid != target.uid or not leader.connected:
         return ()
     messages: list[FromOperator] = []
-    ready = _spares(status, observed, [])
     if fenced and fenced.epoch == status.epoch and leader.inventory and not _leads(status, target, observed):
         messages.append(fenced)
     written = faults.cursor(job.status)  # as it stands in the API, not as this plan would have it
     if any(report.term <= written for report in leader.faults):
-        messages.append(FaultAck(job.uid, written, sum(slots.warm(pod, observed.agents) for pod in ready)))
+        messages.append(FaultAck(job.uid, written, len(_spares(status, observed, []))))
     if stop:
         messages.append(stop)
     return tuple(messages)

@@ -31,13 +31,12 @@ def test_a_report_is_acknowledged_only_after_it_is_written() -> None:
     assert FaultAck("6f0c-uid", Term(1, 1), spares=0) in world.plan().send
 
 
-def test_the_acknowledgement_says_how_many_spares_are_ready() -> None:
-    """Who is only suspected is put aside where there is one."""
+def test_the_acknowledgement_says_how_many_spares_there_are() -> None:
+    """Who is only suspected is put aside where there is one. A pod that finds no node is none."""
     world = running(nodes=2, spares=2)
     assert world.leader is not None
-    (one, other) = [pod.name for pod in world.pods.values() if pod.name not in world.status.slots.values()]
-    world.answers(one)
-    world.answers(other, warm=False)
+    spare = next(pod for pod in world.pods.values() if pod.name not in world.status.slots.values())
+    world.pods[spare.name] = replace(spare, phase="Pending", running=False, node="", address="")
     world.leader = replace(world.leader, faults=(fault(1, 1),))
     world.step()
     assert FaultAck("6f0c-uid", Term(1, 1), spares=1) in world.plan().send

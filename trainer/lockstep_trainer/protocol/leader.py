@@ -79,7 +79,7 @@ class Leader:
         self.finished: Finished | None = memory.finished if memory and same else None
         self.superseded = False
         self.spares = plan.spares
-        """Pods that are ready to take a slot, as the operator last said; before, as many as the job asks for."""
+        """Pods that could take a slot, as the operator last said; before, as many as the job asks for."""
         self.durability = Durability(plan.checkpoints)
         self.keeping = Keeping(plan, memory.keeping if memory else None, same, now)
         self.durability.cut, self.durability.agreed = self.keeping.cut, self.keeping.agreed
