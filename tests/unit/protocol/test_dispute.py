@@ -11,6 +11,7 @@ from lockstep_api.messages import (
     FaultReport,
     Finished,
     ReplaceRequest,
+    RestorePoint,
     SlotInfo,
     StateId,
 )
@@ -18,6 +19,16 @@ from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.corruption import PERSISTENT, WINDOW, Replays
 from lockstep_trainer.protocol.keeping import TRIES
 from unit.protocol.compared import JOB, Run, point_of, sent, trained
+
+
+def put_aside() -> tuple[Run, RestorePoint]:
+    """Twice they disagreed, the second time at step 11: slot 1's pod is given up."""
+    run, verified = trained(spares=1)
+    run.doubt(25)
+    run.again(verified)
+    run.doubt(11)
+    run.answered(verified)
+    return run, verified
 
 
 def test_a_disagreement_without_a_culprit_is_made_again_by_new_processes_on_the_same_pods() -> None:
@@ -133,11 +144,7 @@ def test_the_pod_without_which_the_step_agrees_was_wrong() -> None:
 
 
 def test_where_it_disagrees_without_the_first_the_other_is_put_aside_and_then_it_is_no_gpu() -> None:
-    run, verified = trained(spares=1)
-    run.doubt(25)
-    run.again(verified)
-    run.doubt(11)
-    run.answered(verified)
+    run, verified = put_aside()
     run = run.next_epoch(verified, 1)
     told = run.doubt(11)
     told += run.answered(verified)
@@ -182,11 +189,7 @@ def test_on_another_number_of_nodes_a_dispute_says_nothing() -> None:
 
 def test_what_is_in_dispute_outlives_the_leader_whose_pod_is_put_aside() -> None:
     """A member has written it down with the cut. What was settled before the state that is restored is over."""
-    run, verified = trained(spares=1)
-    run.doubt(25)
-    run.again(verified)
-    run.doubt(11)
-    run.answered(verified)
+    run, verified = put_aside()
     run = run.next_epoch(verified, 1)
     run.doubt(11)
     cut = run.leader.keeping.cut
@@ -208,11 +211,7 @@ def test_what_is_in_dispute_outlives_the_leader_whose_pod_is_put_aside() -> None
 
 def test_where_another_of_the_accused_went_meanwhile_nobody_is_named() -> None:
     """Its node died while the spare of the first one was tried: it may have been wrong as well."""
-    run, verified = trained(spares=1)
-    run.doubt(25)
-    run.again(verified)
-    run.doubt(11)
-    run.answered(verified)
+    run, verified = put_aside()
     run.slots = (SlotInfo(0, "pod-7", "uid of pod-7", "boot", "10.0.0.7:1", "node-7"), run.slots[1])
     run = run.next_epoch(verified, 1)
     told = run.says(kind="replayed", step=11)
