@@ -194,7 +194,7 @@ def test_a_suspicion_keeps_pods_away_from_a_node_and_is_held_against_it_once_it_
     world.say(newest=summary(12, world.now), corrupt=(wrong_on(node, at=world.now),))
     world.settle()
     assert excluded(world) == [(node, "Corruption")]
-    assert [one.cause for one in world.status.faults] == ["Corruption"]
+    assert [(one.cause, one.message) for one in world.status.faults] == [("Corruption", "without it ranks agree")]
     assert [one.weight for one in told_by(world.job)[node]] == [THRESHOLD]
     world.now += 30
     other = suspects(world, 0)

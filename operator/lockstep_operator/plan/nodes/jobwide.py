@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lockstep_api.v1alpha1 import ExcludedNode, Fault, TrainingJob, TrainingJobStatus
+from lockstep_api.v1alpha1 import ExcludedNode, Fault, TrainingJob, TrainingJobStatus, Verdict
 from lockstep_operator.plan.actions import Event
 from lockstep_operator.plan.nodes.exclusion import allowance
 from lockstep_operator.plan.observed import Observed
@@ -28,21 +28,18 @@ def names_node(fault: Fault) -> bool:
 
 def locate(status: TrainingJobStatus) -> TrainingJobStatus:
     """Status in which a suspicion has come true: without that pod ranks agree, says a verdict on its node."""
-    faults = [
-        fault.model_copy(update={"cause": "Corruption"}) if _came_true(fault, status) else fault
-        for fault in status.faults
-    ]
+    faults = [_located(fault, status.verdicts) for fault in status.faults]
     return status if faults == status.faults else status.model_copy(update={"faults": faults})
 
 
-def _came_true(fault: Fault, status: TrainingJobStatus) -> bool:
-    return fault.cause == SUSPECTED and any(
-        one.kind == "Corrupt"
-        and one.cause == "Permanent"
-        and fault.node in one.nodes
-        and unix(one.at) >= unix(fault.at)
-        for one in status.verdicts
-    )
+def _located(fault: Fault, verdicts: Sequence[Verdict]) -> Fault:
+    if fault.cause != SUSPECTED:
+        return fault
+    for one in verdicts:
+        named = one.kind == "Corrupt" and one.cause == "Permanent" and fault.node in one.nodes
+        if named and unix(one.at) >= unix(fault.at):
+            return fault.model_copy(update={"cause": "Corruption", "message": one.evidence})
+    return fault
 
 
 def _suspected(fault: Fault, faults: Sequence[Fault]) -> bool:
