@@ -106,6 +106,7 @@ def test_of_two_units_a_spare_tells_which_is_wrong(wrong: int, tmp_path: Path) -
         assert run.losses() == losses(tmp_path / "clean", 2, steps=LONG)  # bitwise
 
 
+@pytest.mark.slow  # in CI unit tests have it
 def test_what_differs_whichever_pods_compute_is_put_down_to_no_gpu(tmp_path: Path) -> None:
     """As a library that adds up in another order on one of two ranks: the fault goes with the rank."""
     fault = {"rank": 1, "site": "product", "layer": 1, "bit": 22, "element": 3}
