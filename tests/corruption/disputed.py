@@ -12,6 +12,7 @@ from typing import Any
 
 from lockstep_api.messages import Dispute, Doubt
 from lockstep_trainer.protocol import dispute
+from lockstep_trainer.protocol.corruption import PERSISTENT
 from lockstep_trainer.protocol.disagreement import Disagreement, Place, culprit
 from lockstep_trainer.replay.report import journal_line
 from lockstep_trainer.replay.ring import Disagreement as Found
@@ -59,7 +60,7 @@ def inquire(train: Generation, *, struck: int, world_size: int) -> Inquiry:
             return result
         result.ranks = tuple(rank for each in said.accusations for rank in each.ranks)
         doubts += known.dispute is None
-        answer = known.doubted(said, persist=doubts >= 3)
+        answer = known.doubted(said, persist=doubts >= PERSISTENT)
         if answer == "give up":
             return result
         if answer != "again":

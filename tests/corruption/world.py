@@ -90,9 +90,7 @@ class World:
 
         def train(doubt: Doubt | None, there: bool) -> tuple[Disagreement | None, int]:
             nonlocal equal
-            optimizer = self._begin(trial)
-            if doubt is not None:
-                self._renew(doubt)
+            optimizer = self._begin(trial, doubt)
             if there:
                 self._arm(trial, optimizer)
             for step in range(1, trial.bound + 1):
@@ -126,18 +124,20 @@ class World:
 
     # --- a trial ------------------------------------------------------------------------------------------------
 
-    def _begin(self, trial: Trial) -> torch.optim.Optimizer:
+    def _begin(self, trial: Trial, doubt: Doubt | None = None) -> torch.optim.Optimizer:
         self._trial = trial
         self._heard.clear()
         self._reset()
-        if trial.kind == "calibration":
-            self._renew(None)
+        if trial.kind == "calibration" or doubt:
+            self._renew(doubt)
         self._ring.sampling = Sampling(trial.fault.seed, trial.share)
         self._injector.may = {
             "unsampled": lambda strike: not strike.sampled,
             "other": lambda strike: strike.where == "other",
         }.get(trial.kind, lambda _: True)
-        self._replay = Replay(self.engine, self._ring, report=self._hear)  # remembers nothing of the last trial
+        doubted = doubt.points if doubt else ()
+        # It remembers nothing of the last trial.
+        self._replay = Replay(self.engine, self._ring, report=self._hear, doubted=doubted)
         self._replay._updates.compute = self._device.updated
         return self._optimizer()
 
@@ -206,9 +206,6 @@ class World:
         """As in a new generation."""
         self._ring._taps.close()
         self._ring = self._new_ring(doubt)
-        doubted = doubt.points if doubt else ()
-        self._replay = Replay(self.engine, self._ring, report=self._hear, doubted=doubted)
-        self._replay._updates.compute = self._device.updated
 
     def _new_ring(self, doubt: Doubt | None = None) -> Ring:
         doubted = doubt.points if doubt else ()
