@@ -297,7 +297,7 @@ GUARDS = (
         "message.slots != (self.shares.get(message.slot) if self.shares else ())",
         "message.slots != self.shares.get(message.slot, ())",
         "while a few slots bring the copies of all, nothing counts that others once brought to another order",
-        first=202_400,
+        test="unit/protocol/test_uploads.py",
     ),
     Mutation(
         "obey-an-old-start", "member",
@@ -319,7 +319,7 @@ GUARDS = (
     ),
     Mutation(
         "end-without-a-last-checkpoint", "leader",
-        "(now >= self._stop_until or (ready and saved))", "True",
+        "(out_of_time or (ready and saved))", "True",
         "a job that is stopped leaves its newest state in the store, where there is time",
         test="unit/protocol/test_guards.py",
     ),
@@ -352,6 +352,12 @@ GUARDS = (
         "if point is None or not durability.silent(now) or", "if point is None or",
         "a new epoch waits for the store's answer before it starts without",
         test="unit/protocol/test_store_away.py",
+    ),
+    Mutation(
+        "lose-a-snapshot-without-a-word", "holdings",
+        "gone = None if staged else later.state if later else gone", "gone = None",
+        "nobody waits for a snapshot that its slot has lost",
+        test="unit/protocol/test_lost_snapshot.py",
     ),
     Mutation(
         "forget-the-upload", "holdings",

@@ -12,7 +12,8 @@ from lockstep_api.messages.parts import RestorePoint, StateId, StoredFile, Term
 class Staged:
     """Member → leader: every worker of the slot has this state in the pod's memory-backed volume; ``copied``: so has
     the slot's buddy, or there is none. Said again when ``copied`` turns true. A member is at one state at a time, and
-    neither it nor its buddy lets go of that before Kept or Void: the leader may count on what it was told."""
+    neither it nor its buddy lets go of that before Kept or Void: the leader may count on what it was told. ``gone``: it
+    was found damaged, or was overwritten, before the buddy had it, and nothing newer is staged: nobody need wait."""
 
     job_uid: str
     term: Term
@@ -21,6 +22,7 @@ class Staged:
     copied: bool
     size: int = 0  # bytes of the slot's ranks
     blocked: float = 0.0  # seconds that training stood still for it, the largest over the slot's ranks
+    gone: bool = False
     kind: Literal["Staged"] = "Staged"
 
 

@@ -74,6 +74,8 @@ class HoldingsMemory:
     """What the slot is at."""
     later: StagedState | None = None
     """The newest that was staged since."""
+    gone: StateId | None = None
+    """What the slot was at last, where it has lost that before its buddy had it, and is at nothing newer."""
     kept: StateId | None = None
     upload: UploadOrder | None = None
     cut: Cut | None = None
@@ -116,6 +118,8 @@ class Holdings:
         said: list[ToLeader] = []
         if staged := self.memory.staged:
             said.append(Staged(job_uid, term, slot, staged.state, staged.copied, staged.size, staged.blocked))
+        elif self.memory.gone:
+            said.append(Staged(job_uid, term, slot, self.memory.gone, copied=False, gone=True))
         if upload := self.memory.upload:
             state = upload.order.state
             if upload.files is not None:
@@ -181,7 +185,8 @@ class Holdings:
         kept, staged = self.memory.kept, self.memory.staged
         if kept is not None and order_of(message.state) < order_of(kept):
             return []
-        done = staged is not None and order_of(staged.state) <= order_of(message.state)
+        at = staged.state if staged else self.memory.gone
+        done = at is not None and order_of(at) <= order_of(message.state)
         if kept == message.state and not done:
             return []
         self.memory = replace(self.memory, kept=message.state)
@@ -243,7 +248,7 @@ class Holdings:
         self.copies, self._own = copies, frozenset(copy.state for copy in copies if copy.slot == slot)
         start, staged = self._again, self.memory.staged
         if staged and not staged.copied and staged.state not in self._own:
-            return self._go_to_later()  # overwritten before it was pinned: the agent was away
+            return self._go_to_later(staged.state)  # damaged; or overwritten before it was pinned, the agent was away
         if start is None or start.memory is None:
             return []
         state = start.memory.state
@@ -279,10 +284,12 @@ class Holdings:
         self._gone_at = now + event.seconds
         return []
 
-    def _go_to_later(self) -> list[Effect]:
+    def _go_to_later(self, gone: StateId | None = None) -> list[Effect]:
+        """``gone``: what the slot was at is lost."""
         later = self.memory.later
         staged = later if later and later.state in self._own else None
-        self.memory = replace(self.memory, staged=staged, later=None)
+        gone = None if staged else later.state if later else gone
+        self.memory = replace(self.memory, staged=staged, later=None, gone=gone)
         return [Persist(), *([PinSnapshot(staged.state)] if staged else []), *self._copy()]
 
     def _copy(self) -> list[Effect]:

@@ -198,8 +198,10 @@ class Keeping:
         return self.uploads.order is not None or leader.durability.pending
 
     def last_is_gone(self) -> bool:
-        """All workers have ended well, and a slot that is to upload the last state has it no more."""
-        return any(said.gone for said in self.uploads.problems.values())
+        """All workers have ended well, and a slot has the last state no more: it was to upload it, or to keep it."""
+        last = self.plan.steps or 0
+        lost = any(said.gone and said.state.step >= last for said in self.snapshots.at.values())
+        return (lost and self.last_is_nowhere()) or any(said.gone for said in self.uploads.problems.values())
 
     def last_is_nowhere(self) -> bool:
         """All workers have ended well, and no slot can say that it has the last state."""

@@ -273,13 +273,12 @@ class Leader:
         quiet = self.roster.all_quiet
         if quiet:  # whoever has not told of a step will not any more
             effects += self.reports.late(self, self.steps.rest(), now)
-        over = now >= self._stop_until or not self.keeping.in_flight(self)
-        ends = self._stopping is not None and now >= self._stop_until
+        out_of_time = self._stopping is not None and now >= self._stop_until
         # Who is to blame for a cut may be the leader's own pod: the chain has to know of it before that is given up.
         cut_off = quiet and (self.durability.known or not self.keeping.cuts(self.abandoned))
-        if self.verdicts.suspects and (cut_off or self.verdicts.fatal or ends):
+        if self.verdicts.suspects and (cut_off or self.verdicts.fatal or out_of_time):
             effects += self._judge(now)
-        if self._stopping is not None and not self.finished and over and self.verdicts.gone:
+        if self._stopping is not None and not self.finished and self.verdicts.gone and not self._uploads_first(now):
             return effects + self._end(self._stopped(self._stopping), now)  # nobody takes their places any more
         if self.finished or not quiet:
             return effects
@@ -287,10 +286,10 @@ class Leader:
             self.recovery.quiesced_at = now
         effects += beginning.rescue(self, now)
         ready, memory = beginning.choose(self, now)
-        if self._stopping is not None and now < self._stop_until and self.keeping.in_flight(self):
-            return effects  # agents bring it to the store without workers
+        if self._uploads_first(now):
+            return effects
         saved = memory is None or self.durability.committed(memory.state)
-        if self._stopping is not None and (now >= self._stop_until or (ready and saved)):
+        if self._stopping is not None and (out_of_time or (ready and saved)):
             return effects + self._end(self._stopped(self._stopping), now)
         if self._store is None:
             if not self._store_asked:
@@ -300,6 +299,10 @@ class Leader:
         if self.verdicts.gone or not ready:
             return effects
         return effects + self._start(memory, now)
+
+    def _uploads_first(self, now: float) -> bool:
+        """A stop has time for a state that is on its way to the chain. Agents bring it there, without workers."""
+        return self._stopping is not None and now < self._stop_until and self.keeping.in_flight(self)
 
     def _stopped(self, reason: str) -> Finished:
         return Finished(self.plan.job_uid, self.term, "stopped", "Stopped", reason)

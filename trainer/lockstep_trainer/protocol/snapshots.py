@@ -36,19 +36,20 @@ class Snapshots:
         if not self.at:
             self.begun = now
         known = self.at.get(message.slot)
-        if known is None or (order_of(message.state), message.copied) > (order_of(known.state), known.copied):
+        if known is None or _news(message) > _news(known):
             self.at[message.slot] = message
 
     def void(self, state: StateId) -> bool:
-        """Some slot is past it: it will never be on all."""
-        return any(order_of(said.state) > order_of(state) for said in self.at.values())
+        """Some slot is past it, or has lost it: it will never be on all."""
+        said = self.at.values()
+        return any(order_of(other.state) > order_of(state) or (other.gone and other.state == state) for other in said)
 
     def next(self, excused: Mapping[int, str]) -> StateId | None:
         """The state that can be kept now. ``excused``: slots whose buddies are away, and why."""
         if len(self.at) < self.slots or len({said.state for said in self.at.values()}) > 1:
             return None
         lacking = {slot for slot, said in self.at.items() if not said.copied}
-        if not lacking <= excused.keys():
+        if not lacking <= excused.keys() or any(said.gone for said in self.at.values()):
             return None
         self.kept = self.at[0].state
         self.alone = "; ".join(sorted({excused[slot] for slot in lacking}))
@@ -62,8 +63,10 @@ class Snapshots:
             return ""
         newest = max((said.state for said in self.at.values()), key=order_of)
         away = [slot for slot in range(self.slots) if slot not in self.at]
-        alone = [slot for slot, said in sorted(self.at.items()) if not said.copied]
+        lost = [slot for slot, said in sorted(self.at.items()) if said.gone]
+        alone = [slot for slot, said in sorted(self.at.items()) if not said.copied and not said.gone]
         lacking = [f"slot {slot} has not staged it" for slot in away[:2]]
+        lacking += [f"slot {slot} has lost it" for slot in lost[:2]]
         lacking += [f"slot {slot} has not brought its copy to its buddy" for slot in alone[:2]]
         reason = f"step {newest.step} waits: {', '.join(lacking)}"
         return f"no state was kept in memory for over {KEEP_SECONDS:.0f} s; {reason}"
@@ -72,3 +75,8 @@ class Snapshots:
         """A new generation starts."""
         self.at.clear()
         self.kept = kept
+
+
+def _news(said: Staged) -> tuple[tuple[int, int, int], bool, bool]:
+    """A slot's word replaces one that is less than this."""
+    return order_of(said.state), said.gone, said.copied
