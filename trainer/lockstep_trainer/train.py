@@ -41,6 +41,7 @@ from lockstep_trainer.parallel.compiling import watch_compilation
 from lockstep_trainer.parallel.expert import update_balance
 from lockstep_trainer.parallel.gradients import clip, squares
 from lockstep_trainer.profiling import Profiler
+from lockstep_trainer.randomness import seed_step
 from lockstep_trainer.ranks import Ranks, patience
 from lockstep_trainer.replay.report import Replay
 from lockstep_trainer.runtime import Garbage, refusing
@@ -226,6 +227,7 @@ class Trainer:
         with section("collective"):
             tokens = own_tokens(self.engine, batch)
             dist.all_reduce(tokens)
+        seed_step(recipe.seed, step, self.loader.sampler.rank, self.ranks.device)
         measured = self.work.windows(measured=not self.replay.includes(step))
         with refusing(recipe.deterministic and self.ranks.device.type == "cuda"), measured:
             sums = self.replay.forward_backward(step, batch, tokens)
