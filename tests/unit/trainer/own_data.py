@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 
@@ -22,6 +23,24 @@ def counting(spec: Any, tokenizer: Any, sequence_length: int) -> Counting:
     """The data set."""
     del spec
     return Counting(sequence_length, tokenizer.get_vocab_size())
+
+
+class Watched(Counting):
+    """It knows which threads ask."""
+
+    def __init__(self, length: int, vocabulary: int) -> None:
+        super().__init__(length, vocabulary)
+        self.threads: set[int] = set()
+
+    def __getitem__(self, index: int) -> list[int]:
+        self.threads.add(threading.get_ident())
+        return super().__getitem__(index)
+
+
+def watched(spec: Any, tokenizer: Any, sequence_length: int) -> Watched:
+    """The same data, of which it is known who reads."""
+    del spec
+    return Watched(sequence_length, tokenizer.get_vocab_size())
 
 
 def short(spec: Any, tokenizer: Any, sequence_length: int) -> Counting:

@@ -168,6 +168,21 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("importable")
+def test_an_own_data_set_is_read_by_one_thread(tmp_path: Path) -> None:
+    """It may have one open file, in which it seeks: an evaluation begins while the next step is read."""
+    wanted = own("watched", tmp_path)
+    corpus = prepare(wanted, S3Spec(), tmp_path / "data")
+    (source,) = corpus.evaluated
+    threads = source.holdout.data.threads  # type: ignore[attr-defined]
+    threads.clear()  # that of the fingerprint
+    with loader(corpus, wanted) as found:
+        for step in (1, 2):
+            found.batch(step)
+            assert list(found.evaluation(source, at_most=4, per_rank=2))
+    assert len(threads) == 1
+
+
+@pytest.mark.usefixtures("importable")
 def test_an_own_data_set_is_shuffled_and_held_out(tmp_path: Path) -> None:
     wanted = own("counting", tmp_path)
     corpus = prepare(wanted, S3Spec(), tmp_path / "data")

@@ -34,18 +34,18 @@ def at_once(call: Callable[[], T], /) -> T:
     return call()
 
 
-class _Outlasting:
-    """Samples that are waited for."""
+class _Waiting:
+    """Samples that the loader's thread reads, behind what it is at, and that are waited for."""
 
-    def __init__(self, samples: Samples, outlast: Outlast) -> None:
-        self._samples, self._outlast = samples, outlast
+    def __init__(self, samples: Samples, thread: ThreadPoolExecutor, outlast: Outlast) -> None:
+        self._samples, self._thread, self._outlast = samples, thread, outlast
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def windows(self, ids: NDArray[np.int64]) -> Windows:
         """Tokens of these samples."""
-        return self._outlast(lambda: self._samples.windows(ids))
+        return self._outlast(lambda: self._thread.submit(self._samples.windows, ids).result())
 
     def close(self) -> None:
         """Let go of threads and files."""
@@ -56,7 +56,8 @@ class Loader:
     """What each step of this rank is computed on.
 
     While a step runs, one thread reads the next: what is read is a function of the step alone, so it does not matter
-    when. An error there is raised by the step that needs the data. Use as a context manager, or call ``close``.
+    when. An error there is raised by the step that needs the data. Nobody else reads: a data set of the user's own may
+    seek in one file. Use as a context manager, or call ``close``.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Loader:
         """Batches of ``per_rank`` samples over at most ``at_most`` held-out samples of ``source``, spread over the
         ranks: together the same ones at any width, and as many batches on each rank. ``alone``: all of them here."""
         return evaluation_batches(
-            _Outlasting(source.holdout, self._outlast),
+            _Waiting(source.holdout, self._thread, self._outlast),
             at_most=at_most,
             per_rank=per_rank,
             rank=0 if alone else self.sampler.rank,
@@ -131,7 +132,7 @@ class Loader:
 
     def _next(self, step: int) -> tuple[Batch, Draws]:
         ahead, self._ahead = self._ahead, None
-        return ahead[1].result() if ahead and ahead[0] == step else self._read(step)
+        return (ahead[1] if ahead and ahead[0] == step else self._thread.submit(self._read, step)).result()
 
     def _read(self, step: int) -> tuple[Batch, Draws]:
         draws = self.sampler.step(step)

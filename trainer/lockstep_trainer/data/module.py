@@ -9,9 +9,9 @@ its ``tokenizers.Tokenizer``, and returns an object with
 - ``fingerprint() -> str``, if it has one: changes when the data does. Without it, length and a few samples stand for
   it.
 
-Lockstep shuffles the indices and deals them to the ranks; the object is asked from one thread. The last ``holdout`` of
-the samples are only evaluated. ``data.sources`` are the object's to read, and what a tokenizer is trained on; packing
-and weights do not apply.
+Lockstep shuffles the indices and deals them to the ranks. From the first step on one thread asks for all samples, those
+of evaluations, too; it is not the one that called the function. The last ``holdout`` of the samples are only evaluated.
+``data.sources`` are the object's to read, and what a tokenizer is trained on; packing and weights do not apply.
 """
 
 from __future__ import annotations
