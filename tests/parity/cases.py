@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lockstep_api.v1alpha1.parallelism import V_SCHEDULES
 from lockstep_trainer.model.config import DecoderConfig
-from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.parallel.layout import SPLIT_BACKWARD, Layout
 from lockstep_trainer.parallel.recompute import Recompute
 
 Precision = Literal["fp64", "fp32", "bf16"]
@@ -208,6 +208,7 @@ def _options() -> Iterator[Case]:
             yield from (Case("moe", experts, recompute=mode) for mode in _RECOMPUTE)
             if at.shard > 1:  # ten times the work of the others
                 yield Case("moe", experts, backend="aot_eager")
+    yield from (Case("llama", layout(schedule, pipeline=2), backend="aot_eager") for schedule in SPLIT_BACKWARD)
 
 
 def _contexts() -> Iterator[Case]:
@@ -254,6 +255,7 @@ def _covering() -> Iterator[Case]:
     yield Case("qwen", layout("1F1B", shard=2, tensor=2, pipeline=2, context=2))
     # Options.
     yield Case("qwen", layout(shard=2, tensor=2), backend="aot_eager")
+    yield Case("qwen", layout("DualPipeV", pipeline=2), backend="aot_eager")
     yield Case("qwen", layout(shard=2, tensor=2), recompute="full")
     yield Case("llama", layout(shard=2, tensor=2), precision="fp32")
     yield Case("llama", layout(shard=2, tensor=2), precision="bf16")

@@ -15,12 +15,18 @@ from torch.distributed.tensor import DTensor
 from lockstep_trainer.sections import Sections
 
 
-def compile_blocks(part: nn.Module, backend: str = "inductor") -> None:
+def compile_blocks(part: nn.Module, backend: str = "inductor", *, split_backward: bool = False) -> None:
     """Compile the forward of each block of ``part.blocks``, for static shapes.
 
     Blocks of one shape share their code: it is compiled once for all of them. FSDP's hooks and the pipeline stay
     outside. Compiled code that breaks into pieces (at the exchange of tokens between experts) is allowed.
+    ``split_backward``: some backward passes go through the same graph twice, for inputs and for weights. By its first
+    backward pass, be that a whole one, compiled code decides to overwrite what it has saved; that is forbidden then.
     """
+    if split_backward:
+        from torch._functorch import config  # imports the compiler, as the first call does anyway
+
+        config.donated_buffer = False
     blocks = part.blocks
     assert isinstance(blocks, nn.ModuleDict)
     for block in blocks.values():

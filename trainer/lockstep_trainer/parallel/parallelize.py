@@ -13,7 +13,7 @@ from lockstep_trainer.model.init import initial_weight
 from lockstep_trainer.parallel.compiling import compile_blocks
 from lockstep_trainer.parallel.context import apply_context
 from lockstep_trainer.parallel.expert import apply_experts
-from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.parallel.layout import SPLIT_BACKWARD, Layout
 from lockstep_trainer.parallel.mesh import Meshes
 from lockstep_trainer.parallel.recompute import Recompute, recompute_blocks
 from lockstep_trainer.parallel.sharded import local_shard, mixed_precision, own_shard, shard_part
@@ -50,7 +50,7 @@ def build_parts(
             apply_context(part, layout, meshes)
         recompute_blocks(part, recompute)
         if compile_backend is not None:
-            compile_blocks(part, compile_backend)
+            compile_blocks(part, compile_backend, split_backward=layout.schedule in SPLIT_BACKWARD)
         shard_part(part, layout, meshes, mixed_precision(precision))
         part.to_empty(device=device)
         reset_buffers(part)  # here, not with fresh weights: a checkpoint holds only some of them
