@@ -217,7 +217,6 @@ class Trainer:
     def _train_step(self, step: int) -> bool:
         """True where a snapshot is taken behind it."""
         recipe, section = self.job.trainer.recipe, self.sections
-        before = section.take()  # what happened between two steps: restore, checkpoint, evaluate
         begun = time.perf_counter()
         with section("load"):
             batch, draws = self.loader.batch(step)
@@ -251,7 +250,7 @@ class Trainer:
         self.step = step
         at, seconds = time.time(), time.perf_counter() - begun
         trained = self.batches.samples(step) * self.length
-        sections = {**before, **section.take()}
+        sections = section.take()  # with what happened between two steps: restore, checkpoint, evaluate
         speed = self.meter.step(trained, seconds)
         self.records.record(
             step=step,
