@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
@@ -47,12 +48,21 @@ class Assembly:
     meshes: Meshes
     config: DecoderConfig | None  # None: a model of the user's own
     weights: int  # of the whole model, a tied one once
+    measured: Costs | None = None  # what the pipeline was split by, where that was measured
 
 
 def assemble(
-    job: Job, ranks: Ranks, batches: BatchRamp, *, tokens: int, timeout: timedelta, section: Section
+    job: Job,
+    ranks: Ranks,
+    batches: BatchRamp,
+    *,
+    tokens: int,
+    timeout: timedelta,
+    section: Section,
+    measured: Sequence[float] | None = None,
 ) -> Assembly:
-    """The job's model on these ranks; all of them call it. ``tokens`` is the number of tokens of the tokenizer.
+    """The job's model on these ranks; all of them call it. ``tokens`` is the number of tokens of the tokenizer,
+    ``measured`` what rank 0 knows of the costs by which the pipeline was split before (``Costs.numbers``).
 
     Raises UserError where the model, the layout and the batch do not go together.
     """
@@ -71,7 +81,7 @@ def assemble(
     for samples in _sizes(batches):
         layout.check(config, sequence_length=length, micro_batches=samples // layout.data_width // size)
     meshes = Meshes.build(layout, ranks.device, timeout=timeout)
-    costs = _costs(job, layout, config, device=ranks.device, micro_batch_size=size)
+    costs = _costs(job, layout, config, device=ranks.device, micro_batch_size=size, before=measured)
     parts = build_parts(
         config,
         layout,
@@ -92,7 +102,7 @@ def assemble(
         dtype=torch.float32 if recipe.precision == "fp32" else torch.bfloat16,
         section=section,
     )
-    return Assembly(engine, layout, meshes, config, parameter_count(config))
+    return Assembly(engine, layout, meshes, config, parameter_count(config), costs if _measures(job, layout) else None)
 
 
 def _own(
@@ -177,22 +187,33 @@ def _recompute(recipe: RecipeSpec) -> Recompute:
     return cast(Recompute, recipe.activation_checkpointing)  # the resource lets nothing else through
 
 
-def _costs(job: Job, layout: Layout, config: DecoderConfig, *, device: torch.device, micro_batch_size: int) -> Costs:
+def _measures(job: Job, layout: Layout) -> bool:
+    return job.spec.parallelism.split == "measured" and layout.pipeline > 1
+
+
+def _costs(
+    job: Job,
+    layout: Layout,
+    config: DecoderConfig,
+    *,
+    device: torch.device,
+    micro_batch_size: int,
+    before: Sequence[float] | None,
+) -> Costs:
     """What the pipeline's split goes by."""
     recipe, length = job.trainer.recipe, job.trainer.data.sequence_length
     recompute = _recompute(recipe)
-    match job.spec.parallelism.split:
-        case "count":
-            return costs_by_count(config)
-        case "measured" if layout.pipeline > 1:
-            return measured_costs(
-                config,
-                layout,
-                device=device,
-                precision=recipe.precision,
-                recompute=recompute,
-                micro_batch_size=micro_batch_size,
-                sequence_length=length,
-            )
-        case _:
-            return modelled_costs(config, length, recompute=recompute)
+    if _measures(job, layout):
+        return measured_costs(
+            config,
+            layout,
+            device=device,
+            precision=recipe.precision,
+            recompute=recompute,
+            micro_batch_size=micro_batch_size,
+            sequence_length=length,
+            before=before,
+        )
+    if job.spec.parallelism.split == "count":
+        return costs_by_count(config)
+    return modelled_costs(config, length, recompute=recompute)

@@ -19,7 +19,8 @@ from lockstep_trainer.batch import Batch
 from lockstep_trainer.bigram import MAX_TOKENS, bigram_loss
 from lockstep_trainer.callbacks import Callbacks, Checkpoint, Evaluation, Outcome, Run, Step
 from lockstep_trainer.checkpoint.keeper import Keeper, Vote
-from lockstep_trainer.checkpoint.snapshots import FOLDER
+from lockstep_trainer.checkpoint.recall import costs_of
+from lockstep_trainer.checkpoint.snapshots import FOLDER, rank_folder
 from lockstep_trainer.checkpoint.state import training_state
 from lockstep_trainer.config import Job, Orders
 from lockstep_trainer.data.corpus import Corpus, Source
@@ -77,8 +78,18 @@ class Trainer:
         self.tokenizer = corpus.tokenizer()
         self.batches = batch_sizes(job, ranks.size)
         timeout = patience(job.spec.resilience.hang)
+        snapshots = folder.parent.parent / FOLDER
+        known = costs_of(rank_folder(snapshots, ranks.rank), orders.memory.state) if orders.memory else None
         with tenure.connections.opening():
-            model = assemble(job, ranks, self.batches, tokens=corpus.vocabulary, timeout=timeout, section=sections)
+            model = assemble(
+                job,
+                ranks,
+                self.batches,
+                tokens=corpus.vocabulary,
+                timeout=timeout,
+                section=sections,
+                measured=known,
+            )
         self.engine, self.layout, self.meshes = model.engine, model.layout, model.meshes
         self.config, self.weights = model.config, model.weights
         faults = faultwatch.prepare(orders, self.engine.parts, ranks.control, compiled=recipe.compile)
@@ -117,7 +128,6 @@ class Trainer:
             outlast=partial(outlast, sections=sections),
         )
         last_change = self.batches.steps + 1
-        snapshots = folder.parent.parent / FOLDER
         sampler = self.loader.state(last_change=last_change)
         self.keeper = Keeper(
             job,
@@ -126,6 +136,7 @@ class Trainer:
             self.outbox,
             sampler=sampler,
             config=self.config,
+            costs=model.measured.numbers() if model.measured else None,
             snapshots=snapshots,
             check=tenure.check,
         )

@@ -94,6 +94,27 @@ def test_micro_batches_that_a_schedule_can_not_do_are_refused(
         layout.check_micro_batches(wrong)
 
 
+def test_what_was_measured_before_counts() -> None:
+    """Another split of the layers would make the snapshots in memory unusable. Rank 0 says what it knows."""
+    known = (1.0, *(float(layer) for layer in range(8)), 3.0)
+
+    def body(rank: int) -> None:
+        for before, taken in ((known if rank == 0 else None, True), (known[:-1], False)):
+            costs = measured_costs(
+                CONFIG,
+                Layout(pipeline=2),
+                device=CPU,
+                precision="fp32",
+                recompute="none",
+                micro_batch_size=1,
+                sequence_length=16,
+                before=before,
+            )
+            assert (costs.numbers() == known) == taken, "those of another number of layers say nothing"
+
+    run_ranks(2, body)
+
+
 def test_measured_costs_are_the_same_on_all_ranks_and_disturb_no_random_numbers() -> None:
     mixture = replace(CONFIG, experts=4, expert_dim=32, dense_layers=2)
 

@@ -77,15 +77,16 @@ class Keeper:
         *,
         sampler: SamplerState,
         config: DecoderConfig | None,
+        costs: tuple[float, ...] | None = None,
         snapshots: Path,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """``sampler`` is the state of a job that has done no step: later ones differ in the steps done alone.
-        ``config``: the model's, None for one of the user's own; ``snapshots``: the folder of that name in the run
-        folder; ``check`` raises where this worker must not wait any longer."""
+        ``config``: the model's, None for one of the user's own; ``costs``: as in ``Listing``; ``snapshots``: the folder
+        of that name in the run folder; ``check`` raises where this worker must not wait any longer."""
         self._job, self._orders, self._ranks, self._outbox = job, orders, ranks, outbox
         self._sampler = sampler
-        self._model = asdict(config) if config else None
+        self._model, self._costs = asdict(config) if config else None, costs
         layout = self._layout = Degrees.of(job.spec.parallelism, ranks.size)
         at = layout.coordinates(ranks.rank)
         self._data_rank = layout.data_rank(ranks.rank)
@@ -379,6 +380,7 @@ class Keeper:
             seconds=0.0,
             model=self._model,
             agreed=self._agreed,
+            costs=self._costs,
         )
         return listing.model_dump(mode="json", exclude={"files", "parent"})
 

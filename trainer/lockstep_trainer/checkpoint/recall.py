@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lockstep_api.messages import StateId
 from lockstep_trainer.checkpoint.planning import Planned
-from lockstep_trainer.checkpoint.snapshots import Reading, Snapshot, reading
+from lockstep_trainer.checkpoint.snapshots import Reading, Snapshot, held, reading
 from lockstep_trainer.errors import Corrupt
 from lockstep_trainer.storage.checksum import crc64nvme
 
@@ -29,6 +29,13 @@ def recall(folder: Path, planned: Planned, state: StateId, targets: Sequence[Ten
             _copy(held, number, target)
         log = held.samples.read_text() if held.snapshot.samples is not None else ""
         return held.snapshot, log
+
+
+def costs_of(folder: Path, state: StateId) -> Sequence[float] | None:
+    """What the pipeline was split by that made the snapshot of ``state`` in ``folder`` (``Listing.costs``); None where
+    there is no such snapshot, or it does not say."""
+    found = (snapshot for snapshot in held(folder).values() if snapshot.state == state)
+    return next((snapshot.header.get("costs") for snapshot in found), None)
 
 
 def _copy(held: Reading, number: int, target: Tensor) -> None:

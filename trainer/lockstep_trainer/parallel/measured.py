@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,37 +30,37 @@ def measured_costs(
     recompute: Recompute,
     micro_batch_size: int,
     sequence_length: int,
+    before: Sequence[float] | None = None,
 ) -> Costs:
     """Seconds of forward and backward of each piece for one micro-batch, the median of a few runs.
+
+    ``before``: what rank 0 knows of an earlier measurement (``Costs.numbers``), which counts then: another split would
+    make the snapshots in memory unusable.
 
     Rank 0 measures one layer of each kind, embedding and head, and all ranks get its figures, since they must agree on
     the split; all call it. It runs the share of each matrix that a tensor rank has, without collectives, which are as
     many for each layer. Context parallelism divides all of it alike, so the whole sequence is run.
     """
-    kinds = sorted({config.has_experts(layer) for layer in range(config.layers)})
-    costs = torch.zeros(2 + len(kinds), dtype=torch.float64, device=device)
-    if dist.get_rank() == 0:
+    costs = torch.zeros(2 + config.layers, dtype=torch.float64, device=device)
+    if dist.get_rank() == 0 and before is not None and len(before) == len(costs):
+        costs += torch.tensor(before, dtype=torch.float64, device=device)
+    elif dist.get_rank() == 0:
+        kinds = sorted({config.has_experts(layer) for layer in range(config.layers)})
         devices = [] if device.type == "cpu" else [device]
         with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-            costs += torch.tensor(
-                _measure(
-                    _slice(config, layout),
-                    [
-                        next(layer for layer in range(config.layers) if config.has_experts(layer) == kind)
-                        for kind in kinds
-                    ],
-                    device=device,
-                    dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
-                    recompute=recompute,
-                    shape=(micro_batch_size, sequence_length),
-                ),
-                dtype=torch.float64,
+            embedding, head, *by_kind = _measure(
+                _slice(config, layout),
+                [next(layer for layer in range(config.layers) if config.has_experts(layer) == kind) for kind in kinds],
                 device=device,
+                dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+                recompute=recompute,
+                shape=(micro_batch_size, sequence_length),
             )
+        layers = [by_kind[kinds.index(config.has_experts(layer))] for layer in range(config.layers)]
+        costs += torch.tensor([embedding, *layers, head], dtype=torch.float64, device=device)
     dist.broadcast(costs, src=0)
-    embedding, head, *by_kind = costs.tolist()
-    layers = tuple(by_kind[kinds.index(config.has_experts(layer))] for layer in range(config.layers))
-    return Costs(embedding, layers, head)
+    first, *middle, last = costs.tolist()
+    return Costs(first, tuple(middle), last)
 
 
 def _slice(config: DecoderConfig, layout: Layout) -> DecoderConfig:

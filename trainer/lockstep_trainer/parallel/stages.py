@@ -20,6 +20,10 @@ class Costs:
     layers: tuple[float, ...]
     head: float  # with the last norm
 
+    def numbers(self) -> tuple[float, ...]:
+        """In the order of the fields."""
+        return self.embedding, *self.layers, self.head
+
 
 def modelled_costs(config: DecoderConfig, sequence_length: int, *, recompute: str = "none") -> Costs:
     """Costs by FLOPs of a token.
