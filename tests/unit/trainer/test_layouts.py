@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from checker.order import Order
 from forked import rendezvous_store, run_ranks, start_workers, wait_all, worker_folders
-from lockstep_api.messages import RestorePoint, Term
+from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_api.v1alpha1 import TrainingJobSpec
 from lockstep_trainer.assembly import assemble, batch_sizes
 from lockstep_trainer.checkpoint.chain import Chain
@@ -29,9 +29,10 @@ from lockstep_trainer.checkpoint.manifest import Manifest
 from lockstep_trainer.checkpoint.state import load_state, training_state
 from lockstep_trainer.config import load_job
 from lockstep_trainer.optim.build import build_optimizer
+from lockstep_trainer.parallel import measured
 from lockstep_trainer.ranks import Ranks
 from lockstep_trainer.storage import open_store
-from staged import commit_staged, keeping, run_kept
+from staged import commit_staged, keeping, run_kept, staged_states
 from unit.trainer.test_worker import events, losses, meeting, sample_lines
 
 STEPS, EVERY = 10, 4
@@ -131,6 +132,30 @@ def test_a_run_goes_on_at_another_layout(tmp_path: Path, port: int, kind: str) -
 
     commit_staged(chain, other[0], STEPS, Term(1, 3))
     check_samples(chain)
+
+
+def test_a_measured_split_stays_for_the_snapshots_in_memory(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is never twice as fast as it was. Workers are forks of this process."""
+    model = {"preset": "llama-debug", "overrides": {"dim": 32, "layers": 4, "ffn_dim": 64}}
+    job = write_job(tmp_path, model, gpus=2, parallelism={"pipeline": 2, "split": "measured"})
+    known: StateId | None = None
+    for generation, costs in ((1, [3.0, 0.0, 1.0]), (2, [0.0, 3.0, 1.0])):
+        monkeypatch.setattr(measured, "_measure", lambda *_, costs=costs, **__: costs)
+        folders = worker_folders(
+            tmp_path,
+            job,
+            ranks=2,
+            port=port,
+            generation=generation,
+            rendezvous=meeting(port, f"measured/{generation}"),
+            memory=known and {"state": asdict(known)},
+        )
+        assert run_kept(folders) == [0, 0], (folders[0] / "output.log").read_text()
+        known = known or staged_states(folders[0])[-1]
+    (restored,) = events(folders[0], "restore")
+    assert (restored["source"], restored["step"]) == ("memory", STEPS)
 
 
 def check_exact(root: Path, path: Path, chain: Chain, point: RestorePoint) -> None:
