@@ -133,13 +133,12 @@ MUTATIONS = (
     ),
     Mutation(
         "keep-what-not-all-are-at", "snapshots",
-        "if len(self.at) < self.slots or len({said.state for said in self.at.values()}) > 1:",
-        "if len(self.at) < self.slots:",
+        "if len(self.at) < self.slots or len(self._states) > 1 or self._gone:", "if len(self.at) < self.slots:",
         "a state is kept once all slots have it",
     ),
     Mutation(
         "keep-without-copies", "snapshots",
-        "lacking = {slot for slot, said in self.at.items() if not said.copied}", "lacking: set[int] = set()",
+        "(self._lacking.discard if message.copied else self._lacking.add)(message.slot)", "pass",
         "a state is kept once every buddy has it",
     ),
     Mutation(
@@ -174,7 +173,7 @@ MUTATIONS = (
     ),
     Mutation(
         "wait-for-what-never-comes", "keeping",
-        "if self.snapshots.void(said.state):", "if False:",
+        "for slot in sorted(self.snapshots.add(message, now)):", "for slot in self.snapshots.add(message, now) and ():",
         "who is at a state that some slot is past is told that it is void",
     ),
     Mutation(

@@ -87,15 +87,24 @@ def test_of_two_lost_ones_the_newer_is_said() -> None:
 
 def test_what_a_slot_has_lost_is_not_kept_and_others_go_on() -> None:
     snapshots = Snapshots(slots=2)
-    snapshots.add(said(10, 0, copied=True), 0.0)
-    snapshots.add(said(10, 1, gone=True), 1.0)
+    assert snapshots.add(said(10, 0, copied=True), 0.0) == set()
+    assert snapshots.add(said(10, 1, gone=True), 1.0) == {0, 1}
     snapshots.add(said(10, 1), 2.0)  # an older word of it
     assert snapshots.void(at(10))
-    assert snapshots.next({1: "its buddy is away"}) is None
+    assert snapshots.next(lambda: {1: "its buddy is away"}) is None
     assert snapshots.stuck(KEEP_SECONDS + 1.0).endswith("step 10 waits: slot 1 has lost it")
     for slot in (0, 1):
         snapshots.add(said(20, slot, copied=True), 3.0)
-    assert snapshots.next({}) == at(20)
+    assert snapshots.next(dict) == at(20)
+
+
+def test_each_slot_is_told_once_that_it_waits_in_vain() -> None:
+    """Of a thousand, half are at a state that the others have passed by: no word of theirs is for all of them again."""
+    snapshots = Snapshots(slots=1000)
+    told = [snapshots.add(said(10, slot), 0.0) for slot in range(500)]
+    told += [snapshots.add(said(20, slot), 1.0) for slot in range(500, 1000)]
+    assert [slots for slots in told if slots] == [set(range(500))]
+    assert snapshots.add(said(10, 7), 2.0) == {7}, "it has not heard of it"
 
 
 def leading() -> Leader:

@@ -88,5 +88,5 @@ def test_a_state_that_nobody_keeps_is_told() -> None:
         "no state was kept in memory for over 120 s; step 20 waits: slot 1 has not brought its copy to its buddy"
     )
     snapshots.add(Staged(JOB, Term(1, 1), 1, state, copied=True), 136.0)
-    assert snapshots.next({}) == state
+    assert snapshots.next(dict) == state
     assert snapshots.stuck(500.0) == ""

@@ -117,13 +117,11 @@ class Keeping:
         kept = self.snapshots.kept
         if kept is not None and order_of(message.state) <= order_of(kept):
             return leader.roster.say(peer, Kept(self.plan.job_uid, leader.term, kept), now)
-        self.snapshots.add(message, now)
-        effects = self.go_on(leader, now)
-        for slot, said in self.snapshots.at.items():  # who waits for what will never come
-            if self.snapshots.void(said.state):
-                void = Void(self.plan.job_uid, leader.term, said.state)
-                effects += leader.roster.say(leader.roster.members[slot], void, now)
-        return effects
+        voids: list[Effect] = []
+        for slot in sorted(self.snapshots.add(message, now)):  # who waits for what will never come
+            void = Void(self.plan.job_uid, leader.term, self.snapshots.at[slot].state)
+            voids += leader.roster.say(leader.roster.members[slot], void, now)
+        return self.go_on(leader, now) + voids
 
     def uploaded(self, leader: Leader, peer: Peer, message: Uploaded, now: float) -> list[Effect]:
         """A slot's files are in the store."""
@@ -154,7 +152,7 @@ class Keeping:
     def go_on(self, leader: Leader, now: float) -> list[Effect]:
         """Keep what can be kept, order what is due."""
         effects: list[Effect] = []
-        state = self.snapshots.next(self._excused(leader, now))
+        state = self.snapshots.next(lambda: self._excused(leader, now))
         if state is not None:
             leader.reports.dirty = True
             told = leader.roster.say_all(Kept(self.plan.job_uid, leader.term, state), now)

@@ -125,7 +125,7 @@ def _go_back(
     if leader.running:
         return [*effects, *leader.fault(suspect, now)]
     # The generation ended for another reason a moment ago. Members are to write the cut down before the next one.
-    leader.verdicts.suspects.append(suspect)
+    leader.verdicts.accuse(suspect)
     for peer in leader.roster.members.values():
         peer.quiet = False
     return [*effects, *leader.roster.say_all(leader.abandon(cause), now), Persist()]

@@ -30,20 +30,25 @@ class Verdicts:
     condemned: dict[int, Loss] = field(default_factory=dict)
     """Slots whose pods are given up: only another membership helps."""
     suspects: list[Fault] = field(default_factory=list)
-    """Faults of the generation that was just ended, not judged yet."""
+    """What ended the generation before, as far as it was told, and is not judged yet: the likeliest root of all that
+    was accused, alone. With all ranks' accounts, each with the end of its log, thousands would be gone through."""
     lost: dict[int, Loss] = field(default_factory=dict)
     """Slots that the operator is asked to fill anew: the condemned, and members that may still come back."""
     _asked_at: float = 0.0
 
     @property
     def fatal(self) -> bool:
-        """A suspect is the user's error: nothing need be waited for."""
+        """It is the user's error: nothing need be waited for."""
         return any(fault.user_error or fault.exit_code == policy.USER_ERROR_EXIT for fault in self.suspects)
 
     @property
     def gone(self) -> bool:
         """Slots wait for other pods."""
         return bool(self.lost or self.condemned)
+
+    def accuse(self, fault: Fault) -> None:
+        """One more account of what ended the generation."""
+        self.suspects = [policy.root_cause([*self.suspects, fault])]
 
     def judge(self, *, intact: bool) -> tuple[Fault, Decision] | None:
         """The root of the last generation's end and what it leads to; None where its slot was condemned already: the
