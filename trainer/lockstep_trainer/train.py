@@ -303,11 +303,6 @@ class Trainer:
         return training_state(self.engine.state(), self.parameters, self.optimizer)
 
     def _evaluate(self, *, with_bigram: bool = False) -> None:
-        if not self.corpus.evaluated:
-            raise UserError(
-                f"trainer.data.holdout: no source has {self.length} held-out tokens, which one sample takes; raise it, "
-                "add text, or set trainer.evaluate.sources"
-            )
         held_out = {source.name: self._held_out(source) for source in self.corpus.evaluated}
         found = evaluate(self.engine, held_out)
         fields: dict[str, object] = {"loss": found.whole.loss, "tokens": found.whole.tokens}

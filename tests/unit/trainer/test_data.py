@@ -148,6 +148,19 @@ def test_too_little_text_to_hold_out_is_said(tmp_path: Path) -> None:
         prepare(wanting, S3Spec(), tmp_path / "data")
 
 
+def test_held_out_text_without_a_whole_sample_is_refused_before_training(tmp_path: Path) -> None:
+    root = write(tmp_path / "text", {"train.txt": "text " * 40, "held.txt": "x" * 32})  # and an end of text
+    wanted = spec(f"{root}/train.txt").model_dump(by_alias=True, exclude_none=True)
+    wanted |= {"tokenizer": {"train": {"kind": "bytes"}}}
+    wanted |= {"evaluate": {"sources": [{"name": "held", "uri": f"{root}/held.txt"}]}}
+    wanted["data"]["sequenceLength"] = 32
+    corpus = prepare(TrainerSpec.model_validate(wanted), S3Spec(), tmp_path / "data")
+    assert [source.name for source in corpus.evaluated] == ["held"]
+    wanted["data"]["sequenceLength"] = 33
+    with pytest.raises(UserError, match=r"trainer\.data\.holdout: no source has 34 held-out tokens, .* add text"):
+        prepare(TrainerSpec.model_validate(wanted), S3Spec(), tmp_path / "data")
+
+
 def test_a_tokenizer_can_be_brought(tmp_path: Path) -> None:
     made: Corpus = prepare(spec(), S3Spec(), tmp_path / "first")
     brought = spec().model_dump(by_alias=True, exclude_none=True)

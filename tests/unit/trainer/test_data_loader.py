@@ -212,3 +212,15 @@ def test_an_own_data_set_that_breaks_its_contract_is_refused(tmp_path: Path, nam
     wanted = own(name, tmp_path)
     with pytest.raises(UserError, match=says):
         prepare(wanted, S3Spec(), tmp_path / "data").sources[0].train.windows(np.array([0, 35]))
+
+
+@pytest.mark.usefixtures("importable")
+def test_an_own_data_set_that_holds_out_nothing_can_not_be_evaluated(tmp_path: Path) -> None:
+    wanted = own("counting", tmp_path).model_dump(by_alias=True, exclude_none=True)
+    wanted["evaluate"] = {"every": 10}
+    wanted["data"]["holdout"] = 0.01
+    says = r"trainer\.data\.holdout: 0\.01 of the 40 samples of own_data:counting holds out none; .* add samples"
+    with pytest.raises(UserError, match=says):
+        prepare(TrainerSpec.model_validate(wanted), S3Spec(), tmp_path / "data")
+    wanted["data"]["holdout"] = 0.1
+    assert len(prepare(TrainerSpec.model_validate(wanted), S3Spec(), tmp_path / "data").evaluated) == 1

@@ -57,8 +57,8 @@ def prepare(spec: TrainerSpec, s3: S3Spec, data_dir: Path, shared: ObjectStore |
     """The job's corpus, prepared if no worker of this pod has done it yet; others wait.
 
     ``shared`` is a store that all pods of the job see: through it they agree on a tokenizer whose training does not
-    give the same bits twice (unigram). Raises UserError where the text is missing or too short, StoreError where it
-    can't be read.
+    give the same bits twice (unigram). Raises UserError where the text is missing or too short, to train on or to
+    evaluate, StoreError where it can't be read.
     """
     files = _Files(spec, s3)
     key = _key(spec, files)
@@ -67,7 +67,24 @@ def prepare(spec: TrainerSpec, s3: S3Spec, data_dir: Path, shared: ObjectStore |
     with _locked(data_dir / f"{folder.name}.lock"):
         if not folder.exists():
             _Preparation(spec, s3, files, folder, shared).run()
-    return open_corpus(folder, spec, s3)
+    corpus = open_corpus(folder, spec, s3)
+    if spec.evaluate and not corpus.evaluated:  # said now, not behind the first steps or the last one
+        raise _nothing_to_evaluate(spec, corpus)
+    return corpus
+
+
+def _nothing_to_evaluate(spec: TrainerSpec, corpus: Corpus) -> UserError:
+    data = spec.data
+    if data.module and not (spec.evaluate and spec.evaluate.sources):
+        (samples,) = corpus.sizes().values()
+        return UserError(
+            f"trainer.data.holdout: {data.holdout} of the {samples} samples of {data.module} holds out none; raise it, "
+            "add samples, or set trainer.evaluate.sources"
+        )
+    return UserError(
+        f"trainer.data.holdout: no source has {data.sequence_length + 1} held-out tokens, which one sample takes; "
+        "raise it, add text, or set trainer.evaluate.sources"
+    )
 
 
 class _Files:
