@@ -110,6 +110,10 @@ def _own(
 ) -> Assembly:
     """The same with a model of the user's own, which has its first values already."""
     recipe, data = job.trainer.recipe, job.trainer.data
+    if job.trainer.export:  # refused now, not behind the last step
+        raise UserError(
+            "trainer.export: a model of your own (model.module) has no form that `transformers` knows; leave export out"
+        )
     model = build_own_model(
         job.trainer.model, recipe, tokens, layout, meshes, documents=data.document_mask, control=ranks.control
     )

@@ -25,7 +25,7 @@ from lockstep_trainer.checkpoint.state import training_state
 from lockstep_trainer.config import Job, Orders
 from lockstep_trainer.data.corpus import Corpus, Source
 from lockstep_trainer.data.loader import Loader
-from lockstep_trainer.errors import TrainerError, UserError
+from lockstep_trainer.errors import TrainerError
 from lockstep_trainer.evaluate import evaluate, own_tokens, reference_loss
 from lockstep_trainer.generate import generate
 from lockstep_trainer.injection import faultwatch
@@ -330,8 +330,7 @@ class Trainer:
         )
 
     def _export(self, uri: str) -> None:
-        if self.config is None:
-            raise UserError("trainer.export: a model of your own (model.module) has no form that `transformers` knows")
+        assert self.config is not None  # a model of the user's own is refused with it
         export_model(
             {**self.engine.state()},
             self.config,

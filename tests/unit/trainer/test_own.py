@@ -5,9 +5,12 @@ The examples in examples/custom are what is tested; a whole job of them runs in 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from forked import run_ranks
-from lockstep_api.v1alpha1 import ModelSpec, OptimizerSpec, RecipeSpec
+from lockstep_api.v1alpha1 import ModelSpec, OptimizerSpec, RecipeSpec, TrainingJobSpec
+from lockstep_trainer.assembly import Assembly, assemble, batch_sizes
 from lockstep_trainer.batch import IGNORE, Batch
+from lockstep_trainer.config import load_job
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.modules import PATH_VARIABLE
 from lockstep_trainer.optim.build import build_optimizer
@@ -27,6 +32,7 @@ from lockstep_trainer.own import OwnLoss, build_own_model, own_loss
 from lockstep_trainer.parallel.engine import Engine
 from lockstep_trainer.parallel.layout import Layout
 from lockstep_trainer.parallel.mesh import Meshes
+from lockstep_trainer.ranks import Ranks
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples/custom"
 VOCABULARY, SAMPLES, LENGTH = 32, 8, 12
@@ -245,3 +251,36 @@ def test_what_can_not_be_trained_is_refused(module: str, layout: Layout, change:
             attempt()
 
     run_ranks(2, body)
+
+
+def assembled(folder: Path, **trainer: Any) -> Assembly:
+    """A model of one's own out of a job's specification, as a worker builds it."""
+    given = {
+        "tokenizer": {"train": {"kind": "bytes"}},
+        "data": {"sources": [{"uri": "file://{stdlib}/this.py"}], "sequenceLength": LENGTH},
+        "recipe": {"steps": 1, "globalBatchTokens": SAMPLES * LENGTH, "precision": "fp32"},
+        **trainer,
+    }
+    spec = TrainingJobSpec.model_validate(
+        {"nodes": 1, "gpusPerNode": 1, "trainer": given, "checkpoint": {"uri": f"file://{folder}/store"}}
+    )
+    (folder / "job.json").write_text(
+        json.dumps({"name": "job", "namespace": "ns", "uid": "uid", "spec": spec.to_wire()})
+    )
+    job = load_job(folder / "job.json")
+    return assemble(
+        job,
+        Ranks(0, 1, CPU, dist.group.WORLD),
+        batch_sizes(job, 1),
+        tokens=VOCABULARY,
+        timeout=timedelta(seconds=60),
+        section=nullcontext,  # type: ignore[arg-type]
+    )
+
+
+def test_an_export_is_refused_when_the_model_is_built(tmp_path: Path) -> None:
+    def body(rank: int) -> None:
+        with pytest.raises(UserError, match=r"trainer\.export: .* leave export out"):
+            assembled(tmp_path, model={"module": "ownmodel:build"}, export={"uri": f"file://{tmp_path}/export"})
+
+    run_ranks(1, body)
