@@ -124,6 +124,7 @@ def _own(
         _loss(recipe, layout, meshes),
         micro_batch_size=micro_batch_size(recipe, layout, data.sequence_length, batches),
         device=ranks.device,
+        documents=data.document_mask,
         section=section,
     )
     return Assembly(engine, layout, meshes, None, sum(parameter.numel() for parameter in model.parameters()))

@@ -284,3 +284,29 @@ def test_an_export_is_refused_when_the_model_is_built(tmp_path: Path) -> None:
             assembled(tmp_path, model={"module": "ownmodel:build"}, export={"uri": f"file://{tmp_path}/export"})
 
     run_ranks(1, body)
+
+
+class _Placed(nn.Module):
+    """Logits that say where a token is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(VOCABULARY))
+
+    def forward(self, tokens: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
+        del tokens
+        return (positions + 100 * documents)[..., None] * self.weight
+
+
+def placed(vocab_size: int) -> nn.Module:
+    return _Placed()
+
+
+def test_text_is_one_document_for_a_model_that_takes_documents(tmp_path: Path) -> None:
+    data = {"sources": [{"uri": "file://{stdlib}/this.py"}], "sequenceLength": LENGTH, "documentMask": True}
+
+    def body(rank: int) -> None:
+        found = assembled(tmp_path, model={"module": "test_own:placed"}, data=data).engine
+        assert found.logits(batch().inputs[:2], last=LENGTH)[..., 0].tolist() == [list(range(LENGTH))] * 2
+
+    run_ranks(1, body)

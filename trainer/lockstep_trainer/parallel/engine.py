@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -50,8 +51,9 @@ class Engine:
 
     ``parts`` are one module for each stage on this rank, in the model's order. Without a pipeline that may be any
     module with ``forward(tokens)`` → logits, or ``forward(tokens, positions=…, documents=…)`` where documents are
-    masked; then only data parallelism applies. ``dtype`` is what travels between pipeline stages. ``section`` times:
-    «forward» and «backward», or «pipeline» where the two are mixed.
+    masked; then only data parallelism applies. ``documents``: it takes no tokens without positions and documents.
+    ``dtype`` is what travels between pipeline stages. ``section`` times: «forward» and «backward», or «pipeline» where
+    the two are mixed.
 
     Sums are float64, (2,): cross entropy and z-loss over the tokens of the call. Each token's are on one rank of the
     world, the others add zero, so that an all-reduce over the world gives the totals.
@@ -66,6 +68,7 @@ class Engine:
         *,
         micro_batch_size: int,
         device: torch.device,
+        documents: bool = False,
         dtype: torch.dtype = torch.float32,
         section: Section = nullcontext,  # type: ignore[assignment]
     ) -> None:
@@ -73,6 +76,7 @@ class Engine:
         self.parts, self.layout, self.meshes, self.loss = list(parts), layout, meshes, loss
         self.micro_batch_size, self.device, self.dtype, self.section = micro_batch_size, device, dtype, section
         self.second_copies = second_copies(parts)
+        self._documents = documents
         self._counts = meshes.at.tensor == 0  # the ranks of a tensor group have the same tokens
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._denominator: Tensor | int = 1
@@ -169,12 +173,15 @@ class Engine:
         """Logits over the whole vocabulary at the last ``last`` positions, (B, last, vocabulary), on every rank.
 
         ``tokens``, (B, T) int64, are the same on every rank, of any length: they are padded at the end, where the
-        causal order hides it, to what sequence and context parallelism need.
+        causal order hides it, to what sequence and context parallelism need. Each sample is one document.
         """
         samples, length = tokens.shape
         last = min(last, length)
         padded = F.pad(tokens, (0, self._padded_length(length) - length))
         batch = Batch(padded, torch.full_like(padded, IGNORE))
+        if self._documents:
+            positions = torch.arange(padded.shape[1], device=padded.device).repeat(samples, 1)
+            batch = replace(batch, positions=positions, documents=torch.zeros_like(padded))
         with self._evaluating():
             if self.layout.pipeline > 1:
                 micro_batches = -(-samples // self.micro_batch_size)
