@@ -47,7 +47,7 @@ class DataSource(Model):
     the Python standard library, a text that every machine has."""
     format: str = Field(default="auto", pattern="^(auto|text|jsonl|parquet|tokens)$")
     """What a file holds: text (one document), jsonl or parquet (a document per row), tokens (ids written by
-    `lockstep data prepare`). auto goes by the file's ending."""
+    `lockstep data prepare`). auto goes by the file's ending. Text and jsonl may be compressed, as .gz or .zst."""
     field: str = Field(default="text", min_length=1, max_length=253)
     """Field or column with the text, in jsonl and parquet."""
     weight: float | None = Field(default=None, gt=0)
@@ -56,7 +56,7 @@ class DataSource(Model):
     exclude: list[Annotated[str, StringConstraints(max_length=256)]] = Field(default_factory=list, max_length=64)
     """Patterns of paths to leave out."""
     max_bytes: int | None = Field(default=None, ge=1)
-    """Stop after so many bytes of text (whole files, in sorted order)."""
+    """Stop after so many bytes of files as they are stored, compressed or not (whole files, in sorted order)."""
 
 
 class DataStage(Model):

@@ -35,15 +35,19 @@ def write_parquet(path: Path, field: str = "text") -> None:
     parquet.write_table(pyarrow.table({"id": range(60), field: TEXTS}), path, row_group_size=16)
 
 
-def write_zst(path: Path) -> None:
-    with pyarrow.CompressedOutputStream(str(path), "zstd") as out:
-        out.write(rows())
+def zstd(content: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as out:
+        out.write(content)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
 
 
 WRITERS: dict[str, Write] = {
     "x.jsonl": lambda path: path.write_bytes(rows()) and None,
     "x.jsonl.gz": lambda path: path.write_bytes(gzip.compress(rows())) and None,
-    "x.jsonl.zst": write_zst,
+    "x.jsonl.zst": lambda path: path.write_bytes(zstd(rows())) and None,
+    "x.ndjson.gz": lambda path: path.write_bytes(gzip.compress(rows())) and None,
     "x.parquet": write_parquet,
 }
 
@@ -70,6 +74,36 @@ def texts_of(uri: str, **source: Any) -> list[str]:
 def test_rows_are_documents(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / name)
     assert texts_of(f"file://{tmp_path}/*") == TEXTS
+
+
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.json.gz", "x.gz", "x.txt.zst"])
+def test_a_compressed_text_is_what_was_compressed(tmp_path: Path, name: str) -> None:
+    text = "\n".join(TEXTS * 500)
+    (tmp_path / name).write_bytes((zstd if name.endswith(".zst") else gzip.compress)(text.encode()))
+    assert texts_of(f"file://{tmp_path}/*") == [text]
+
+
+@pytest.mark.parametrize(
+    "name", ["x.jsonl.bz2", "x.txt.xz", "x.lz4", "x.zip", "x.7z", "x.tar", "x.tgz", "x.tar.gz", "x.parquet.gz"]
+)
+def test_what_is_packed_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / name).write_bytes(b"packed")
+    says = rf"trainer\.data\.sources\[0\]\.uri: file://.*/{name} is packed; unpack it, or leave it out with exclude"
+    with pytest.raises(UserError, match=says):
+        texts_of(f"file://{tmp_path}/*")
+    assert texts_of(f"file://{tmp_path}/*", exclude=["x.*"]) == ["text"]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
+@pytest.mark.parametrize(("ending", "kind"), [("gz", "gzip"), ("zst", "zstd")])
+def test_a_compressed_file_that_is_damaged_is_named(tmp_path: Path, name: str, ending: str, kind: str) -> None:
+    packed = (gzip.compress if ending == "gz" else zstd)(rows())
+    begun = packed[:40] + bytes(20) + packed[60:]  # behind the header
+    for damaged in (packed[:-20], b"text", begun):
+        (tmp_path / f"{name}.{ending}").write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{name}\.{ending} is no whole {kind} file: "):
+            texts_of(f"file://{tmp_path}/*")
 
 
 def test_the_field_can_be_named(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 from lockstep_trainer.data.sources import SourceFile
@@ -18,14 +21,8 @@ _READ_BYTES = 4 << 20  # of one request to the store
 _BATCH_DOCUMENTS = 256  # tokenized at once: enough for all threads
 _BATCH_CHARACTERS = 8 << 20  # and little enough to hold in memory
 _ROWS = 1024  # of a Parquet file that are decoded at once
-_ENDINGS = {
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".tokens": "tokens",
-}
+_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tokens": "tokens"}
+_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +45,24 @@ def held_out(source: str, place: str, share: float) -> bool:
 
 
 def format_of(file: SourceFile) -> str:
-    """text, jsonl, parquet or tokens: as the source says, or by the file's ending."""
+    """text, jsonl, parquet or tokens: as the source says, or by the file's ending, that of its compression aside."""
     if file.format != "auto":
         return file.format
-    return next((kind for ending, kind in _ENDINGS.items() if file.path.endswith(ending)), "text")
+    path = PurePosixPath(file.path)
+    return _ENDINGS.get((path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix, "text")
 
 
 def documents(file: SourceFile) -> Iterator[Document]:
     """The file's documents in order.
 
-    A text file that is not UTF-8 has its wrong bytes replaced, as old sources of every language have some. Rows are
+    Text and JSON lines that end in .gz or .zst are decompressed; UserError where such a file is cut off or damaged. A
+    text file that is not UTF-8 has its wrong bytes replaced, as old sources of every language have some. Rows are
     stricter: UserError, naming file and row, where one is no JSON object, or has no text in the source's field. A null
     or an empty text is passed over.
     """
     match format_of(file):
         case "text":
-            yield Document(file.source, file.path, file.read().decode("utf-8", errors="replace"))
+            yield Document(file.source, file.path, _whole(file).decode("utf-8", errors="replace"))
         case "jsonl":
             yield from _jsonl(file)
         case "parquet":
@@ -86,24 +85,28 @@ def batches_of(found: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
+def _whole(file: SourceFile) -> bytes:
+    if not _compression(file):
+        return file.read()
+    with _decompressed(file) as content:
+        return content.read()
+
+
 def _jsonl(file: SourceFile) -> Iterator[Document]:
     with _decompressed(file) as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:  # no JSON, or no UTF-8
-                    raise UserError(
-                        f"trainer.data.sources: row {number} of {file.uri} is no JSON: {error}; correct it, or set "
-                        "format: text if this is no JSONL"
-                    ) from None
-                if not isinstance(row, dict) or file.field not in row:
-                    raise _without_field(file, number, list(row) if isinstance(row, dict) else [])
-                yield from _row(file, number, row[file.field])
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise UserError(f"trainer.data.sources: {file.uri} is no whole gzip file: {error}") from None
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # no JSON, or no UTF-8
+                raise UserError(
+                    f"trainer.data.sources: row {number} of {file.uri} is no JSON: {error}; correct it, or set "
+                    "format: text if this is no JSONL"
+                ) from None
+            if not isinstance(row, dict) or file.field not in row:
+                raise _without_field(file, number, list(row) if isinstance(row, dict) else [])
+            yield from _row(file, number, row[file.field])
 
 
 def _parquet(file: SourceFile) -> Iterator[Document]:
@@ -142,15 +145,33 @@ def _without_field(file: SourceFile, number: int, fields: list[str]) -> UserErro
     )
 
 
-def _decompressed(file: SourceFile) -> IO[bytes]:
-    raw = io.BufferedReader(_Ranges(file.root, file.path, file.size), _READ_BYTES)
-    if file.path.endswith(".gz"):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
-    if file.path.endswith(".zst"):
-        import pyarrow
+def _compression(file: SourceFile) -> str | None:
+    return _COMPRESSED.get(PurePosixPath(file.path).suffix)
 
-        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), _READ_BYTES)
-    return raw
+
+@contextmanager
+def _decompressed(file: SourceFile) -> Iterator[IO[bytes]]:
+    """The file's content, read in pieces; raises UserError where it is cut off or damaged."""
+    compression = _compression(file)
+    with io.BufferedReader(_Ranges(file.root, file.path, file.size), _READ_BYTES) as raw:
+        if compression is None:
+            yield raw
+            return
+        try:
+            with _decompressor(raw, compression) as content:
+                yield content
+        except (EOFError, OSError, zlib.error) as error:
+            raise UserError(
+                f"trainer.data.sources: {file.uri} is no whole {compression} file: {error}; write it again"
+            ) from None
+
+
+def _decompressor(raw: IO[bytes], compression: str) -> IO[bytes]:
+    if compression == "gzip":
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), _READ_BYTES)
 
 
 class _Ranges(io.RawIOBase):

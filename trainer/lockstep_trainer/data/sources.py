@@ -21,6 +21,10 @@ STDLIB = "{stdlib}"
 _WILDCARD = re.compile(r"[*?\[]")
 _NEVER = ("site-packages/**", "dist-packages/**", "**/__pycache__/**")
 """Left out of {stdlib}: installed packages differ from machine to machine, byte code is no text."""
+_PACKED = re.compile(
+    r"\.(bz2|xz|lzma|lz4|br|sz|snappy|Z|zip|7z|rar|tar|tgz|tbz2?|txz|tzst)$|\.(tar|parquet|tokens)\.(gz|zst)$"
+)
+"""Endings of files whose text can't be read as they are: another compression, or an archive of many files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,8 @@ class SourceFile:
 
 
 def find_files(sources: Sequence[DataSource], s3: S3Spec, field: str = "trainer.data.sources") -> list[SourceFile]:
-    """All files of all sources, in their order; raises UserError, naming ``field``, where a source has none."""
+    """All files of all sources, in their order; raises UserError, naming ``field``, where a source has none, or one
+    that is packed so that its text can't be read."""
     files: list[SourceFile] = []
     for number, source in enumerate(sources):
         found = list(_files_of(source, s3))
@@ -53,6 +58,12 @@ def find_files(sources: Sequence[DataSource], s3: S3Spec, field: str = "trainer.
             raise UserError(
                 f"{field}[{number}].uri: {source.uri} matches no file in this pod (after exclude); "
                 "check the path, the volume, and the wildcards (** crosses folders, * does not)"
+            )
+        packed = next((file for file in found if _PACKED.search(file.path)), None)
+        if packed and source.format in ("auto", "text", "jsonl"):
+            raise UserError(
+                f"{field}[{number}].uri: {packed.uri} is packed; unpack it, or leave it out with exclude (what is read "
+                "packed is text and JSON lines in .gz or .zst)"
             )
         files += found
     return files
