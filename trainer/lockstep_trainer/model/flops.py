@@ -7,6 +7,8 @@ B). What is computed a second time (activation checkpointing, flash attention's 
 
 from __future__ import annotations
 
+import re
+
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.weights import weights
 
@@ -52,51 +54,58 @@ def mean_keys(sequence_length: int, window: int) -> float:
     return window - window * (window - 1) / 2 / sequence_length  # the first window − 1 queries see fewer
 
 
-# Dense bfloat16 tensor-core FLOP/s, without sparsity, of one device as torch names it; from the makers' data sheets.
-# The first name that occurs in the device's counts, so that variants come before their family.
-_PEAKS: tuple[tuple[str, float], ...] = (
-    ("GB300", 2_500 * TERA),
-    ("GB200", 2_500 * TERA),
-    ("B300", 2_250 * TERA),
-    ("B200", 2_250 * TERA),
-    ("B100", 1_750 * TERA),
-    ("GH200", 989.4 * TERA),
-    ("H200 NVL", 835.5 * TERA),
-    ("H200", 989.4 * TERA),
-    ("H100 PCIe", 756.5 * TERA),
-    ("H100 NVL", 835.5 * TERA),
-    ("H100", 989.4 * TERA),  # SXM: «NVIDIA H100 80GB HBM3»
-    ("H800", 989.4 * TERA),
-    ("H20", 148 * TERA),
-    ("A100", 312 * TERA),
-    ("A800", 312 * TERA),
-    ("A40", 149.7 * TERA),
-    ("A10G", 70 * TERA),
-    ("A10", 125 * TERA),
-    ("L40S", 362 * TERA),
-    ("L40", 181 * TERA),
-    ("L4", 121 * TERA),
-    ("RTX 4090", 165.2 * TERA),
-    ("RTX 3090", 71 * TERA),
-    ("MI355X", 2_516 * TERA),
-    ("MI350X", 2_310 * TERA),
-    ("MI325X", 1_307.4 * TERA),
-    ("MI300X", 1_307.4 * TERA),
+# Dense TFLOP/s, without sparsity, of one device as torch names it, from the makers' data sheets: bfloat16 on tensor
+# cores, and float32 without TF32, which training does not allow (None: not known). The first name that occurs in the
+# device's, in whole words, counts: variants come before their family.
+_PEAKS: tuple[tuple[str, float, float | None], ...] = (
+    ("GB300", 2_500, None),
+    ("GB200", 2_500, 80),
+    ("B300", 2_250, 75),
+    ("B200", 2_250, 75),
+    ("B100", 1_750, 60),
+    ("GH200", 989.4, 67),
+    ("H200 NVL", 835.5, 60),
+    ("H200", 989.4, 67),
+    ("H100 PCIe", 756.5, 51),
+    ("H100 NVL", 835.5, 60),
+    ("H100", 989.4, 67),  # SXM: «NVIDIA H100 80GB HBM3»
+    ("H800 PCIe", 756.5, 51),
+    ("H800", 989.4, 67),
+    ("H20", 148, 44),
+    ("A100", 312, 19.5),
+    ("A800", 312, 19.5),
+    ("A40", 149.7, 37.4),
+    ("A10G", 70, None),
+    ("A10", 125, 31.2),
+    ("L40S", 362, 91.6),
+    ("L40", 181, 90.5),
+    ("L4", 121, 30.3),
+    ("RTX 4090", 165.2, 82.6),
+    ("RTX 3090", 71, 35.6),
+    ("MI355X", 2_516, 157.3),
+    ("MI350X", 2_310, 144.2),
+    ("MI325X", 1_307.4, 163.4),
+    ("MI300X", 1_307.4, 163.4),
 )
 _FLOAT8 = ("GB", "B300", "B200", "B100", "GH200", "H200", "H100", "H800", "H20", "L40S", "L40", "L4", "RTX 4090", "MI3")
+_OTHERS = re.compile(r"\b(MIG|Laptop|Max-Q|Ti|D)\b")
+"""Words of devices that share a name of the table and not its figures: slices of one, and siblings."""
 
 
 def peak_flops(device_name: str, precision: str = "bf16") -> float | None:
     """FLOP/s that one device reaches at most, by the name that ``torch.cuda.get_device_name`` gives.
 
-    ``precision`` is bf16, fp32 (at the rate of TF32, half of bfloat16's) or float8 (twice bfloat16's, where the device
-    has it). None for a device or precision that is not in the table: there is no MFU then.
+    ``precision`` is bf16, fp32 (without TF32) or float8 (twice bfloat16's, where the device has it). None for a device
+    or precision that is not in the table: there is no MFU then.
     """
-    for name, peak in _PEAKS:
-        if name in device_name:
+    if _OTHERS.search(device_name):
+        return None
+    for name, bf16, fp32 in _PEAKS:
+        if re.search(rf"\b{name}\b", device_name):
             if precision == "float8":
-                return 2 * peak if name.startswith(_FLOAT8) else None
-            return peak / 2 if precision == "fp32" else peak
+                return 2 * bf16 * TERA if name.startswith(_FLOAT8) else None
+            peak = fp32 if precision == "fp32" else bf16
+            return None if peak is None else peak * TERA
     return None
 
 
