@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from lockstep_api.wire import decode, encode
 from lockstep_trainer.protocol.jobplan import JobPlan
-from lockstep_trainer.protocol.policy import Ladder
+from lockstep_trainer.protocol.policy import Ladder, RetryRule
 from lockstep_trainer.protocol.progress import HangBounds
 from simulation.agent import JOB, Agent
 from simulation.clockwork import Clockwork, Network
@@ -57,9 +57,10 @@ class World:
         """And nobody can say which of two ranks does."""
         self.outages = outages(seed)
         self.widths = widths(seed)
+        # Faults come at will: none is to be taken for a loop.
         self.plan = JobPlan(
             JOB, nodes, gpus, steps, checkpoint_every=every, memory_buddy=seed % 5 != 1,
-            ladder=Ladder(process_budget=1000, crash_loops=False),
+            ladder=Ladder(process_budget=1000, script=True, rules=(RetryRule("Restart"),)),
             rollback=self.replays, spares=1,
             hang=HangBounds(factor=5.0, minimum_seconds=8.0, first_step_seconds=20.0),
         )  # fmt: skip

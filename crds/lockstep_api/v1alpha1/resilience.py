@@ -57,7 +57,7 @@ class RetryAction(StrEnum):
     """What a worker's end means."""
 
     RESTART = "Restart"
-    """Take the ladder, as for any fault."""
+    """Take the ladder, as for any fault. Of spec.command: three such ends in a row do not end the job."""
     FAIL = "Fail"
     """The user's error: the job fails at once."""
     EXCLUDE_NODE = "ExcludeNode"

@@ -132,7 +132,8 @@ def overspent(job: TrainingJob, status: TrainingJobStatus) -> Ending | None:
     return Ending(
         False,
         "PodBudgetExceeded",
-        f"{used} pods were lost since the last durable checkpoint; resilience.budgets.pod is {budget}.{where}",
+        f"{used} pods were lost or given up since the last durable checkpoint; resilience.budgets.pod is {budget}."
+        f"{where}",
     )
 
 

@@ -18,6 +18,7 @@ from lockstep_trainer.protocol.policy import (
     Used,
     blame,
     decide,
+    last_words,
     root_cause,
 )
 
@@ -110,9 +111,85 @@ def test_where_all_workers_rest_the_lowest_rung_is_tried_once(
     assert decision == expected or (isinstance(expected, type) and isinstance(decision, expected)), decision
 
 
-def test_scripts_have_no_crash_loops() -> None:
-    """A script reports no steps: all its faults look alike, and only the budget counts."""
-    assert decide(CRASH, [CRASH, CRASH], Used(process=1), Ladder(crash_loops=False)) == Restart("process")
+VALUE = "ValueError: no closing tag"
+SAID = (
+    "Traceback (most recent call last):",
+    '  File "train.py", line 3, in <module>',
+    "    raise",
+    VALUE,
+    "",
+    "W: teardown",
+)
+SCRIPT = Ladder(process_budget=10, script=True, rules=(RetryRule("Restart", frozenset({4})),))
+
+
+def run(ran: float = 3.0, **changes: object) -> Fault:
+    """The end of a run of a script, which reports no steps."""
+    return fault(**{"step": 0, "exit_code": 1, "ran": ran, "log_tail": SAID, **changes})
+
+
+@pytest.mark.parametrize(
+    ("now", "earlier", "expected"),
+    [
+        pytest.param(run(), [run(), run()], Fail, id="three runs end alike"),
+        pytest.param(run(rank=0), [run(rank=2), run(rank=1)], Fail, id="whichever rank is first"),
+        pytest.param(run(70.0), [run(60.0), run(80.0)], Fail, id="about as long after their start"),
+        pytest.param(run(), [run()], Restart("process"), id="two"),
+        pytest.param(run(), [run(), run(exit_code=2), run()], Restart("process"), id="not in a row"),
+        pytest.param(run(), [run(), run(90.0)], Restart("process"), id="one of them went further"),
+        pytest.param(run(7200.0), [run(7200.0)] * 2, Restart("process"), id="they may have made progress"),
+        pytest.param(run(exit_code=-11), [run(exit_code=-11)] * 2, Restart("process"), id="a signal"),
+        pytest.param(run(exit_code=137), [run(exit_code=137)] * 2, Restart("process"), id="a signal, by a shell"),
+        pytest.param(run(exit_code=4), [run(exit_code=4)] * 2, Restart("process"), id="declared harmless"),
+        pytest.param(run(exit_code=69), [run(exit_code=69)] * 2, Fail, id="an exit code of Lockstep's own workers"),
+        pytest.param(
+            run(log_tail=("CUDA error: ECC",)), [run(log_tail=("CUDA error: ECC",))] * 2, Restart("process"),
+            id="another pod's GPU may help",
+        ),
+    ],
+)  # fmt: skip
+def test_a_script_that_ends_again_and_again_in_the_same_way(
+    now: Fault, earlier: list[Fault], expected: Decision | type
+) -> None:
+    """Its steps are not seen; exit code and running time stand in for them."""
+    decision = decide(now, earlier, Used(process=2), SCRIPT)
+    assert decision == expected or (isinstance(expected, type) and isinstance(decision, expected)), decision
+
+
+def test_a_crash_loop_of_a_script_is_told_with_its_last_words() -> None:
+    decision = decide(run(), [run(), run()], Used(process=2), SCRIPT)
+    assert isinstance(decision, Fail)
+    assert decision.reason == "CrashLoop"
+    assert decision.message == (
+        "3 runs of the script in a row ended with exit code 1, each about 3 s after its start, the last on rank 3: "
+        "ValueError: no closing tag; another restart would meet it again. Where it would not, say so in "
+        "resilience.retry, with action Restart"
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (run(), VALUE),
+        (run(log_tail=(*(f"[rank0]: {line}" for line in SAID[:4]), "[rank0]:[W] teardown")), VALUE),
+        (run(log_tail=("step 3", "no room left", "")), "no room left"),
+        (run(log_tail=()), ""),
+        (run(exit_code=-9), ""),  # killed: what it was saying was no reason
+        (run(error="OutOfMemoryError: CUDA"), "OutOfMemoryError: CUDA"),
+        (fault(cause="Hang", exit_code=None, error="rank 3 did not come", log_tail=("frame",)), "rank 3 did not come"),
+    ],
+)
+def test_last_words(end: Fault, words: str) -> None:
+    assert last_words(end) == words
+
+
+def test_a_fatal_exit_of_a_script_is_told_with_its_last_words() -> None:
+    decision = decide(run(exit_code=3), [], Used(), RULES)
+    assert isinstance(decision, Fail)
+    assert decision.message.endswith("which resilience.retry declares fatal: ValueError: no closing tag")
+    decision = decide(run(exit_code=65), [], Used(), SCRIPT)
+    assert isinstance(decision, Fail)
+    assert decision.message == "rank 3 refused its configuration or data (exit code 65): ValueError: no closing tag"
 
 
 @pytest.mark.parametrize(

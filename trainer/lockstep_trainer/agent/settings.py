@@ -159,7 +159,7 @@ class Job:
                     )
                     for rule in resilience.get("retry", ())
                 ),
-                crash_loops=trainer is not None,
+                script=trainer is None,
             ),
             rollback=resilience.get("corruption", {}).get("action") == "Rollback",
             slow=_slow_rules(spec) if trainer is not None else None,

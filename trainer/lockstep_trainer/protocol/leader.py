@@ -212,7 +212,8 @@ class Leader:
     # -------------------------------------------------------------------------------------- faults
 
     def suspect(self, cause: str, witness: str, now: float, slot: int | None = None) -> Fault:
-        return Fault(cause=cause, witness=witness, at=now, noticed=now, step=self.newest_step, slot=slot)
+        ran = max(0.0, now - self.started_at)
+        return Fault(cause=cause, witness=witness, at=now, noticed=now, step=self.newest_step, ran=ran, slot=slot)
 
     def fault(self, suspect: Fault, now: float) -> list[Effect]:
         """End the generation now; what it was is judged once all are quiet and have said what they know."""

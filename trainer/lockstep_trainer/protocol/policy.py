@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 USER_ERROR_EXIT = 65
@@ -26,6 +27,14 @@ _OF_THE_PROGRAM = ("device-side assert", "out of memory")
 """In one of these, all the same: an index that is out of range, a batch that is too large."""
 CONTAINER_RESTART_WINDOW = 600.0
 """Seconds: a second container restart of one slot within this time goes a rung up."""
+SCRIPT_LOOP_SECONDS = 600.0
+"""A script that ran for longer may have made progress that nobody sees: its end is no repetition."""
+ALIKE_SECONDS, ALIKE_SHARE = 5.0, 0.2
+"""So much, or such a share, may the times that a script ran differ by where it ended at the same place."""
+_RANK = re.compile(r"^\[rank\d+\]: ")
+"""Before each line of an exception where torch prints it."""
+_WORDS = 500
+"""Characters that are kept of a process's last words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +62,8 @@ class Ladder:
     process_budget: int = 10
     in_process_budget: int = 20
     rules: tuple[RetryRule, ...] = ()
-    crash_loops: bool = True
-    """Watch for faults that repeat at one step; pointless where the workers report no steps."""
+    script: bool = False
+    """The workers are the user's own script: it reports no steps, and its exit codes mean what ``rules`` say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,8 @@ class Fault:
     """When the leader heard of it."""
     step: int = 0
     """Newest step of its generation."""
+    ran: float = 0.0
+    """Seconds since its generation was started."""
     slot: int | None = None
     rank: int | None = None
     exit_code: int | None = None
@@ -154,7 +165,14 @@ def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *
         return said
     if _store_away(fault, ladder):
         return Restart("process")  # as often as it takes: another pod would meet the same
-    repeats = 1 + _repeats(fault, earlier) if ladder.crash_loops else 1
+    if ladder.script and (runs := _runs_alike(fault, earlier, ladder.rules)) >= CRASH_LOOP_FAIL:
+        return Fail(
+            "CrashLoop",
+            f"{runs} runs of the script in a row ended with exit code {fault.exit_code}, each about {fault.ran:.0f} s "
+            f"after its start, the last on rank {fault.rank}: {last_words(fault) or 'it said nothing'}; another "
+            "restart would meet it again. Where it would not, say so in resilience.retry, with action Restart",
+        )
+    repeats = 1 if ladder.script else 1 + _repeats(fault, earlier)
     if intact and repeats == 1 and not _tried_in_process(fault, earlier) and used.in_process < ladder.in_process_budget:
         return Restart("inProcess")
     where = f"at step {fault.step}" + ("" if fault.rank is None else f" on rank {fault.rank}")
@@ -220,20 +238,25 @@ def blame(fault: Fault, decision: Decision) -> Literal["", "Suspected", "Named"]
 
 def _rules_say(fault: Fault, rules: Iterable[RetryRule]) -> Decision | None:
     if fault.user_error or fault.exit_code == USER_ERROR_EXIT:
-        return Fail("UserError", fault.error or f"rank {fault.rank} refused its configuration or data (exit code 65)")
-    rule = next((rule for rule in rules if rule.matches(fault)), None)
+        text = f"rank {fault.rank} refused its configuration or data (exit code 65)"
+        return Fail("UserError", fault.error or _with_words(text, fault))
+    rule = _rule_for(fault, rules)
     if rule is None or rule.action == "Restart":
         return None
     if rule.action == "ExcludeNode" and fault.slot is not None:
         return Replace(fault.slot, "resilience.retry blames its node", names_node=True)
     text = f"rank {fault.rank} ended by {_exit_text(fault)}, which resilience.retry declares fatal"
     reason = "FatalLogPattern" if rule.exit_codes is None else "FatalExitCode"
-    return Fail(reason, f"{text}: {fault.error}" if fault.error else text)
+    return Fail(reason, _with_words(text, fault))
+
+
+def _rule_for(fault: Fault, rules: Iterable[RetryRule]) -> RetryRule | None:
+    return next((rule for rule in rules if rule.matches(fault)), None)
 
 
 def _store_away(fault: Fault, ladder: Ladder) -> bool:
     """A worker of Lockstep's own says so; of a script's exit codes nothing is known but what its rules say."""
-    return ladder.crash_loops and fault.cause == "WorkerExited" and fault.exit_code == STORE_AWAY_EXIT
+    return not ladder.script and fault.cause == "WorkerExited" and fault.exit_code == STORE_AWAY_EXIT
 
 
 def _repeats(fault: Fault, earlier: Sequence[Fault]) -> int:
@@ -253,6 +276,24 @@ def _alike(other: Fault, fault: Fault) -> bool:
     return (other.step, other.cause) == (fault.step, fault.cause) and same
 
 
+def _runs_alike(fault: Fault, earlier: Sequence[Fault], rules: Sequence[RetryRule]) -> int:
+    """How many runs of a script in a row, the newest included, ended alike: by themselves, with one exit code, soon.
+
+    A script's steps are not seen; the time that it ran stands in for them. A signal has a cause outside the process (a
+    shell gives it as 128 and more), a GPU's error may go with another pod, and of others a rule may say that they do.
+    """
+
+    def own(end: Fault) -> bool:
+        by_itself = end.cause == "WorkerExited" and 0 < (end.exit_code or 0) < 128 and end.ran < SCRIPT_LOOP_SECONDS
+        return by_itself and not may_be_hardware(last_words(end)) and _rule_for(end, rules) is None
+
+    def alike(end: Fault) -> bool:
+        bound = max(ALIKE_SECONDS, ALIKE_SHARE * fault.ran)
+        return own(end) and end.exit_code == fault.exit_code and abs(end.ran - fault.ran) <= bound
+
+    return 1 + len(list(takewhile(alike, reversed(earlier)))) if own(fault) else 0
+
+
 def _tried_in_process(fault: Fault, earlier: Sequence[Fault]) -> bool:
     """The newest fault was this one, and the lowest rung has not helped."""
     return bool(earlier) and earlier[-1].answer == "inProcess" and _alike(earlier[-1], fault)
@@ -264,10 +305,27 @@ def _is_exception(fault: Fault) -> bool:
     return fault.cause == "WorkerExited" and raised and bool(fault.error)
 
 
+def last_words(fault: Fault) -> str:
+    """What a process that ended by itself said of it: its error, else the last exception in its output, else the last
+    line; "" where it said nothing."""
+    if fault.error or fault.cause != "WorkerExited" or (fault.exit_code or 0) <= 0:
+        return fault.error or ""
+    lines = [_RANK.sub("", line.rstrip()) for line in fault.log_tail if line.strip()]
+    # Warnings of what is torn down behind an exception often come last.
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    raised = (line for line in lines[frames[-1] :] if not line.startswith(" ")) if frames else ()
+    return next(iter(raised), lines[-1] if lines else "")[:_WORDS]
+
+
 def may_be_hardware(error: str) -> bool:
     """Whether a worker's exception may be its GPU's or the fabric's."""
     text = error.lower()
     return any(sign in text for sign in _OF_THE_DEVICE) and not any(sign in text for sign in _OF_THE_PROGRAM)
+
+
+def _with_words(text: str, fault: Fault) -> str:
+    words = last_words(fault)
+    return f"{text}: {words}" if words else text
 
 
 def _exit_text(fault: Fault) -> str:

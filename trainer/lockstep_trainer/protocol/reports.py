@@ -32,7 +32,7 @@ from lockstep_trainer.protocol.events import CommitDone
 from lockstep_trainer.protocol.hangs import Blame, group_alike
 from lockstep_trainer.protocol.lineage import begun_from
 from lockstep_trainer.protocol.outliers import Outliers
-from lockstep_trainer.protocol.policy import Fault
+from lockstep_trainer.protocol.policy import Fault, last_words
 from lockstep_trainer.protocol.slow import blamed, over, remember
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class Reports:
             detect_seconds=round(max(0.0, fault.noticed - fault.at), 3),
             step=fault.step,
             log_tail=fault.log_tail,
-            message=fault.error or "",
+            message=last_words(fault),
             blame=blame,
         )
         self.unacknowledged.append(report)
