@@ -43,7 +43,7 @@ def _phase(job: TrainingJob, now: float) -> str:
         case Phase.SUSPENDED:
             return f"Suspended by spec.suspend. {_durable(job)}"
         case Phase.SUCCEEDED:
-            return f"Succeeded after {_length(job)}: step {progress.step}{_loss(job)}."
+            return f"Succeeded after {_length(job)}{_done(job)}{_loss(job)}."
         case Phase.FAILED:
             return f"Failed after {_length(job)}{_at_step(job)}."
 
@@ -119,6 +119,12 @@ def _budgets(job: TrainingJob) -> list[str]:
 def _durable(job: TrainingJob) -> str:
     durable = job.status.checkpoint.durable
     return f"It goes on from step {durable.step}." if durable else "It has no checkpoint yet and would start again."
+
+
+def _done(job: TrainingJob) -> str:
+    if job.status.progress.step:
+        return f": step {job.status.progress.step}"
+    return ": checkpoint.resumeFrom had all steps already" if job.spec.trainer else ""
 
 
 def _loss(job: TrainingJob) -> str:

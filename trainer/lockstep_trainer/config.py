@@ -88,6 +88,19 @@ class Orders:
 _ORDERS = TypeAdapter(Orders)
 
 
+def check_work(job: Job, orders: Orders) -> None:
+    """Raises UserError where another job's checkpoint is at the last step, and nothing is asked for behind it. The
+    job's own may be there: what ends behind the last save is started again."""
+    begin, spec = orders.restore, job.trainer
+    if begin is None or "://" not in begin.manifest or spec.evaluate or spec.generate or spec.export:
+        return
+    if begin.state.step >= spec.recipe.steps:
+        raise UserError(
+            f"checkpoint.resumeFrom: {begin.manifest} is at step {begin.state.step} of {spec.recipe.steps} already, "
+            "and no step is left to train; raise trainer.recipe.steps"
+        )
+
+
 def load_job(path: Path) -> Job:
     """Read ``job.json``; raises UserError naming the field that is wrong."""
     document = _read(path)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from lockstep_trainer.agreement import from_all
 from lockstep_trainer.callbacks import Outcome
-from lockstep_trainer.config import Job, Orders, load_job, load_orders
+from lockstep_trainer.config import Job, Orders, check_work, load_job, load_orders
 from lockstep_trainer.data.corpus import Corpus
 from lockstep_trainer.data.prepare import prepare
 from lockstep_trainer.errors import PeerLost, StoreError, TrainerError, UserError
@@ -147,6 +147,7 @@ class Worker:
         """The job, on so many nodes, and its tokens, which no generation changes."""
         if self._job is None:
             self._job = load_job(Path(orders.job))
+            check_work(self._job, orders)
         if self._corpus is None:
             checkpoint = self._job.checkpoint
             shared = open_store(checkpoint.uri, checkpoint.s3).below(self._job.prefix)

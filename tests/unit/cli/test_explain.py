@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lockstep_api.v1alpha1 import CheckpointSpec, TrainingJob
+from lockstep_api.v1alpha1 import CheckpointSpec, TrainerSpec, TrainingJob
 from lockstep_cli import explain, statustable
 
 NOW = 1_790_000_000.0
@@ -22,6 +22,13 @@ def make_job(**status: Any) -> TrainingJob:
     return TrainingJob.model_validate({"metadata": {"name": "a"}, "spec": spec, "status": status})
 
 
+TRAINER = TrainerSpec.model_validate(
+    {
+        "model": {"preset": "llama-debug"},
+        "data": {"sources": [{"uri": "file:///text/*.txt"}], "sequenceLength": 16},
+        "recipe": {"steps": 9, "globalBatchTokens": 64},
+    }
+)
 FAULT = {
     "at": rfc3339(3 * 3600), "cause": "NodeLost", "rung": "spare", "node": "gpu-17", "stepsLost": 6,
     "seconds": {"detect": 1.9, "decide": 0.2, "restart": 4.1, "restore": 2.2, "recompute": 3.0},
@@ -113,6 +120,16 @@ CORRUPT = {
 )
 def test_what_is_said(status: dict[str, Any], sentence: str) -> None:
     assert explain.why(make_job(**status), NOW).startswith(sentence)
+
+
+def test_a_success_without_a_step_says_why() -> None:
+    ended = {"phase": "Succeeded", "startTime": rfc3339(34), "completionTime": rfc3339(30)}
+    assert explain.why(make_job(**ended), NOW) == "Succeeded after 4.0 s."  # a script's steps are not seen
+    job = make_job(**ended, progress={"evalLoss": 2.5})
+    spec = job.spec.model_copy(update={"trainer": TRAINER})
+    assert explain.why(job.model_copy(update={"spec": spec}), NOW) == (
+        "Succeeded after 4.0 s: checkpoint.resumeFrom had all steps already, held-out loss 2.500."
+    )
 
 
 def test_a_degraded_checkpoint_is_said_while_running() -> None:

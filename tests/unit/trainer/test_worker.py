@@ -26,6 +26,7 @@ from lockstep_trainer.checkpoint.export import stated
 from lockstep_trainer.checkpoint.keeper import Keeper
 from lockstep_trainer.checkpoint.manifest import Manifest
 from lockstep_trainer.checkpoint.snapshots import held, rank_folder
+from lockstep_trainer.config import check_work, load_job, load_orders
 from lockstep_trainer.model.presets import find
 from lockstep_trainer.steprecord import StepReader
 from lockstep_trainer.storage import open_store
@@ -338,6 +339,42 @@ def test_the_users_mistakes_end_with_65_and_a_sentence(
         error = json.loads((folder / "error.json").read_text())
         assert error["user_error"]
         assert message in error["message"]
+
+
+FOREIGN = "file:///kept/ns/other/uid0/step-24-e1-g1/manifest.json"
+NOTHING_BEHIND = {"evaluate": None, "generate": None}
+
+
+def test_another_jobs_checkpoint_at_the_last_step_leaves_nothing_to_do(tmp_path: Path, port: int) -> None:
+    """It would succeed without a step and without a checkpoint."""
+    point = RestorePoint(StateId(STEPS, 1, 1), FOREIGN, "00")
+    job = write_job(tmp_path, **NOTHING_BEHIND)
+    folders = worker_folders(tmp_path, job, ranks=2, port=port, **restore_orders(point))
+    assert run_kept(folders) == [65, 65]
+    message = json.loads((folders[1] / "error.json").read_text())["message"]
+    assert message == (
+        f"checkpoint.resumeFrom: {FOREIGN} is at step 24 of 24 already, and no step is left to train; "
+        "raise trainer.recipe.steps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "manifest"),
+    [
+        (NOTHING_BEHIND, STEPS - 1, FOREIGN),
+        (NOTHING_BEHIND, STEPS, "step-24-e1-g1/manifest.json"),  # its own: it was started again behind the last save
+        ({**NOTHING_BEHIND, "export": {"uri": "file:///model"}}, STEPS, FOREIGN),
+        ({"evaluate": None}, STEPS, FOREIGN),
+        ({"generate": None}, STEPS + 1, FOREIGN),
+    ],
+)
+def test_what_is_to_be_done_at_the_last_step_is_done(
+    tmp_path: Path, changes: dict[str, Any], step: int, manifest: str
+) -> None:
+    job = write_job(tmp_path, **changes)
+    point = RestorePoint(StateId(step, 1, 1), manifest, "00")
+    (folder,) = worker_folders(tmp_path, job, ranks=1, port=1, **restore_orders(point))
+    check_work(load_job(job), load_orders(folder / "start.json"))
 
 
 def test_pods_with_different_text_are_refused(tmp_path: Path, port: int) -> None:
