@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lockstep_api import constants
-from lockstep_api.v1alpha1 import Condition, Phase, TrainingJob
+from lockstep_api.v1alpha1 import Condition, Phase, TrainingJob, TrainingJobStatus
 from lockstep_cli import times
 from lockstep_operator.plan.story import describe, injected, sentence, verdict
 
@@ -13,6 +13,12 @@ def why(job: TrainingJob, now: float) -> str:
     sentences = [_phase(job, now), *_conditions(job), *_verdicts(job), *_injected(job, now), *_last_fault(job, now)]
     sentences += [*_excluded(job, now), *_budgets(job)]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def failure(status: TrainingJobStatus) -> str:
+    """Why the job has failed; empty where it has not."""
+    conditions = (one for one in status.conditions if one.type == constants.CONDITION_FAILED and one.status == "True")
+    return next((one.message for one in conditions), "")
 
 
 def _phase(job: TrainingJob, now: float) -> str:
@@ -89,7 +95,8 @@ def _last_fault(job: TrainingJob, now: float) -> list[str]:
     if not job.status.faults:
         return []
     fault = job.status.faults[-1]
-    text = f"Last fault {times.ago(now - times.parse(fault.at))} ago: {describe(fault)}."
+    told = describe(fault, job.status, known=failure(job.status))
+    text = f"Last fault {times.ago(now - times.parse(fault.at))} ago: {told}."
     count = job.status.restarts.total
     return [text, f"{count} restarts in all."] if count > 1 else [text]
 

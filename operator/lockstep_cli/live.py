@@ -61,7 +61,7 @@ def view(job: TrainingJob, history: History, now: float) -> RenderableType:
         body.add_row("  loss", Text(sparkline(list(history.losses)), style="blue"))
     for fault in status.faults[-4:]:
         at = clock(times.parse(fault.at) - history.started)
-        body.add_row(f"  fault {at}", Text(describe(fault), style="yellow"))
+        body.add_row(f"  fault {at}", Text(describe(fault, status), style="yellow"))
     return Group(head, body)
 
 
@@ -87,10 +87,11 @@ class Lines:
         stamp = clock(now - self._started)
         for fault in status.faults:
             key = (fault.epoch, fault.generation, fault.cause)
-            # A fault is told once, when its price is known or the job has moved on without it.
-            if key not in self._faults and (fault.seconds or status.phase == Phase.RUNNING):
+            # A fault is told once, when its price is known, or will not be: another came first, or the job's end.
+            over = fault is not status.faults[-1] or (status.phase is not None and status.phase.terminal)
+            if key not in self._faults and (fault.steps_lost is not None or over):
                 self._faults.add(key)
-                self._say(f"{stamp}  fault: {describe(fault)}")
+                self._say(f"{stamp}  fault: {describe(fault, status)}")
         if status.phase and status.phase != self._phase:
             self._phase = status.phase
             self._say(f"{stamp}  {status.phase.value}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_cli import times
+from lockstep_cli.explain import failure
 from lockstep_cli.journal import plain_class
 from lockstep_cli.report.scale import duration, short
 
@@ -27,18 +29,20 @@ def rows(job: TrainingJob, now: float) -> list[tuple[str, str]]:
     status = job.status
     phase = status.phase.value if status.phase else "unknown"
     style = PHASE_STYLE.get(phase, "cyan")
+    ended = status.phase is not None and status.phase.terminal
     durable = status.checkpoint.durable
     pairs = [
         ("job", f"{job.namespace}/{job.name}"),
         ("phase", f"[{style}]{phase}[/]"),
-        ("members", f"{status.members.ready}/{job.spec.nodes} ready" + _spares(status)),
+        ("reason", escape(failure(status))),
+        ("members", "" if ended else f"{status.members.ready}/{job.spec.nodes} ready" + _spares(status)),
         ("progress", progress_line(status)),
         (
             "checkpoint",
             f"step {durable.step}, {times.ago(now - times.parse(durable.at))} ago  {durable.uri}" if durable else "",
         ),
         ("goodput", f"{status.goodput:.1%}" if status.goodput is not None else ""),
-        ("time", ledger_line(status)),
+        ("GPU time", ledger_line(status)),
         ("restarts", restarts_line(status)),
     ]
     return [(name, value) for name, value in pairs if value]

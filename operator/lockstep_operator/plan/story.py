@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockstep_api.v1alpha1 import Fault, Injection, TrainingJobStatus, Verdict
+from lockstep_api.v1alpha1 import Fault, Injection, Phase, TrainingJobStatus, Verdict
 from lockstep_operator.plan.actions import Event
 
 if TYPE_CHECKING:
@@ -69,16 +69,28 @@ _FIGURES = {
 }
 _NAMED = 8
 """Ranks that a sentence names at most."""
+_ACTIVE = (Phase.PENDING, Phase.STARTING, Phase.RUNNING, Phase.RECOVERING)
 _PARTS = ("detect", "decide", "restart", "restore", "first_step", "recompute")
 
 
-def describe(fault: Fault) -> str:
-    """What broke, what was done, what it cost: one clause without a full stop."""
-    cost = f" in {sum(fault.seconds.values()):.1f} s" if fault.seconds else ""
-    return f"{broke(fault)}; {_DONE.get(fault.rung, fault.rung)}{cost}{_redone(fault)}"
+def describe(fault: Fault, status: TrainingJobStatus, *, known: str = "") -> str:
+    """What broke, what was done, what it cost: one clause without a full stop. ``status``: the job's, whose fault it
+    is; ``known``: a sentence that is told anyway, and is not told twice."""
+    return f"{broke(fault, known)}; {_answer(fault, status)}"
 
 
-def broke(fault: Fault) -> str:
+def _answer(fault: Fault, status: TrainingJobStatus) -> str:
+    done = _DONE.get(fault.rung, fault.rung)
+    if fault.steps_lost is not None:
+        return f"{done} in {sum(fault.seconds.values()):.1f} s{_redone(fault)}"
+    if _key(fault) != _key(status.faults[-1]):
+        return done  # the next one came before it was over
+    if status.phase == Phase.FAILED:
+        return "the job ends"
+    return _NEXT.get(fault.rung, done) if status.phase in _ACTIVE else done
+
+
+def broke(fault: Fault, known: str = "") -> str:
     """What broke, where, and what is known of it."""
     what = _WHAT.get(fault.cause, fault.cause)
     if fault.exit_code is not None:
@@ -89,7 +101,7 @@ def broke(fault: Fault) -> str:
         f"node {fault.node}" if fault.node else "",
     )
     named = ", ".join(filter(None, places))
-    message = fault.message.removesuffix(".")
+    message = "" if fault.message in known else fault.message.removesuffix(".")
     return f"{what}{f' ({named})' if named else ''}{f': {message}' if message else ''}"
 
 

@@ -77,6 +77,23 @@ def test_lines_without_a_terminal_tell_changes_once() -> None:
     assert said == ["0:10  Running", "0:10  step 4/9, loss 2.500", "0:17  step 4/9, loss 2.500"]
 
 
+def test_a_fault_is_a_line_once_its_outcome_is_known() -> None:
+    said: list[str] = []
+    lines = live.Lines(said.append, started=0.0)
+    fault = {"at": "2026-01-01T00:00:09Z", "cause": "PodLost", "rung": "pod", "seconds": {"detect": 0.1}}
+    for phase in ("Running", "Recovering"):
+        lines.show(TrainingJobStatus.model_validate({"phase": phase, "faults": [fault]}), 10.0)
+    assert said[-1] == "0:10  Recovering"
+    lines.show(TrainingJobStatus.model_validate({"phase": "Failed", "faults": [fault]}), 12.0)
+    assert said[-2:] == ["0:12  fault: a pod was lost; the job ends", "0:12  Failed"]
+    recovered = fault | {"generation": 2, "stepsLost": 1, "seconds": {"detect": 0.1, "restart": 2.0}}
+    lines.show(TrainingJobStatus.model_validate({"phase": "Running", "faults": [recovered]}), 13.0)
+    assert "0:13  fault: a pod was lost; a new pod took the slot in 2.1 s, 1 step redone" in said
+    two = [fault | {"generation": 3}, fault | {"generation": 4}]
+    lines.show(TrainingJobStatus.model_validate({"phase": "Running", "faults": two}), 14.0)
+    assert said[-1] == "0:14  fault: a pod was lost; a new pod took the slot"
+
+
 @pytest.mark.parametrize(("rank", "kept"), [(None, 3), (1, 1), (7, 0)])
 def test_logs_of_a_rank(rank: int | None, kept: int) -> None:
     lines = ["agent started", "[step 3 rank 1] loss", "[rank 0] import"]

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from rich.text import Text
 
 from lockstep_api.v1alpha1 import CheckpointSpec, TrainerSpec, TrainingJob
 from lockstep_cli import explain, statustable
@@ -150,6 +151,34 @@ def test_a_job_that_only_waits_for_its_last_checkpoint_says_so() -> None:
     assert said == "Running: all 100 steps are done; its last checkpoint is not yet in the store."
 
 
+WRONG = "no such preset [/INST]"
+REFUSED = {
+    "at": rfc3339(5), "cause": "WorkerExited", "rung": "pod", "rank": 0, "exitCode": 65, "epoch": 1, "generation": 1,
+    "seconds": {"detect": 0.0}, "message": WRONG,
+}  # fmt: skip
+FAILED = {"type": "Failed", "status": "True", "lastTransitionTime": rfc3339(1), "message": WRONG}
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ({"phase": "Failed", "conditions": [FAILED]}, "a worker died with exit code 65 (rank 0); the job ends."),
+        ({"phase": "Recovering"}, f"a worker died with exit code 65 (rank 0): {WRONG}; a new pod takes the slot."),
+        ({"phase": "Suspended"}, f"a worker died with exit code 65 (rank 0): {WRONG}; a new pod took the slot."),
+    ],
+)
+def test_a_fault_without_a_recovery_has_no_price(status: dict[str, Any], told: str) -> None:
+    """And where the job has failed of it nothing else was done; the reason is not told twice."""
+    assert explain.why(make_job(**status, faults=[REFUSED]), NOW).endswith(f"Last fault 5.0 s ago: {told}")
+
+
 def test_the_status_table_leaves_out_what_is_not_known() -> None:
     names = [name for name, _ in statustable.rows(make_job(phase="Pending"), NOW)]
     assert names == ["job", "phase", "members"]
+
+
+def test_the_status_table_of_a_failed_job_says_why() -> None:
+    job = make_job(phase="Failed", conditions=[FAILED], ledger={"starting": 16.0})
+    rows = dict(statustable.rows(job, NOW))
+    assert list(rows) == ["job", "phase", "reason", "GPU time"]
+    assert Text.from_markup(rows["reason"]).plain == WRONG
