@@ -10,12 +10,13 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from lockstep_api.v1alpha1 import RecipeSpec
+from lockstep_api.v1alpha1 import RecipeSpec, TrainerSpec
 from lockstep_trainer.config import Job
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.loss import Loss
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
+from lockstep_trainer.model.files import TOKENIZER
 from lockstep_trainer.model.huggingface import family
 from lockstep_trainer.model.presets import model_config
 from lockstep_trainer.model.pretrained import load_weights, read_config
@@ -75,8 +76,9 @@ def assemble(
         return _own(job, ranks, batches, layout, meshes, tokens=tokens, section=section)
     checkpoint = read_config(_pretrained(job)) if job.trainer.model.init_from else None
     config = model_config(job.trainer.model, tokens, checkpoint=checkpoint)
-    if job.trainer.export:
-        family(config)  # what `transformers` does not know is refused now, not behind the last step
+    if job.trainer.export:  # refused now, not behind the last step
+        check_export_folder(job.trainer)
+        family(config)
     size = micro_batch_size(recipe, layout, length, batches)
     for samples in _sizes(batches):
         layout.check(config, sequence_length=length, micro_batches=samples // layout.data_width // size)
@@ -180,6 +182,15 @@ def micro_batch_size(recipe: RecipeSpec, layout: Layout, length: int, batches: B
         return asked
     most = 1 if layout.pipeline > 1 else max(1, MICRO_BATCH_TOKENS // length)
     return max(size for size in range(1, most + 1) if all(share % size == 0 for share in shares))
+
+
+def check_export_folder(spec: TrainerSpec) -> None:
+    """Raises UserError where the export would remove what the job reads whenever it starts again."""
+    assert spec.export is not None
+    sources = {"trainer.model.initFrom": spec.model.init_from, "trainer.tokenizer.uri": spec.tokenizer.uri}
+    for field, uri in sources.items():
+        if uri and uri.removesuffix(f"/{TOKENIZER}").rstrip("/") == spec.export.uri.rstrip("/"):
+            raise UserError(f"trainer.export.uri: the export would replace {field}; name another folder")
 
 
 def _pretrained(job: Job) -> ObjectStore:

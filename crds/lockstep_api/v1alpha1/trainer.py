@@ -80,7 +80,7 @@ class ExportSpec(Model):
     """The trained model for other tools, written after the last step."""
 
     uri: Uri
-    """Folder that it is written into."""
+    """Folder that it is written into. A model that is there is replaced; it can't be model.initFrom."""
     format: str = Field(default="huggingface", pattern="^huggingface$")
     """huggingface: config.json, tokenizer.json and *.safetensors that `transformers` loads."""
 

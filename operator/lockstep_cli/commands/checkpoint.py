@@ -54,6 +54,7 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
     export.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of weights (default: bfloat16)"
     )
+    export.add_argument("--force", action="store_true", help="replace the model that is in the folder already")
     export.set_defaults(handler=handle_export)
 
     remove = actions.add_parser("rm", help="remove a checkpoint, or what is left of torn ones")
@@ -218,6 +219,7 @@ def handle_export(arguments: argparse.Namespace, output: Output) -> int:
         "to": to,
         "tokenizer": arguments.tokenizer or (trainer and trainer.tokenizer.uri),
         "dtype": arguments.dtype,
+        "force": arguments.force,
     }
     result = checkpoints.ask(request, f"exporting {chosen.folder}", output)
     text = f"{to}: the model behind step {chosen.state.step}, {result['layers']} layers"

@@ -330,6 +330,23 @@ def test_export_refuses_a_model_that_is_not_what_it_reads(
 
 
 @pytest.mark.usefixtures("here")
+def test_export_replaces_a_model_only_where_it_is_told_to(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _with_model(root, asdict(CONFIG))
+    to = tmp_path / "model"
+    to.mkdir()
+    (to / "model.safetensors.index.json").write_text("another model's")
+    assert run("export", root / "checkpoints", "--to", to) == 1
+    said = capsys.readouterr().err
+    assert f"--to: file://{to} has model.safetensors.index.json already; name another folder, or add --force" in said
+    assert [path.name for path in to.iterdir()] == ["model.safetensors.index.json"]
+    assert run("export", root / "checkpoints", "--to", to, "--dtype", "float32", "--force") == 0
+    assert not (to / "model.safetensors.index.json").exists()
+    assert _tensors(to).keys() == _tensors(root / "original").keys()
+
+
+@pytest.mark.usefixtures("here")
 def test_export_refuses_what_it_can_not_know(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "model"
     assert run("export", root / "checkpoints", "--to", to) == 1

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 import torch
 
+from lockstep_api.v1alpha1 import TokenizerTraining
+from lockstep_trainer.data.tokenizer import train_tokenizer
+from lockstep_trainer.errors import StoreError, UserError
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.export import export_model
 from lockstep_trainer.model.pretrained import load_weights, read_config
-from lockstep_trainer.storage import ObjectStore
+from lockstep_trainer.storage import ObjectStore, open_store
+from lockstep_trainer.storage.folder import FolderStore
 
 CONFIG = DecoderConfig(dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48, vocab_size=96, qk_norm=True)
 
@@ -25,3 +31,56 @@ def test_an_export_in_several_files_is_read_back(store: ObjectStore) -> None:
     assert index["metadata"]["total_size"] == sum(4 * tensor.numel() for tensor in written.values())
     load_weights(read, read_config(store), store)
     assert all(torch.equal(written[name], read[name]) for name in written)
+
+
+def _keys(store: ObjectStore) -> set[str]:
+    return {entry.key for entry in store.list()}
+
+
+@pytest.mark.parametrize("sizes", [(20_000, 2**30), (2**30, 20_000), (20_000, 30_000)])
+def test_an_export_replaces_an_earlier_one(store: ObjectStore, tmp_path: Path, sizes: tuple[int, int]) -> None:
+    """Weights in one file or in several, and the tokenizer: nothing of the earlier one stays; what is not an export's
+    does."""
+    torch.manual_seed(0)
+    models = [Decoder(CONFIG).state_dict(), Decoder(CONFIG).state_dict()]
+    tokenizer = train_tokenizer(["one two three"], TokenizerTraining(vocab_size=260))
+    store.put("model-card.md", b"whose it is")
+    store.put("other/model.safetensors", b"another folder's")
+    for model, size, brings in zip(models, sizes, (tokenizer, None), strict=True):
+        export_model(model, CONFIG, store, tokenizer=brings, dtype=torch.float32, file_bytes=size)
+    alone = open_store(f"file://{tmp_path}/alone")
+    export_model(models[1], CONFIG, alone, tokenizer=None, dtype=torch.float32, file_bytes=sizes[1])
+    assert _keys(store) == _keys(alone) | {"model-card.md", "other/model.safetensors"}
+    assert all(store.get(key)[0] == alone.get(key)[0] for key in _keys(alone))
+    read = Decoder(CONFIG).state_dict()
+    load_weights(read, read_config(store), store)
+    assert all(torch.equal(models[1][name], read[name]) for name in read)
+
+
+def test_an_export_that_fails_leaves_no_model(tmp_path: Path) -> None:
+    class Filling(FolderStore):
+        def put(self, key: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
+            if key.startswith("model-00002"):
+                raise StoreError(f"put {key}: no space left")
+            return super().put(key, data, only_if_absent=only_if_absent, if_match=if_match)
+
+    model = Decoder(CONFIG).state_dict()
+    export_model(model, CONFIG, FolderStore(tmp_path), tokenizer=None)
+    with pytest.raises(StoreError, match="no space left"):
+        export_model(model, CONFIG, Filling(tmp_path), tokenizer=None, file_bytes=20_000)
+    assert [path.name[:11] for path in tmp_path.glob("*.safetensors")] == ["model-00001"]
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        read_config(FolderStore(tmp_path))
+
+
+def test_one_file_counts_more_than_the_index_of_several(tmp_path: Path) -> None:
+    """As in `transformers`: a folder with both is read alike."""
+    torch.manual_seed(0)
+    several, one = Decoder(CONFIG).state_dict(), Decoder(CONFIG).state_dict()
+    export_model(one, CONFIG, FolderStore(tmp_path / "one"), tokenizer=None, dtype=torch.float32)
+    store = FolderStore(tmp_path / "both")
+    export_model(several, CONFIG, store, tokenizer=None, dtype=torch.float32, file_bytes=20_000)
+    store.put("model.safetensors", (tmp_path / "one/model.safetensors").read_bytes())
+    read = Decoder(CONFIG).state_dict()
+    load_weights(read, CONFIG, store)
+    assert all(torch.equal(one[name], read[name]) for name in read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from forked import run_ranks
-from lockstep_trainer.errors import StoreError
+from lockstep_api.v1alpha1 import TrainerSpec
+from lockstep_trainer.assembly import check_export_folder
+from lockstep_trainer.errors import StoreError, UserError
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.export import export_model
@@ -128,6 +131,22 @@ def test_all_ranks_learn_that_one_could_not_write(tmp_path: Path) -> None:
             export_model(state, DENSE, store, tokenizer=None, file_bytes=4000)
 
     run_ranks(2, export)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("trainer.model.initFrom", {"model": {"preset": "llama-debug", "initFrom": "s3://models/mine"}}),
+        ("trainer.tokenizer.uri", {"tokenizer": {"uri": "s3://models/mine/tokenizer.json"}}),
+    ],
+)
+def test_a_job_may_not_replace_what_it_reads(field: str, changes: dict[str, Any]) -> None:
+    """Its export removes first what it replaces, and where that is cut off the job begins again."""
+    least = {"model": {"preset": "llama-debug"}, "data": {"sources": [{"uri": "s3://text/*"}]}, "recipe": {"steps": 1}}
+    export = {"export": {"uri": "s3://models/mine/"}}
+    check_export_folder(TrainerSpec.model_validate(least | export))
+    with pytest.raises(UserError, match=rf"^trainer\.export\.uri: the export would replace {field}; name another"):
+        check_export_folder(TrainerSpec.model_validate(least | export | changes))
 
 
 def test_bfloat16_rounds_each_weight_once(tmp_path: Path) -> None:

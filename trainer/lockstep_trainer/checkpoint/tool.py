@@ -35,6 +35,8 @@ class Request(BaseModel):
     to: str | None = None
     tokenizer: str | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    force: bool = False
+    """Whether export replaces what it finds in ``to``."""
 
 
 def main() -> int:
@@ -103,10 +105,17 @@ def _export(request: Request, progress: _Progress) -> dict[str, Any]:
 
     from lockstep_trainer.checkpoint.catalogue import read_job
     from lockstep_trainer.checkpoint.export import export
-    from lockstep_trainer.errors import Corrupt
+    from lockstep_trainer.errors import Corrupt, UserError
+    from lockstep_trainer.model.files import present
     from lockstep_trainer.storage import open_store
 
     assert request.to is not None
+    to = open_store(request.to, request.s3)
+    if not request.force and (there := present(to)):
+        raise UserError(
+            f"--to: {to.uri} has {', '.join(there[:3])} already; name another folder, or add --force to replace the "
+            "model that is there"
+        )
     job = read_job(open_store(request.uri, request.s3))
     (chosen,) = (job.find(folder) for folder in request.folders)
     if chosen.manifest is None:
@@ -116,7 +125,7 @@ def _export(request: Request, progress: _Progress) -> dict[str, Any]:
         chosen.manifest,
         request.trainer,
         request.s3,
-        open_store(request.to, request.s3),
+        to,
         tokenizer=request.tokenizer,
         dtype=getattr(torch, request.dtype),
         began=progress.began,

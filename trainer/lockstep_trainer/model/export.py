@@ -1,5 +1,8 @@
 """Write the trained model as a folder that `transformers` loads, from shards at any layout.
 
+What an earlier export left in the folder goes first, and config.json is written last: whatever fails in between, no
+reader takes what is there for a model.
+
 Tensors are put together one at a time, on the device and in the export's type, by the ranks that share them; files are
 dealt out to those ranks, which write at the same time. Memory beside the training state: on each rank the largest
 tensor (with experts: all of a layer's matrices of one kind), and on a rank that writes two files, of 1 GiB or one
@@ -9,7 +12,7 @@ tensor, whichever is more; while a file is sent, once more its bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -21,12 +24,21 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lockstep_trainer.agreement import from_all
+from lockstep_trainer.agreement import by_first, from_all
 from lockstep_trainer.data.tokenizer import end_of_text
-from lockstep_trainer.errors import StoreError, TrainerError
+from lockstep_trainer.errors import TrainerError
 from lockstep_trainer.model.config import DecoderConfig
+from lockstep_trainer.model.files import (
+    CONFIG,
+    GENERATION,
+    INDEX,
+    SINGLE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    clear,
+    part,
+)
 from lockstep_trainer.model.huggingface import Counterpart, counterparts, family, to_json
-from lockstep_trainer.model.pretrained import INDEX, SINGLE
 from lockstep_trainer.model.safetensors import header
 from lockstep_trainer.storage import ObjectStore
 
@@ -47,14 +59,20 @@ def export_model(
     """Write the model into ``store``; all ranks of ``group``, which must be gloo (None: the default one), call it.
 
     ``state`` is the rank's part of the training state: parameters and persistent buffers by the decoder's names, plain
-    or DTensors; a pipeline rank has those of its layers. Without a process group it is the whole model. Raises
-    UserError where `transformers` has no such architecture, and on all ranks StoreError where one could not write.
+    or DTensors; a pipeline rank has those of its layers. Without a process group it is the whole model. A model that is
+    in ``store`` is replaced; what an export has no name for stays. Raises UserError where `transformers` has no such
+    architecture, and on all ranks StoreError where one could not write.
     """
     of = family(config)
     alone = not dist.is_initialized()
     rank = 0 if alone else dist.get_rank(group)
+
+    def first(call: Callable[[], None]) -> None:
+        call() if alone else by_first(call, group)
+
     offers = {name: _mesh_ranks(tensor) for name, tensor in state.items()}
     files = _plan(counterparts(config, of), [offers] if alone else from_all(offers, group), dtype, file_bytes)
+    first(lambda: clear(store))
     writer = _Writer(store)
     for file in files:
         if rank not in file.sharers:
@@ -67,12 +85,10 @@ def export_model(
         if rank == file.writer:
             writer.write(file.name, pieces)
     failure = writer.finish()
-    if rank == 0 and failure is None:
-        failure = _write_rest(store, config, files, tokenizer, dtype)
-    failures = [failure] if alone else from_all(failure, group)
-    for found in failures:
+    for found in [failure] if alone else from_all(failure, group):
         if found is not None:
             raise found
+    first(lambda: _write_rest(store, config, files, tokenizer, dtype))
 
 
 # --- who writes what -------------------------------------------------------------------------------------------------
@@ -123,7 +139,7 @@ def _plan(
     files = []
     for number, (ranks, holds) in enumerate(groups, 1):
         turn = turns[ranks] = turns.get(ranks, -1) + 1
-        name = SINGLE if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
+        name = SINGLE if total == 1 else part(number, total)
         files.append(_File(name, tuple(holds), ranks, ranks[turn % len(ranks)]))
     return files
 
@@ -198,29 +214,24 @@ def _write_rest(
     files: Sequence[_File],
     tokenizer: Tokenizer | None,
     dtype: torch.dtype,
-) -> TrainerError | None:
+) -> None:
     end = None if tokenizer is None else end_of_text(tokenizer)
-    texts: dict[str, Any] = {
-        "config.json": to_json(config, dtype=_NAMES[dtype], end_id=end),
-        "generation_config.json": {"eos_token_id": end, "do_sample": True},
-    }
+    texts: dict[str, Any] = {}
     if len(files) > 1:
         names = {name: file.name for file in files for held in file.holds for name in held.theirs}
         total = sum(prod(held.shape) * (4 if held.exact else dtype.itemsize) for file in files for held in file.holds)
         texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
     if tokenizer is not None and end is not None:
         token = tokenizer.id_to_token(end)
-        texts["tokenizer_config.json"] = {
+        texts[TOKENIZER_CONFIG] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": token,
             "pad_token": token,
             "model_max_length": config.max_length,
             "clean_up_tokenization_spaces": False,
         }
-        texts["tokenizer.json"] = json.loads(tokenizer.to_str())
-    try:
-        for key, value in texts.items():
-            store.put(key, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-    except StoreError as error:
-        return error
-    return None
+        texts[TOKENIZER] = json.loads(tokenizer.to_str())
+    texts[GENERATION] = {"eos_token_id": end, "do_sample": True}
+    texts[CONFIG] = to_json(config, dtype=_NAMES[dtype], end_id=end)
+    for key, value in texts.items():
+        store.put(key, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

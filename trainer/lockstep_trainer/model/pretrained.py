@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,18 +18,18 @@ from torch import Tensor
 from lockstep_trainer.agreement import by_first
 from lockstep_trainer.errors import NotFound, UserError
 from lockstep_trainer.model.config import DecoderConfig
+from lockstep_trainer.model.files import CONFIG, INDEX, SINGLE
 from lockstep_trainer.model.huggingface import FAMILIES, Counterpart, Family, counterparts, from_json
 from lockstep_trainer.model.safetensors import Stored, read_header
 from lockstep_trainer.parallel.sharded import local_shard, own_shard
 from lockstep_trainer.storage import ObjectStore
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _RANGE_BYTES = 64 * 2**20
 
 
 def read_config(store: ObjectStore) -> DecoderConfig:
     """The architecture of the checkpoint; raises UserError where it can't be trained."""
-    return from_json(_config_json(store), _where(store, "config.json"))
+    return from_json(_config_json(store), _where(store, CONFIG))
 
 
 def load_weights(
@@ -67,7 +68,7 @@ def _where(store: ObjectStore, key: str) -> str:
 
 def _config_json(store: ObjectStore) -> dict[str, Any]:
     try:
-        found = json.loads(store.get("config.json")[0])
+        found = json.loads(store.get(CONFIG)[0])
     except NotFound:
         raise UserError(f"{_where(store, 'config.json')} is missing; name a folder in Hugging Face's format") from None
     except ValueError as error:
@@ -78,11 +79,13 @@ def _config_json(store: ObjectStore) -> dict[str, Any]:
 
 
 def _stored(store: ObjectStore) -> dict[str, Stored]:
-    """All tensors of the checkpoint by name."""
+    """All tensors of the checkpoint by name. As in `transformers`, one file counts more than the index of several."""
+    with suppress(NotFound):
+        return read_header(store, SINGLE)
     try:
         files = sorted(set(json.loads(store.get(INDEX)[0])["weight_map"].values()))
     except NotFound:
-        files = [SINGLE]
+        raise UserError(f"{_where(store, SINGLE)} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{_where(store, INDEX)} can't be read: {error}") from None
     found: dict[str, Stored] = {}
