@@ -19,7 +19,7 @@ from lockstep_cli.output import Output
 if TYPE_CHECKING:
     from lockstep_trainer.checkpoint.catalogue import Checkpoint, Job
 
-_STEP_HELP = "a step, or the name of a step folder (default: the newest whole one)"
+_STEP_HELP = "a step, or the name of a step folder (default: the newest whole one{})"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -35,13 +35,13 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
     verify = actions.add_parser("verify", help="compare every byte with its checksum; exit status 1 where one is wrong")
     checkpoints.add_arguments(verify)
     which = verify.add_mutually_exclusive_group()
-    which.add_argument("--step", help=_STEP_HELP)
+    which.add_argument("--step", help=_STEP_HELP.format(", and what is newer"))
     which.add_argument("--all", action="store_true", help="all on the chain")
     verify.set_defaults(handler=handle_verify)
 
     export = actions.add_parser("export", help="write the model in Hugging Face's format")
     checkpoints.add_arguments(export)
-    export.add_argument("--step", help=_STEP_HELP)
+    export.add_argument("--step", help=_STEP_HELP.format(""))
     export.add_argument("--to", required=True, metavar="URI", help="folder to write: a path, file:// or s3://")
     export.add_argument(
         "--job",
@@ -75,14 +75,14 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
 
 def handle_ls(arguments: argparse.Namespace, output: Output) -> int:
     """Prints the jobs below a prefix, or a job's checkpoints."""
-    from lockstep_trainer.checkpoint.catalogue import jobs, read_job
+    from lockstep_trainer.checkpoint.catalogue import jobs, nothing, read_job
 
     where = checkpoints.find(arguments)
     with sentences():
         root = where.open()
         prefixes = jobs(root)
         if not prefixes:
-            raise CliError(f"{where.uri}: no job with checkpoints is in it, or below")
+            raise CliError(nothing(root, "no job with checkpoints is in it, or below"))
         found = [(prefix, read_job(root.below(prefix) if prefix else root)) for prefix in prefixes]
     answer = {
         "jobs": [
@@ -110,6 +110,7 @@ def _as_json(each: Checkpoint, job: Job) -> dict[str, Any]:
         "place": each.place.value,
         "newest": job.newest is not None and each.state == job.newest.state,
         "whole": each.whole,
+        "removed": each.removed,
         "problem": each.problem or None,
         "bytes": each.size,
         "modified": each.modified,
@@ -145,6 +146,8 @@ def _checkpoints_table(found: Iterable[Checkpoint], job: Job) -> Table:
 
 
 def _state(each: Checkpoint, job: Job) -> str:
+    if each.removed:
+        return "[dim]removed[/]"
     if each.problem:
         return f"[red]{each.problem}[/]"
     if job.newest and each.state == job.newest.state:
@@ -174,7 +177,7 @@ def _jobs_table(found: list[tuple[str, Job]]) -> Table:
         written = newest.manifest.written_at if newest and newest.manifest else None
         table.add_row(
             prefix,
-            str(sum(each.place.value == "chain" for each in job.checkpoints)),
+            str(len(job.chained)),
             size_text(sum(each.size for each in job.checkpoints)),
             str(newest.state.step) if newest else "none",
             times.ago(now - written) if written else "",
@@ -188,24 +191,36 @@ def _jobs_table(found: list[tuple[str, Job]]) -> Table:
 def handle_verify(arguments: argparse.Namespace, output: Output) -> int:
     """Reads all bytes; 1 where one is wrong."""
     where, job = _one_job(arguments)
-    if arguments.all:
-        chosen = [each for each in job.checkpoints if each.place.value == "chain"]
-    else:
-        chosen = [_chosen(job, arguments.step or where.step)]
-    unknown = [each.folder for each in chosen if each.place.value != "chain"]
-    if unknown:
-        raise CliError(f"{unknown[0]} is off the chain: it was never finished, so nothing says what should be in it")
-    request = _request("verify", job, where, chosen)
-    result = checkpoints.ask(request, f"verifying {_names(chosen)}", output)
+    name = arguments.step or where.step
+    chosen = [_chosen(job, name)] if name and not arguments.all else _newest(job, everything=arguments.all)
+    if chosen[0].place.value != "chain":
+        raise CliError(
+            f"{chosen[0].folder} is off the chain: it was never finished, so nothing says what should be in it"
+        )
+    if chosen[0].removed:
+        raise CliError(f"{chosen[0].folder} was removed: there is nothing to verify")
+    result = checkpoints.ask(_request("verify", job, where, chosen), f"verifying {_names(chosen)}", output)
+    output.note(f"[dim]{job.chain.store.uri}[/]")
     lines = []
     for found in result["checkpoints"]:
-        uri = f"{job.chain.store.uri}/{found['folder']}"
+        folder = found["folder"]
         if found["problems"]:
-            lines += [f"[red]{uri}/{problem['file']}: {problem['message']}[/]" for problem in found["problems"]]
+            lines += [f"[red]{folder}/{problem['file']}: {problem['message']}[/]" for problem in found["problems"]]
         else:
-            lines.append(f"{uri}: {found['files']} files, {size_text(found['bytes'])}, all as they were written")
-    output.result({"uri": job.chain.store.uri, **result}, "\n".join(lines))
+            lines.append(f"{folder}: {found['files']} files, {size_text(found['bytes'])}, all as they were written")
+    removed = [] if name else [each.folder for each in job.checkpoints if each.removed]
+    lines += [f"[dim]{folder}: removed[/]" for folder in removed]
+    output.result({"uri": job.chain.store.uri, **result, "removed": removed}, "\n".join(lines))
     return int(any(found["problems"] for found in result["checkpoints"]))
+
+
+def _newest(job: Job, *, everything: bool) -> list[Checkpoint]:
+    """The newest whole one behind those newer ones that are not, or all on the chain; raises CliError where that is
+    nothing to rely on."""
+    if everything and job.chained:
+        return list(job.chained)
+    newest = _chosen(job, None)
+    return list(job.chained[: job.chained.index(newest) + 1])
 
 
 def handle_export(arguments: argparse.Namespace, output: Output) -> int:
@@ -261,7 +276,11 @@ def handle_rm(arguments: argparse.Namespace, output: Output) -> int:
 
     where, job = _one_job(arguments)
     name = arguments.step or where.step
-    if bool(name) == arguments.garbage:
+    if arguments.garbage and name:
+        raise CliError(
+            f"rm: --garbage is for a whole job, and {arguments.where} is one checkpoint: leave one of them out"
+        )
+    if not name and not arguments.garbage:
         raise CliError("rm: name a checkpoint with --step (`lockstep checkpoint ls` shows them), or give --garbage")
     if arguments.garbage:
         chosen = [each for each in job.checkpoints if each.place.value == "garbage"]
@@ -305,7 +324,10 @@ def _chosen(job: Job, name: str | None) -> Checkpoint:
         if name:
             return job.find(name)
     if job.newest is None:
-        raise CliError(f"{job.chain.store.uri}: none of its checkpoints is whole")
+        uri, there = job.chain.store.uri, list(job.chained)
+        raise CliError(
+            f"{uri}: none of its checkpoints is whole: {_names(there)}" if there else f"{uri}: no checkpoints"
+        )
     return job.newest
 
 

@@ -181,6 +181,17 @@ def test_what_is_not_there_is_said(root: Path, capsys: pytest.CaptureFixture[str
         assert sentence in capsys.readouterr().err
 
 
+def test_step_folders_without_latest_are_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (root / "checkpoints" / RUN).glob("latest.*"):
+        path.unlink()
+    newest = f"{root}/checkpoints/{RUN}/step-30-e1-g1/manifest.json"
+    for command in ("ls", "verify"):
+        assert run(command, root / "checkpoints") == 1
+        said = capsys.readouterr().err
+        assert "step folders with a manifest are there (3), but no `latest` that leads to one; bring it back" in said
+        assert f"checkpoint.resumeFrom file://{newest}" in said
+
+
 # --- verify ---------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +251,37 @@ def test_verify_names_the_file_that_is_wrong(root: Path, what: str, capsys: pyte
     assert says in next(problem["message"] for problem in found["problems"] if problem["file"] == file)
     if what != "swapped files":
         assert len(found["problems"]) == 1
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("file", ["manifest.json", "__0_0.distcp"])
+def test_verify_names_what_is_damaged_before_the_newest_whole_one(
+    root: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "checkpoints" / RUN / "step-30-e1-g1" / file).unlink()
+    assert run("verify", root / "checkpoints") == 1
+    damaged, newest = answer(capsys)["checkpoints"]
+    assert (damaged["folder"], newest["folder"], newest["problems"]) == ("step-30-e1-g1", "step-20-e1-g1", [])
+    assert damaged["problems"] == [{"file": file, "message": "it is missing"}]
+    assert main(["checkpoint", "verify", str(root / "checkpoints")]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"file://{root}/checkpoints/{RUN}"
+    assert said[1] == f"step-30-e1-g1/{file}: it is missing"
+    assert said[2].startswith("step-20-e1-g1: 3 files, ")
+    assert main(["checkpoint", "ls", str(root / "checkpoints")]) == 0
+    assert f"  {file} is missing  " in capsys.readouterr().out.splitlines()[2]
+
+
+@pytest.mark.usefixtures("here")
+def test_verify_needs_a_checkpoint(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Chain(open_store(f"file://{root}/new"), RUN).fence(ONE, "a")
+    for more in ([], ["--all"]):
+        assert run("verify", root / "new", *more) == 1
+        assert capsys.readouterr().err.endswith(f"/{RUN}: no checkpoints\n")
+    for step in (10, 20, 30):
+        (root / "checkpoints" / RUN / f"step-{step}-e1-g1/manifest.json").unlink()
+    assert run("verify", root / "checkpoints") == 1
+    assert "none of its checkpoints is whole: step-30-e1-g1, step-20-e1-g1, step-10-e1-g1" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("here")
@@ -389,6 +431,31 @@ def test_rm_of_the_newest_must_be_forced(root: Path, capsys: pytest.CaptureFixtu
     assert point.state.step == 20
 
 
+@pytest.mark.usefixtures("here")
+def test_what_was_removed_is_not_damaged(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the newest, which `latest` names, nor what it names besides once all is gone."""
+    assert run("rm", root / "checkpoints", "--step", "30", "--yes", "--force") == 0
+    capsys.readouterr()
+    for more in ([], ["--all"]):
+        assert run("verify", root / "checkpoints", *more) == 0
+        found = answer(capsys)
+        assert found["checkpoints"][0]["folder"] == "step-20-e1-g1"
+        assert found["removed"] == ["step-30-e1-g1"]
+    assert run("verify", root / "checkpoints", "--step", "30") == 1
+    assert "step-30-e1-g1 was removed: there is nothing to verify" in capsys.readouterr().err
+    for step in ("10", "20"):
+        assert run("rm", root / "checkpoints", "--step", step, "--yes", "--force") == 0
+    capsys.readouterr()
+    assert run("ls", root / "checkpoints") == 0
+    (job,) = answer(capsys)["jobs"]
+    shown = [(each["step"], each["removed"], each["problem"]) for each in job["checkpoints"]]
+    assert shown == [(30, True, "removed"), (20, True, "removed"), (10, True, "removed"), (7, False, None)]
+    assert run("verify", root / "checkpoints", "--all") == 1
+    assert f"{RUN}: no checkpoints\n" in capsys.readouterr().err
+    assert run("rm", root / "checkpoints", "--step", "40", "--yes") == 1
+    assert "no checkpoint 40; it has none" in capsys.readouterr().err
+
+
 def test_the_newest_whole_one_is_meant_where_a_newer_is_damaged(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "checkpoints" / RUN / "step-30-e1-g1/__0_0.distcp").unlink()
     assert run("rm", root / "checkpoints", "--step", "20", "--yes") == 1
@@ -415,6 +482,8 @@ def test_rm_asks(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is nobody to ask; add --yes" in capsys.readouterr().err
     assert run("rm", root / "checkpoints") == 1
     assert "name a checkpoint with --step" in capsys.readouterr().err
+    assert run("rm", root / "checkpoints" / RUN / "step-10-e1-g1", "--garbage", "--yes") == 1
+    assert "step-10-e1-g1 is one checkpoint: leave one of them out" in capsys.readouterr().err
     for reply, status, left in ((b"n\n", 1, True), (b"y\n", 0, False)):
         own, there = pty.openpty()
         command = [sys.executable, "-m", "lockstep_cli", "checkpoint", "rm", str(root / "checkpoints"), "--step", "10"]

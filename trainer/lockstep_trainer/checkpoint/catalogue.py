@@ -7,7 +7,6 @@ itself can't be read, and UserError for what does not exist or must not go.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -34,7 +33,10 @@ class Place(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A step folder. ``point`` and ``manifest`` are there where its manifest is whole; ``problem`` says what is not."""
+    """A step folder. ``point`` and ``manifest`` are there where its manifest is whole; ``problem`` says what is not.
+
+    ``removed``: the chain still names it, but there is nothing of it; whoever removed it has left the chain as it was.
+    """
 
     folder: str
     state: StateId
@@ -44,6 +46,7 @@ class Checkpoint:
     point: RestorePoint | None
     manifest: Manifest | None
     problem: str = ""
+    removed: bool = False
 
     @property
     def whole(self) -> bool:
@@ -62,21 +65,23 @@ class Job:
     @property
     def newest(self) -> Checkpoint | None:
         """The newest whole one."""
-        return next((each for each in self._on_chain() if each.whole), None)
+        return next((each for each in self.chained if each.whole), None)
+
+    @property
+    def chained(self) -> tuple[Checkpoint, ...]:
+        """Those on the chain of which something is there, newest first."""
+        return tuple(each for each in self.checkpoints if each.place == Place.CHAIN and not each.removed)
 
     def find(self, name: str) -> Checkpoint:
         """The one that ``name`` means: a step, or the name of a folder. Of several with a step the one on the chain."""
         found = [each for each in self.checkpoints if name in (each.folder, str(each.state.step))]
         chosen = [each for each in found if each.place == Place.CHAIN] or found
         if not chosen:
-            has = ", ".join(str(each.state.step) for each in self._on_chain()) or "none"
+            has = ", ".join(str(each.state.step) for each in self.chained) or "none"
             raise UserError(f"{self.chain.store.uri}: no checkpoint {name}; it has {has}")
         if len(chosen) > 1:
             raise UserError(f"step {name} is ambiguous: name one of {', '.join(each.folder for each in chosen)}")
         return chosen[0]
-
-    def _on_chain(self) -> Iterator[Checkpoint]:
-        return (each for each in self.checkpoints if each.place == Place.CHAIN)
 
 
 def jobs(store: ObjectStore) -> tuple[str, ...]:
@@ -94,7 +99,7 @@ def read_job(store: ObjectStore, *, now: float | None = None, grace: float = 600
     contents = Contents.of(store.list("step-"))
     found = []
     for point, manifest in chain.lineage(latest, foreign=False):
-        found.append(_on_chain(point, manifest, contents))
+        found.append(_on_chain(point, manifest, contents, store))
     members = tuple(Member(each.state, each.manifest is not None, each.whole) for each in found)
     known = Store(members, latest.pointer.term, time.time() if now is None else now, grace)
     on_chain = {each.state for each in found}
@@ -145,11 +150,27 @@ def single(store: ObjectStore) -> ObjectStore:
         return store
     found = jobs(store)
     if not found:
-        raise UserError(f"{store.uri}: no checkpoints below it; give checkpoint.uri of a job that has saved one")
+        raise UserError(nothing(store, "no checkpoints are below it; give checkpoint.uri of a job that has saved one"))
     if len(found) > 1:
         more = " …" if len(found) > 3 else ""
         raise UserError(f"{store.uri} holds {len(found)} jobs; name one of them: {', '.join(found[:3])}{more}")
     return store.below(found[0])
+
+
+def nothing(store: ObjectStore, otherwise: str) -> str:
+    """A sentence on a store without any ``latest``: ``otherwise``, unless step folders are there all the same."""
+    found = []
+    for entry in store.list():
+        before, _, name = entry.key.rpartition("/")
+        state = parse_step_folder(before.rpartition("/")[2])
+        if state is not None and name == MANIFEST:
+            found.append((state.step, entry.modified, entry.key))
+    if not found:
+        return f"{store.uri}: {otherwise}"
+    return (
+        f"{store.uri}: step folders with a manifest are there ({len(found)}), but no `{LATEST}` that leads to one; "
+        f"bring it back, or start another job with checkpoint.resumeFrom {store.uri}/{max(found)[-1]}"
+    )
 
 
 def _has_latest(store: ObjectStore) -> bool:
@@ -160,13 +181,15 @@ def _has_latest(store: ObjectStore) -> bool:
     return True
 
 
-def _on_chain(point: RestorePoint, manifest: Manifest | Corrupt, contents: Contents) -> Checkpoint:
+def _on_chain(point: RestorePoint, manifest: Manifest | Corrupt, contents: Contents, store: ObjectStore) -> Checkpoint:
     name = step_folder(point.state)
     files = contents.folders.get(name, {})
     size = sum(entry.size for entry in files.values())
     modified = max((entry.modified for entry in files.values()), default=0.0)
     if isinstance(manifest, Corrupt):
-        return Checkpoint(name, point.state, Place.CHAIN, size, modified, point, None, str(manifest))
+        removed = not files
+        problem = "removed" if removed else str(manifest).removeprefix(f"{store.uri}/{name}/")
+        return Checkpoint(name, point.state, Place.CHAIN, size, modified, point, None, problem, removed)
     problem = ""
     if not contents.holds(manifest):
         wrong = next(

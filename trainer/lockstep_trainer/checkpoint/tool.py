@@ -81,6 +81,7 @@ class _Progress:
 
 def _verify(request: Request, progress: _Progress) -> dict[str, Any]:
     from lockstep_trainer.checkpoint.catalogue import read_job
+    from lockstep_trainer.checkpoint.manifest import MANIFEST
     from lockstep_trainer.checkpoint.verify import verify
     from lockstep_trainer.storage import open_store
 
@@ -90,7 +91,7 @@ def _verify(request: Request, progress: _Progress) -> dict[str, Any]:
     found = []
     for each in chosen:
         if each.manifest is None:
-            problems = [{"file": "manifest.json", "message": each.problem}]
+            problems = [{"file": MANIFEST, "message": f"it {each.problem.removeprefix(f'{MANIFEST} ')}"}]
         else:
             met = verify(job.chain.store, each.manifest, progress.read, request.s3)
             problems = [{"file": problem.file, "message": problem.message} for problem in met]

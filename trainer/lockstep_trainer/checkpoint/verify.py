@@ -167,5 +167,5 @@ def _parent(store: ObjectStore, manifest: Manifest, s3: S3Spec | None) -> list[P
     try:
         read_manifest(store, parent, s3)
     except Corrupt as error:
-        return [Problem(MANIFEST, f"its parent: {error}")]
+        return [Problem(MANIFEST, f"its parent: {str(error).removeprefix(f'{store.uri}/')}")]
     return []
