@@ -254,6 +254,19 @@ def test_a_job_resumes_from_a_manifest_of_another(tmp_path: Path) -> None:
         resolve(f"file://{tmp_path}/first")
 
 
+def test_a_manifest_that_can_not_be_resumed_from_is_the_fields_mistake(tmp_path: Path) -> None:
+    other, points = chain_of(open_store(f"file://{tmp_path}/other"), 2)
+    uri = f"{other.store.uri}/{points[1].manifest}"
+    other.store.put(points[1].manifest, b"<html>not found</html>")
+    with pytest.raises(
+        UserError, match=rf"^checkpoint\.resumeFrom: {uri} can't be read .* verify --all {other.store.uri}` "
+    ):
+        resolve(uri)
+    other.store.delete(points[1].manifest)
+    with pytest.raises(UserError, match=rf"^checkpoint\.resumeFrom: {uri} does not exist; .* ls {other.store.uri}` "):
+        resolve(uri)
+
+
 def test_a_cut_moves_latest_behind_what_it_excludes(store: ObjectStore) -> None:
     chain, points = chain_of(store, 3)
     cut = Cut(ONE, 25, "wrong numbers")

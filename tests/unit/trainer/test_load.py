@@ -237,6 +237,7 @@ def test_a_state_that_differs_is_a_sentence_on_all_ranks(tmp_path: Path) -> None
     store = open_store(f"file://{tmp_path}/store")
     state: dict[str, Any] = {"model": {"a.weight": torch.ones(5, 3)}, "optimizer": {"state": {"a.weight": {}}}}
     state["optimizer"]["state"]["a.weight"] = {"exp_avg": torch.ones(5, 3)}
+    state["model"]["embedding.weight"] = torch.ones(7, 3)
     listed = save(store, 1, lambda: state)
 
     half = torch.ones(5, 3, dtype=torch.bfloat16)
@@ -250,6 +251,8 @@ def test_a_state_that_differs_is_a_sentence_on_all_ranks(tmp_path: Path) -> None
             ["no optimizer.state.a.weight.momentum_buffer", "set trainer.recipe.optimizer back"],
         ),
         ({"model": {"a.weight": 3}}, ["model.a.weight", "int", "tensors only"]),
+        ({"model": {"embedding.weight": torch.ones(8, 3)}}, ["[7, 3]", "set trainer.tokenizer, whose tokens", "model"]),
+        ({"model": {"embedding.weight": torch.ones(7, 4)}}, ["[7, 4]", "set trainer.model back"]),
     ]
 
     def body(rank: int) -> None:

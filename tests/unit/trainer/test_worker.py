@@ -21,7 +21,7 @@ from checker.order import Order
 from forked import rendezvous_store, start_workers, wait_all, worker_folders
 from lockstep_api.messages import RestorePoint, StateId, Term
 from lockstep_api.v1alpha1 import TrainingJobSpec
-from lockstep_trainer.checkpoint.chain import Chain
+from lockstep_trainer.checkpoint.chain import Chain, resolve
 from lockstep_trainer.checkpoint.export import stated
 from lockstep_trainer.checkpoint.keeper import Keeper
 from lockstep_trainer.checkpoint.manifest import Manifest
@@ -289,6 +289,33 @@ def test_a_damaged_checkpoint_sends_the_workers_to_its_parent(tmp_path: Path, po
     assert losses(again[0]) == {step: value for step, value in expected.items() if step > parent.state.step}
     assert commit_staged(chain, again[0], STEPS, Term(2, 1)).state.epoch == 2
     assert chain.manifest(chain.newest() or newest).parent == parent
+
+
+def test_another_jobs_damaged_checkpoint_is_the_mistake_of_resume_from(tmp_path: Path, port: int) -> None:
+    first = Chain(open_store(f"file://{tmp_path}/first"))
+    first.fence(Term(1, 1), "test")
+    folders = worker_folders(tmp_path, write_job(tmp_path), ranks=2, port=port, rendezvous=meeting(port, "other/1"))
+    pids = start_workers(folders)
+    own = commit_staged(first, folders[0], EVERY, Term(1, 1))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_all(pids)
+    key = f"{first.manifest(own).folder}/__1_0.distcp"
+    first.store.put(key, first.store.get(key)[0][:-1] + b"x")
+    Chain(open_store(f"file://{tmp_path}/store"), "ns/job/uid").fence(Term(1, 2), "test")
+    again = worker_folders(
+        tmp_path,
+        write_job(tmp_path),
+        ranks=2,
+        port=port,
+        generation=2,
+        rendezvous=meeting(port, "other/2"),
+        **restore_orders(resolve(f"{first.store.uri}/{own.manifest}")),
+    )
+    assert run_kept(again) == [65, 65]
+    said = json.loads((again[0] / "error.json").read_text())["message"]
+    assert said.startswith(f"checkpoint.resumeFrom: {first.store.uri}/{key}: ")
+    assert f"`lockstep checkpoint verify --all {first.store.uri}` says which" in said
 
 
 def test_a_finished_run_that_is_started_again_only_reports(tmp_path: Path, port: int, undisturbed: Path) -> None:

@@ -348,15 +348,39 @@ def locate(store: ObjectStore, point: RestorePoint, s3: S3Spec | None = None) ->
 
 
 def resolve(uri: str, s3: S3Spec | None = None) -> RestorePoint:
-    """The restore point that ``checkpoint.resumeFrom`` names; raises UserError, Corrupt, StoreError."""
+    """The restore point that ``checkpoint.resumeFrom`` names; raises UserError, StoreError."""
     if uri.count("/") < 4 or not uri.endswith(f"/{MANIFEST}"):
         raise UserError(
             f"checkpoint.resumeFrom: {uri} is no manifest; write the URI of a manifest.json, "
             "for example s3://bucket/prefix/namespace/job/uid/step-100-e1-g1/manifest.json"
         )
     root, folder, name = uri.rsplit("/", 2)
-    data, _ = open_store(root, s3).get(f"{folder}/{name}")
-    return RestorePoint(Manifest.from_bytes(data, uri).state, uri, hashlib.sha256(data).hexdigest())
+    try:
+        data, _ = open_store(root, s3).get(f"{folder}/{name}")
+        state = Manifest.from_bytes(data, uri).state
+    except NotFound:
+        raise UserError(
+            f"checkpoint.resumeFrom: {uri} does not exist; `lockstep checkpoint ls {root}` shows what does"
+        ) from None
+    except Corrupt as error:
+        raise _not_whole(root, error) from None
+    return RestorePoint(state, uri, hashlib.sha256(data).hexdigest())
+
+
+def no_older(point: RestorePoint, error: Corrupt) -> UserError:
+    """The end of a job that can't read ``point`` and has nothing behind it."""
+    if "://" in point.manifest:
+        return _not_whole(point.manifest.rsplit("/", 2)[0], error)
+    return UserError(
+        f"checkpoint.uri: {error}, and there is no older checkpoint: bring its files back, or start a new job"
+    )
+
+
+def _not_whole(root: str, error: Corrupt) -> UserError:
+    return UserError(
+        f"checkpoint.resumeFrom: {error}; `lockstep checkpoint verify --all {root}` says which checkpoints of that job "
+        "are whole: name one of them"
+    )
 
 
 def _superseded(term: Term, pointer: Pointer) -> str:

@@ -21,7 +21,7 @@ from lockstep_api.messages import RestorePoint, StateId
 from lockstep_trainer import __version__
 from lockstep_trainer.agreement import by_first, from_all
 from lockstep_trainer.checkpoint.buffers import check_room
-from lockstep_trainer.checkpoint.chain import Chain, locate, read_manifest
+from lockstep_trainer.checkpoint.chain import Chain, locate, no_older, read_manifest
 from lockstep_trainer.checkpoint.manifest import Layout, Listing, Manifest, SamplerState
 from lockstep_trainer.checkpoint.pace import Pace, charged
 from lockstep_trainer.checkpoint.planning import Planned, plan_snapshots
@@ -198,12 +198,10 @@ class Keeper:
             except Corrupt as error:
                 self._problem(str(error), point.state.step)
                 log.warning("%s; trying the one before it", error)
-                point = self._older(point)
-                if point is None:
-                    raise UserError(
-                        f"checkpoint.uri: {error}, and there is no older checkpoint: bring its files back, or start a "
-                        "new job"
-                    ) from error
+                older = self._older(point)
+                if older is None:
+                    raise no_older(point, error) from error
+                point = older
             else:
                 return point
         return None

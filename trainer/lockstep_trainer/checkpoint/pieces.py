@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from lockstep_trainer.checkpoint.fetch import Box, Item, Want
 from lockstep_trainer.errors import Corrupt, UserError
+
+_A_ROW_PER_TOKEN = re.compile(r"(^|\.)(embedding|head)\.weight(\.|$)")
 
 Targets = Mapping[int, Mapping[Box, Sequence[Tensor]]]
 """Where this rank wants boxes of items, by the item's number: views of the live state, each in the box's shape and the
@@ -42,11 +45,10 @@ class Contents:
 
     def tensor(self, name: str, own: Tensor) -> TensorStorageMetadata:
         """What is known of the tensor ``name``; raises UserError where ``own`` can't be filled from it."""
-        remedy = (
-            f"set {'trainer.recipe.optimizer' if name.startswith('optimizer.') else 'trainer.model'} back to what it "
-            "was when the checkpoint was written, or start a new job"
-        )
         found = self._tensors.get(name)
+        remedy = (
+            f"set {_field(name, found, own)} back to what it was when the checkpoint was written, or start a new job"
+        )
         if not isinstance(found, TensorStorageMetadata):
             has = "has no" if found is None else "has no tensor"
             raise UserError(f"{self.where} {has} {name}, which this job's state has with shape {_text(own)}; {remedy}")
@@ -174,6 +176,14 @@ def local(tensor: Tensor) -> Tensor:
     """What this rank has of it."""
     with torch.no_grad():
         return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _field(name: str, found: object, own: Tensor) -> str:
+    """What decides whether and in which shape the state has the tensor ``name``."""
+    more_or_fewer = isinstance(found, TensorStorageMetadata) and found.size[1:] == own.shape[1:]
+    if more_or_fewer and _A_ROW_PER_TOKEN.search(name):
+        return "trainer.tokenizer, whose tokens have a row each, or trainer.model"
+    return "trainer.recipe.optimizer" if name.startswith("optimizer.") else "trainer.model"
 
 
 def _text(tensor: Tensor) -> str:
