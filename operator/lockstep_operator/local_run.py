@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,8 @@ from lockstep_operator.controller import JobController
 from lockstep_operator.credentials import Credentials
 from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import Event
+
+log = logging.getLogger(__name__)
 
 PARALLEL_STARTS = 16
 PARALLEL_PROBES = 16
@@ -31,9 +34,9 @@ async def run(
     fault_injection: bool = False,
 ) -> TrainingJobStatus:
     """Run ``job`` to its end and return its last status. ``on_status`` and ``on_event`` are called from the event loop
-    as they come. ``state_dir`` is made if need be; what is in it stays. Cancelling ends every process that was started
-    before the cancellation is passed on. ``credentials`` are what the parts prove with who they are;
-    by default they are made for this run. ``fault_injection``: faults may be made on purpose."""
+    as they come; what ``on_status`` raises is logged. ``state_dir`` is made if need be; what is in it stays. Cancelling
+    ends every process that was started before the cancellation is passed on. ``credentials`` are what the parts prove
+    with who they are; by default they are made for this run. ``fault_injection``: faults may be made on purpose."""
     state_dir = state_dir.resolve()
     state_dir.mkdir(parents=True, exist_ok=True)
     job = job.model_copy(
@@ -45,7 +48,10 @@ async def run(
     def follow(status: TrainingJobStatus) -> None:
         nonlocal last
         last = status
-        on_status(status)
+        try:
+            on_status(status)
+        except Exception:  # the run does not end because it can't be shown, and the controller knows nothing of it
+            log.exception("%s: its status can't be shown", job.name)
         if status.phase and status.phase.terminal:
             ended.set()
 
