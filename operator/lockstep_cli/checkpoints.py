@@ -149,7 +149,7 @@ def ask(request: dict[str, Any], what: str, output: Output) -> dict[str, Any]:
 
 def _bar(output: Output) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),

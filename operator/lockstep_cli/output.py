@@ -1,13 +1,18 @@
-"""How commands speak: tables and colour for people, JSON for programs, plain lines where there is no terminal."""
+"""How commands speak: tables and colour for people, JSON for programs, plain lines where there is no terminal.
+
+A string is shown as it is; what has a style is a ``Text``.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 _WIDE = 400
 
@@ -25,7 +30,9 @@ class Output:
         """``output`` is ``text`` or ``json``."""
         # A file or a pipe has no width: lines are left whole there.
         width = None if sys.stdout.isatty() else _WIDE
-        return cls(output == "json", Console(highlight=False, width=width), Console(stderr=True, highlight=False))
+        # Most of what is shown is not ours: a path, an error's text. Nothing in it is markup or the name of an emoji.
+        plain = partial(Console, highlight=False, markup=False, emoji=False)
+        return cls(output == "json", plain(width=width), plain(stderr=True))
 
     @property
     def live(self) -> bool:
@@ -40,7 +47,7 @@ class Output:
         else:
             self.console.print(text, soft_wrap=True)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str | Text) -> None:
         """A line on the way; none in JSON mode."""
         if not self.as_json:
             self.console.print(text, soft_wrap=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_cli import times
@@ -24,17 +24,17 @@ def table(job: TrainingJob, now: float) -> Table:
     return grid
 
 
-def rows(job: TrainingJob, now: float) -> list[tuple[str, str]]:
+def rows(job: TrainingJob, now: float) -> list[tuple[str, str | Text]]:
     """The table's rows; those without a value are left out."""
     status = job.status
     phase = status.phase.value if status.phase else "unknown"
     style = PHASE_STYLE.get(phase, "cyan")
     ended = status.phase is not None and status.phase.terminal
     durable = status.checkpoint.durable
-    pairs = [
+    pairs: list[tuple[str, str | Text]] = [
         ("job", f"{job.namespace}/{job.name}"),
-        ("phase", f"[{style}]{phase}[/]"),
-        ("reason", escape(failure(status))),
+        ("phase", Text(phase, style)),
+        ("reason", failure(status)),
         ("members", "" if ended else f"{status.members.ready}/{job.spec.nodes} ready" + _spares(status)),
         ("progress", progress_line(status)),
         (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from lockstep_api.v1alpha1 import TrainerSpec
 from lockstep_cli import checkpoints, manifest, target, times
@@ -93,7 +94,7 @@ def handle_ls(arguments: argparse.Namespace, output: Output) -> int:
     if len(found) == 1:
         (_, job) = found[0]
         chosen = [each for each in job.checkpoints if where.step in ("", each.folder)]
-        output.note(f"[dim]{job.chain.store.uri}[/]")
+        output.note(Text(job.chain.store.uri, "dim"))
         output.result(answer, _checkpoints_table(chosen, job))
         return 0
     output.result(answer, _jobs_table(found))
@@ -145,14 +146,15 @@ def _checkpoints_table(found: Iterable[Checkpoint], job: Job) -> Table:
     return table
 
 
-def _state(each: Checkpoint, job: Job) -> str:
+def _state(each: Checkpoint, job: Job) -> Text:
     if each.removed:
-        return "[dim]removed[/]"
+        return Text("removed", "dim")
     if each.problem:
-        return f"[red]{each.problem}[/]"
+        return Text(each.problem, "red")
     if job.newest and each.state == job.newest.state:
-        return "[green]newest[/]"
-    return {"chain": "whole", "open": "[yellow]not committed[/]", "garbage": "[dim]garbage[/]"}[each.place.value]
+        return Text("newest", "green")
+    words = {"chain": ("whole", ""), "open": ("not committed", "yellow"), "garbage": ("garbage", "dim")}
+    return Text(*words[each.place.value])
 
 
 def _layout(each: Checkpoint) -> str:

@@ -245,7 +245,7 @@ def _memory_table(ranks: Sequence[Memory]) -> Table:
     for rank in chosen:
         values = [getattr(ranks[rank], name) / _GIB for name in names]
         label = "each" if len(ranks) == 1 else str(rank)
-        table.add_row(label, *(f"{value:.2f}" for value in values), f"[bold]{ranks[rank].total / _GIB:.2f}[/]")
+        table.add_row(label, *(f"{value:.2f}" for value in values), Text(f"{ranks[rank].total / _GIB:.2f}", "bold"))
     return table
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.live import Live
+from rich.text import Text
 
 from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
 from lockstep_cli import journal, live, manifest, statustable, store, target
@@ -50,7 +51,7 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     loaded = manifest.load(arguments.file, arguments.set)
     folder: Path = arguments.workdir or _new_folder(loaded.name)
     job = prepare(loaded, folder)
-    output.note(f"[dim]run folder[/] {folder}")
+    output.note(Text.assemble(("run folder", "dim"), f" {folder}"))
     _prefer_own_python()
     _make_importable(arguments.file)
     status = asyncio.run(_run(job, folder, output, fault_injection=arguments.fault_injection))
@@ -145,7 +146,7 @@ def _report(job: TrainingJob, path: Path, output: Output) -> tuple[journal.Journ
     try:
         return report.write(path, store.run_uri(job), job.spec.checkpoint.s3, job), path
     except CliError as error:
-        output.errors.print(f"no report: {error}", soft_wrap=True, markup=False)
+        output.errors.print(f"no report: {error}", soft_wrap=True)
         return None
 
 
@@ -160,9 +161,9 @@ def _say_result(told: journal.Journal, path: Path, output: Output) -> None:
         )
     if told.texts and not output.as_json:
         text = told.texts[-1]
-        output.console.print("[dim]it writes:[/]")
-        output.console.print(text.prompt + text.text.removeprefix(text.prompt), markup=False, style="italic")
-    output.note(f"[dim]report[/] {path}")
+        output.console.print("it writes:", style="dim")
+        output.console.print(text.prompt + text.text.removeprefix(text.prompt), style="italic")
+    output.note(Text.assemble(("report", "dim"), f" {path}"))
 
 
 def _summary(job: TrainingJob, folder: Path, written: tuple[journal.Journal, Path] | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     except ManifestError as error:
         if not output.as_json and len(error.problems) > 1:
             for problem in error.problems:
-                output.errors.print(f"{error.source}: {problem}", soft_wrap=True, markup=False)
+                output.errors.print(f"{error.source}: {problem}", soft_wrap=True)
             return error.status
         raise
     spec = job.spec
