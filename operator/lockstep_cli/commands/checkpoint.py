@@ -202,17 +202,17 @@ def handle_verify(arguments: argparse.Namespace, output: Output) -> int:
     if chosen[0].removed:
         raise CliError(f"{chosen[0].folder} was removed: there is nothing to verify")
     result = checkpoints.ask(_request("verify", job, where, chosen), f"verifying {_names(chosen)}", output)
-    output.note(f"[dim]{job.chain.store.uri}[/]")
+    output.note(Text(job.chain.store.uri, "dim"))
     lines = []
     for found in result["checkpoints"]:
         folder = found["folder"]
         if found["problems"]:
-            lines += [f"[red]{folder}/{problem['file']}: {problem['message']}[/]" for problem in found["problems"]]
+            lines += [Text(f"{folder}/{problem['file']}: {problem['message']}", "red") for problem in found["problems"]]
         else:
-            lines.append(f"{folder}: {found['files']} files, {size_text(found['bytes'])}, all as they were written")
+            lines.append(Text(f"{folder}: {found['files']} files, {size_text(found['bytes'])}, all as they were written"))
     removed = [] if name else [each.folder for each in job.checkpoints if each.removed]
-    lines += [f"[dim]{folder}: removed[/]" for folder in removed]
-    output.result({"uri": job.chain.store.uri, **result, "removed": removed}, "\n".join(lines))
+    lines += [Text(f"{folder}: removed", "dim") for folder in removed]
+    output.result({"uri": job.chain.store.uri, **result, "removed": removed}, Text("\n").join(lines))
     return int(any(found["problems"] for found in result["checkpoints"]))
 
 
@@ -306,7 +306,11 @@ def handle_rm(arguments: argparse.Namespace, output: Output) -> int:
 def _confirm(question: str, output: Output) -> None:
     if output.as_json or not output.console.is_terminal:
         raise CliError("rm: there is nobody to ask; add --yes")
-    if output.errors.input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        answer = output.errors.input(f"{question} [y/N] ", markup=False, emoji=False)
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise CliError("nothing was removed")
 
 

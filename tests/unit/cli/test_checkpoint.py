@@ -484,7 +484,7 @@ def test_rm_asks(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "name a checkpoint with --step" in capsys.readouterr().err
     assert run("rm", root / "checkpoints" / RUN / "step-10-e1-g1", "--garbage", "--yes") == 1
     assert "step-10-e1-g1 is one checkpoint: leave one of them out" in capsys.readouterr().err
-    for reply, status, left in ((b"n\n", 1, True), (b"y\n", 0, False)):
+    for reply, status, left in ((b"n\n", 1, True), (b"\x04", 1, True), (b"y\n", 0, False)):
         own, there = pty.openpty()
         command = [sys.executable, "-m", "lockstep_cli", "checkpoint", "rm", str(root / "checkpoints"), "--step", "10"]
         with subprocess.Popen(command, stdin=there, stdout=there, stderr=there) as process:
@@ -500,4 +500,6 @@ def test_rm_asks(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         os.close(own)
         assert process.returncode == status, said.decode()
         assert b"Remove step-10-e1-g1" in said
+        assert b"? [y/N] " in said
+        assert (b"lockstep: nothing was removed" in said) == left
         assert ("step-10-e1-g1" in folders(root)) == left
