@@ -142,7 +142,7 @@ class _Converter:
             if (value := source.get(f"exclusive{bound}")) is not None:
                 target[bound.lower()] = value
                 target[f"exclusive{bound}"] = True
-        if words := _alternatives(target.get("pattern", "")):
+        if words := alternatives(target.get("pattern", "")):
             del target["pattern"]
             target["enum"] = words
 
@@ -180,7 +180,7 @@ class _Converter:
         return self._resolve({**referred, **beside, "title": referred["title"], "description": " ".join(texts).strip()})
 
 
-def _alternatives(pattern: str) -> list[str] | None:
+def alternatives(pattern: str) -> list[str] | None:
     """The words of a pattern like ``^(a|b)$``. The API server's message for an enum lists them; for a pattern it
     shows the expression."""
     match = re.fullmatch(r"\^\(?([\w|]+)\)?\$", pattern)

@@ -12,8 +12,10 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from lockstep_api import constants
+from lockstep_api.crd import alternatives
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_cli.errors import ManifestError
 
@@ -124,21 +126,51 @@ def _sentence(error: dict[str, Any]) -> str:
             return f"{place}: unknown field{_hint(str(location[-1]), _fields_at(location[:-1]))}"
         case "value_error":
             return f"{place}: {str(error['msg']).removeprefix('Value error, ')}"
+    return f"{place}: {complaint(error)}"
+
+
+def complaint(error: dict[str, Any], root: type[BaseModel] = TrainingJob) -> str:
+    """What is wrong with the value of a field of ``root``, as a clause: for one error of pydantic."""
     given = error.get("input")
+    if error["type"] == "string_pattern_mismatch":
+        if words := alternatives(error["ctx"]["pattern"]):
+            choice = f"choose one of {', '.join(words)}" if len(words) > 1 else f"write {words[0]}"
+            return f"{given!r} is unknown; {choice}"
+        field = _field_at(root, error["loc"])
+        if examples := field and (field.examples or _examples_in(field.annotation)):
+            return f"{given!r} is not of its form; write it like {' or '.join(examples)}"
     shown = f" (it is {given!r})" if isinstance(given, str | int | float | bool | None) else ""
     message = str(error["msg"])
-    return f"{place}: {message[:1].lower()}{message[1:]}{shown}"
+    return f"{message[:1].lower()}{message[1:]}{shown}"
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """Names on the wire of the model that sits at ``location``; empty where there is none."""
     model: type[BaseModel] | None = TrainingJob
+    if location:
+        field = _field_at(TrainingJob, location)
+        model = _model_in(field.annotation) if field else None
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+
+def _field_at(root: type[BaseModel], location: tuple[Any, ...]) -> FieldInfo | None:
+    """The field of ``root`` that ``location`` leads to, or the list that has it; None where there is none."""
+    model: type[BaseModel] | None = root
+    field: FieldInfo | None = None
     for key in location:
         if isinstance(key, int):
             continue
         field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None) if model else None
         model = _model_in(field.annotation) if field else None
-    return [field.alias or name for name, field in model.model_fields.items()] if model else []
+    return field
+
+
+def _examples_in(annotation: Any) -> list[Any]:
+    """Those of the annotated type inside ``X``, ``X | None`` or ``list[X]``."""
+    for note in getattr(annotation, "__metadata__", ()):
+        if isinstance(note, FieldInfo) and note.examples:
+            return note.examples
+    return next((examples for part in get_args(annotation) if (examples := _examples_in(part))), [])
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 
@@ -45,7 +45,16 @@ def cel(*rules: tuple[str, str]) -> ConfigDict:
     )
 
 
-Uri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://.+", max_length=1024)]
+# What has a pattern that is no list of words has examples too: a mistake is answered with them.
+Uri = Annotated[
+    str,
+    StringConstraints(pattern=r"^(s3|file)://.+", max_length=1024),
+    Field(examples=["s3://bucket/prefix", "file:///folder"]),
+]
 
-ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=253)]
+ModuleName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=253),
+    Field(examples=["package.module:name"]),
+]
 """``package.module:name``, importable in the trainer's container."""

@@ -39,10 +39,14 @@ _UNITS = {
 }  # fmt: skip
 _QUANTITY = r"^(\d+(?:\.\d+)?)([kMGTP]|[KMGTP]i)?$"
 
-Quantity = Annotated[str, StringConstraints(pattern=_QUANTITY, max_length=32)]
+Quantity = Annotated[str, StringConstraints(pattern=_QUANTITY, max_length=32), Field(examples=["64Gi", "500M"])]
 """Bytes as Kubernetes writes them: ``64Gi``, ``500M``."""
 
-Rate = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*(?:\.\d+)?([kMGTP]|[KMGTP]i)?$", max_length=32)]
+Rate = Annotated[
+    str,
+    StringConstraints(pattern=r"^[1-9]\d*(?:\.\d+)?([kMGTP]|[KMGTP]i)?$", max_length=32),
+    Field(examples=["500Mi", "2G"]),
+]
 """Bytes per second, written like a ``Quantity``, not zero."""
 
 _KEY_NEEDS_KMS = "kmsKeyId needs the type aws:kms"

@@ -39,7 +39,11 @@ class DataSource(Model):
     """Documents of one kind."""
 
     name: str = Field(
-        default="data", min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"
+        default="data",
+        min_length=1,
+        max_length=63,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$",
+        examples=["web", "code-2024.1"],
     )
     """Name in weights, metrics and reports; distinct among the sources."""
     uri: Uri

@@ -70,7 +70,11 @@ class GenerateSpec(Model):
 class CallbackSpec(Model):
     """Something that is told how training goes."""
 
-    module: str = Field(pattern=r"^(tensorboard|wandb|mlflow|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$", max_length=253)
+    module: str = Field(
+        pattern=r"^(tensorboard|wandb|mlflow|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        max_length=253,
+        examples=["tensorboard", "wandb", "mlflow", "package.module:name"],
+    )
     """A built-in one (tensorboard, wandb, mlflow), or your own class as package.module:name."""
     options: dict[str, int | float | bool | str] = Field(default_factory=dict, max_length=64)
     """Arguments of its constructor."""

@@ -63,6 +63,17 @@ def test_other_objects_in_the_file_are_left_alone(tmp_path: Path) -> None:
         ("trainer.recipe.globalBatchTokens=1000", "choose a multiple"),
         ("checkpoint.uri=/somewhere", "spec.checkpoint.uri: "),
         ("checkpoint=null", "checkpoint.uri is required with trainer"),
+        (
+            "checkpoint.uri=/data/ck",
+            "spec.checkpoint.uri: '/data/ck' is not of its form; write it like s3://bucket/prefix or file:///folder",
+        ),
+        ("checkpoint.resumeFrom=ck", "checkpoint.resumeFrom: 'ck' is not of its form; write it like s3://bucket/pre"),
+        ("checkpoint.memory.limit=64GB", "spec.checkpoint.memory.limit: '64GB' is not of its form; write it like 64Gi"),
+        ("checkpoint.s3.uploadBandwidth=fast", "uploadBandwidth: 'fast' is not of its form; write it like 500Mi or 2G"),
+        ("trainer.data.sources.0.name=my text", "spec.trainer.data.sources.0.name: 'my text' is not of its form; wri"),
+        ("trainer.callbacks=[{module: comet}]", "callbacks.0.module: 'comet' is not of its form; write it like tensor"),
+        ("trainer.recipe.precision=fp16", "spec.trainer.recipe.precision: 'fp16' is unknown; choose one of bf16, fp32"),
+        ("trainer.export={uri: s3://b, format: gguf}", "export.format: 'gguf' is unknown; write huggingface"),
     ],
 )
 def test_a_mistake_in_the_spec(override: str, sentence: str) -> None:
