@@ -75,7 +75,7 @@ def find(arguments: argparse.Namespace) -> Where:
         uri = store.run_uri(job)
         s3 = job.spec.checkpoint.s3 if job.spec.checkpoint else s3
     else:
-        uri = Path(name).expanduser().absolute().as_uri()
+        uri = store.as_uri(name)
     if uri.startswith("file://") and not Path(unquote(uri.removeprefix("file://"))).exists():
         raise NotFoundError(f"{uri}: no such folder")
     root, step = split(uri)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from lockstep_cli.journal import Source, parse_lines
 
 if TYPE_CHECKING:
     from lockstep_trainer.storage.store import ObjectStore
+
+
+_WILDCARDS = frozenset("*?[")
 
 
 class StoreSource:
@@ -43,6 +47,21 @@ def _sentences() -> Iterator[None]:
         raise CliError(
             f"{error}; is AWS_ACCESS_KEY_ID set, and --endpoint given where the server is reached at another address?"
         ) from None
+
+
+def as_uri(place: str) -> str:
+    """``place`` itself where it is a URI, else that of the path that it is."""
+    return place if "://" in place else Path(place).expanduser().absolute().as_uri()
+
+
+def as_pattern(place: str) -> str:
+    """``as_uri`` of a path whose wildcards are to remain: they are what a source's uri has them for."""
+    if "://" in place:
+        return place
+    path = Path(place).expanduser()
+    *folders, _ = path.parts or ("",)
+    fixed = list(takewhile(lambda part: not _WILDCARDS.intersection(part), folders))
+    return "/".join([as_uri(str(Path(*fixed))).removesuffix("/"), *path.parts[len(fixed) :]])
 
 
 def open_uri(uri: str, s3: S3Spec | None = None) -> Source:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lockstep_api.v1alpha1 import TrainerSpec
-from lockstep_cli import checkpoints, manifest, target, times
+from lockstep_cli import checkpoints, manifest, store, target, times
 from lockstep_cli.checkpoints import Where, sentences
 from lockstep_cli.errors import CliError
 from lockstep_cli.output import Output
@@ -50,7 +50,9 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
         help="the job's manifest, which says what the model is: where a checkpoint of an older release does not",
     )
     export.add_argument(
-        "--tokenizer", metavar="URI", help="a tokenizer.json, or the folder that has one (default: the job's, by URI)"
+        "--tokenizer",
+        metavar="URI",
+        help="a tokenizer.json, or the folder that has one: a path, file:// or s3:// (default: the job's, by URI)",
     )
     export.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of weights (default: bfloat16)"
@@ -230,17 +232,17 @@ def handle_export(arguments: argparse.Namespace, output: Output) -> int:
     where, job = _one_job(arguments)
     chosen = _chosen(job, arguments.step or where.step)
     trainer = _trainer(arguments, where, chosen)
-    to = arguments.to if "://" in arguments.to else Path(arguments.to).expanduser().absolute().as_uri()
+    to = store.as_uri(arguments.to)
     request = _request("export", job, where, [chosen]) | {
         "trainer": trainer and trainer.to_wire(),
         "to": to,
-        "tokenizer": arguments.tokenizer or (trainer and trainer.tokenizer.uri),
+        "tokenizer": arguments.tokenizer and store.as_uri(arguments.tokenizer),
         "dtype": arguments.dtype,
         "force": arguments.force,
     }
     result = checkpoints.ask(request, f"exporting {chosen.folder}", output)
     text = f"{to}: the model behind step {chosen.state.step}, {result['layers']} layers"
-    if request["tokenizer"] is None:
+    if not (arguments.tokenizer or (trainer and trainer.tokenizer.uri)):
         text += "; without a tokenizer: --tokenizer names one"
     output.result(result, text)
     return 0

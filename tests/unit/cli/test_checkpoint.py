@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lockstep_api.messages import StateId, Term
+from lockstep_api.v1alpha1 import TokenizerTraining
 from lockstep_cli.__main__ import main
 from lockstep_cli.checkpoints import sentences
 from lockstep_trainer.checkpoint import tool
 from lockstep_trainer.checkpoint.chain import Chain
 from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing, Ranges, step_folder
+from lockstep_trainer.data.tokenizer import train_tokenizer
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.export import export_model
 from lockstep_trainer.model.presets import described
@@ -352,6 +354,23 @@ def test_export_goes_by_the_manifest(root: Path, tmp_path: Path, capsys: pytest.
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         exported, original = (json.loads((each / "config.json").read_text()) for each in (to, root / "original"))
         assert {**exported, "torch_dtype": ""} == {**original, "torch_dtype": ""}
+
+
+@pytest.mark.usefixtures("here")
+def test_export_takes_a_tokenizer_from_a_path(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own one").mkdir()
+    train_tokenizer(["a b"], TokenizerTraining(kind="bytes")).save(str(tmp_path / "own one" / "tokenizer.json"))
+    monkeypatch.chdir(tmp_path)
+    rest = ("export", root / "checkpoints", "--job", job_file(tmp_path), "--to", "model")
+    for place in ("nosuch", tmp_path / "nosuch.json"):
+        assert run(*rest, "--tokenizer", place) == 1
+        assert f"lockstep: --tokenizer: get {tmp_path}/nosuch" in capsys.readouterr().err
+    for place in ("own one", "own one/tokenizer.json", tmp_path / "own one"):
+        assert run(*rest, "--tokenizer", place) == 0
+        assert (tmp_path / "model" / "tokenizer.json").is_file()
+        (tmp_path / "model" / "tokenizer.json").unlink()
 
 
 @pytest.mark.usefixtures("here")

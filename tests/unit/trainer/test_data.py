@@ -179,6 +179,17 @@ def test_a_tokenizer_is_a_folder_or_its_file(tmp_path: Path, uri: str) -> None:
     assert found.get_vocab_size() == 257
 
 
+@pytest.mark.parametrize("uri", ["nosuch", "nosuch.json", "/no/such", "http://host/tokenizer.json"])
+def test_what_is_no_uri_of_a_tokenizer_is_refused(uri: str) -> None:
+    with pytest.raises(UserError, match=r"^--tokenizer: .* names no store: write s3://bucket/prefix, or file:///fold"):
+        load_tokenizer(uri, S3Spec(), "--tokenizer")
+
+
+def test_a_tokenizer_may_have_any_file_name(tmp_path: Path) -> None:
+    train_tokenizer(["a b"], TokenizerTraining(kind="bytes")).save(str(tmp_path / "100 % mine.json"))
+    assert load_tokenizer((tmp_path / "100 % mine.json").as_uri(), S3Spec()).get_vocab_size() == 257
+
+
 def test_the_end_of_text_is_what_the_tokenizers_config_calls_it(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["a"], TokenizerTraining(kind="bytes"))
     tokenizer.add_special_tokens(["<stop>"])

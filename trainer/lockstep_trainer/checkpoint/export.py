@@ -169,18 +169,20 @@ def export(
     to: ObjectStore,
     *,
     tokenizer: str | None,
+    tokenizer_field: str,
     dtype: torch.dtype,
     began: Callable[[int], None],
     read: Callable[[int], None],
 ) -> DecoderConfig:
     """Write the model of a step folder into ``to``; ``spec`` is needed where its manifest has no model.
 
-    ``tokenizer`` is the URI of a tokenizer.json, or of the folder that has one. ``began`` is told the bytes to come,
-    ``read`` bytes as they are read. Raises UserError, Corrupt, StoreError.
+    ``tokenizer`` is the URI of a tokenizer.json, or of the folder that has one, and ``tokenizer_field`` what it was
+    given in, for messages. ``began`` is told the bytes to come, ``read`` bytes as they are read. Raises UserError,
+    Corrupt, StoreError.
     """
     weights = Weights(store, manifest, read)
     config = architecture(manifest, spec, s3, weights)
-    loaded = load_tokenizer(tokenizer, s3) if tokenizer else None
+    loaded = load_tokenizer(tokenizer, s3, tokenizer_field) if tokenizer else None
     began(weights.size())
     export_model(weights, config, to, tokenizer=loaded, dtype=dtype)
     return config

@@ -34,6 +34,7 @@ class Request(BaseModel):
     """Of the job; export needs it where the manifest does not say what the model is."""
     to: str | None = None
     tokenizer: str | None = None
+    """URI, in place of the one that ``trainer`` names."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     force: bool = False
     """Whether export replaces what it finds in ``to``."""
@@ -121,13 +122,15 @@ def _export(request: Request, progress: _Progress) -> dict[str, Any]:
     (chosen,) = (job.find(folder) for folder in request.folders)
     if chosen.manifest is None:
         raise Corrupt(chosen.problem or f"{chosen.folder} is off the chain: nothing says what should be in it")
+    ordered = request.trainer.tokenizer.uri if request.trainer else None
     config = export(
         job.chain.store,
         chosen.manifest,
         request.trainer,
         request.s3,
         to,
-        tokenizer=request.tokenizer,
+        tokenizer=request.tokenizer or ordered,
+        tokenizer_field="--tokenizer" if request.tokenizer else "trainer.tokenizer.uri",
         dtype=getattr(torch, request.dtype),
         began=progress.began,
         read=progress.read,

@@ -98,7 +98,7 @@ class _Files:
         )
         evaluated = spec.evaluate.sources if spec.evaluate else []
         self.trained = _by_source(trained, find_files(trained, s3))
-        self.evaluated = _by_source(evaluated, find_files(evaluated, s3, "trainer.evaluate.sources"))
+        self.evaluated = _by_source(evaluated, find_files(evaluated, s3, "trainer.evaluate.sources[{}].uri"))
 
     def __iter__(self) -> Iterator[SourceFile]:
         for group in (self.trained, self.evaluated):

@@ -48,21 +48,23 @@ class SourceFile:
         return self.root.get(self.path)[0]
 
 
-def find_files(sources: Sequence[DataSource], s3: S3Spec, field: str = "trainer.data.sources") -> list[SourceFile]:
-    """All files of all sources, in their order; raises UserError, naming ``field``, where a source has none, or one
-    that is packed so that its text can't be read."""
+def find_files(
+    sources: Sequence[DataSource], s3: S3Spec, field: str = "trainer.data.sources[{}].uri"
+) -> list[SourceFile]:
+    """All files of all sources, in their order; raises UserError where a source has none, or one that is packed so that
+    its text can't be read, naming ``field`` with the source's number in place of {}."""
     files: list[SourceFile] = []
     for number, source in enumerate(sources):
         found = list(_files_of(source, s3))
         if not found:
             raise UserError(
-                f"{field}[{number}].uri: {source.uri} matches no file in this pod (after exclude); "
+                f"{field.format(number)}: {source.uri} matches no file in this pod (after exclude); "
                 "check the path, the volume, and the wildcards (** crosses folders, * does not)"
             )
         packed = next((file for file in found if _PACKED.search(file.path)), None)
         if packed and source.format in ("auto", "text", "jsonl"):
             raise UserError(
-                f"{field}[{number}].uri: {packed.uri} is packed; unpack it, or leave it out with exclude (what is read "
+                f"{field.format(number)}: {packed.uri} is packed; unpack it, or leave it out with exclude (what is read "
                 "packed is text and JSON lines in .gz or .zst)"
             )
         files += found

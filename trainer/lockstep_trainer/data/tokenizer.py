@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -36,29 +36,29 @@ def train_tokenizer(texts: Iterable[str], spec: TokenizerTraining) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(uri: str, s3: S3Spec) -> Tokenizer:
-    """The tokenizer.json at ``uri``, or in the folder ``uri``; raises UserError where there is none or it can't be
-    read."""
-    folder, name = uri.rstrip("/").rsplit("/", 1)
+def load_tokenizer(uri: str, s3: S3Spec, field: str = "trainer.tokenizer.uri") -> Tokenizer:
+    """The tokenizer.json at ``uri``, or in the folder ``uri``; raises UserError, naming ``field``, where there is none
+    or it can't be read."""
+    folder, _, name = uri.rstrip("/").rpartition("/")
     if not name.endswith(".json"):
         folder, name = f"{folder}/{name}", "tokenizer.json"
-    if not urlsplit(folder).scheme:
-        raise UserError(f"trainer.tokenizer.uri: {uri} is no URI of a file or a folder")
     try:
-        data, _ = open_store(folder, s3).get(name)
+        data, _ = open_store(folder, s3).get(unquote(name))
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
     except StoreError as error:
         if error.temporary:
             raise
-        raise UserError(f"trainer.tokenizer.uri: {error}") from None
+        raise UserError(f"{field}: {error}") from None
     try:
         return Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"trainer.tokenizer.uri: {uri} is no tokenizer.json: {error}") from None
+        raise UserError(f"{field}: {uri} is no tokenizer.json: {error}") from None
 
 
-def end_of_text(tokenizer: Tokenizer, config: dict[str, object] | None = None) -> int:
+def end_of_text(tokenizer: Tokenizer, config: dict[str, object] | None = None, field: str = "trainer.tokenizer") -> int:
     """The id of the token between two texts: the one that ``config`` (tokenizer_config.json) calls eos_token, else one
-    of the usual names; raises UserError where the tokenizer has none."""
+    of the usual names; raises UserError, naming ``field``, where the tokenizer has none."""
     named = (config or {}).get("eos_token")
     if isinstance(named, dict):  # an AddedToken
         named = named.get("content")
@@ -66,13 +66,12 @@ def end_of_text(tokenizer: Tokenizer, config: dict[str, object] | None = None) -
         number = tokenizer.token_to_id(name)
         if number is not None:
             return int(number)
-    raise UserError(
-        f"trainer.tokenizer: it has no token for the end of a text; add one of {', '.join(_END_NAMES)} to it"
-    )
+    raise UserError(f"{field}: it has no token for the end of a text; add one of {', '.join(_END_NAMES)} to it")
 
 
-def load_config(uri: str, s3: S3Spec) -> dict[str, object]:
-    """The tokenizer_config.json beside a tokenizer.json; empty where there is none."""
+def load_config(uri: str, s3: S3Spec, field: str = "trainer.tokenizer.uri") -> dict[str, object]:
+    """The tokenizer_config.json beside a tokenizer.json; empty where there is none. Raises UserError, naming ``field``,
+    where it is no JSON."""
     folder = uri.rstrip("/")
     if folder.endswith(".json"):
         folder = folder.rsplit("/", 1)[0]
@@ -82,7 +81,7 @@ def load_config(uri: str, s3: S3Spec) -> dict[str, object]:
     except NotFound:
         return {}
     except ValueError as error:
-        raise UserError(f"trainer.tokenizer.uri: {folder}/tokenizer_config.json is no JSON: {error}") from None
+        raise UserError(f"{field}: {folder}/tokenizer_config.json is no JSON: {error}") from None
     return config if isinstance(config, dict) else {}
 
 
