@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -76,7 +75,7 @@ def find(arguments: argparse.Namespace) -> Where:
         s3 = job.spec.checkpoint.s3 if job.spec.checkpoint else s3
     else:
         uri = store.as_uri(name)
-    if uri.startswith("file://") and not Path(unquote(uri.removeprefix("file://"))).exists():
+    if uri.startswith("file://") and not store.folder_of(uri).exists():
         raise NotFoundError(f"{uri}: no such folder")
     root, step = split(uri)
     return Where(root, _reached(s3, arguments), step, job)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from lockstep_api.v1alpha1 import S3Spec, TrainingJob
 from lockstep_cli.errors import CliError, NotFoundError
@@ -64,6 +65,11 @@ def as_pattern(place: str) -> str:
     return "/".join([as_uri(str(Path(*fixed))).removesuffix("/"), *path.parts[len(fixed) :]])
 
 
+def folder_of(uri: str) -> Path:
+    """The folder that a file:// URI names."""
+    return Path(unquote(uri.removeprefix("file://")))
+
+
 def open_uri(uri: str, s3: S3Spec | None = None) -> Source:
     """The store at ``s3://bucket/prefix``, ``file:///folder`` or a plain path."""
     from lockstep_trainer.storage.store import open_store  # boto3 takes 0.3 s: only for those who read a store
@@ -72,7 +78,7 @@ def open_uri(uri: str, s3: S3Spec | None = None) -> Source:
         spec = s3 or S3Spec()
         endpoint = spec.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return StoreSource(open_store(uri, spec.model_copy(update={"endpoint": endpoint})))
-    root = Path(uri.removeprefix("file://")).expanduser().absolute()
+    root = folder_of(as_uri(uri)).absolute()
     if not root.is_dir():
         raise NotFoundError(f"{uri}: no such folder")
     return StoreSource(open_store(root.as_uri()))

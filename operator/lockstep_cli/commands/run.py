@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from lockstep_cli import journal, live, manifest, statustable, store, target
 from lockstep_cli.commands import report
 from lockstep_cli.errors import CliError, RunFailedError
 from lockstep_cli.output import Output
+
+_Run = Callable[..., Coroutine[Any, Any, TrainingJobStatus]]
+"""Runs a job to its end."""
 
 
 def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentParser:
@@ -50,11 +53,13 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     """Runs the job to its end."""
     loaded = manifest.load(arguments.file, arguments.set)
     folder: Path = arguments.workdir or _new_folder(loaded.name)
+    run = _local_run()
     job = prepare(loaded, folder)
     output.note(Text.assemble(("run folder", "dim"), f" {folder}"))
     _prefer_own_python()
     _make_importable(arguments.file)
-    status = asyncio.run(_run(job, folder, output, fault_injection=arguments.fault_injection))
+    start = partial(run, job, state_dir=folder, fault_injection=arguments.fault_injection)
+    status = asyncio.run(_run(start, job, output))
     job = job.model_copy(update={"status": status})
     written = _report(job, arguments.report or folder / "report.html", output)
     output.result(_summary(job, folder, written), statustable.table(job, time.time()))
@@ -67,18 +72,38 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def prepare(job: TrainingJob, folder: Path) -> TrainingJob:
-    """The job with an identity of its own, and its folder on disk. Raises CliError for a folder that was used."""
+    """The job with an identity of its own, and its folder on disk. Raises CliError for a folder that was used, and
+    where no folder can be made; then it is not used."""
     if target.is_local(str(folder)):
         raise CliError(f"--workdir {folder}: holds another run; give a new folder, or remove this one")
-    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = job.spec.checkpoint
+    if checkpoint and checkpoint.uri.startswith("file://"):
+        _make(store.folder_of(checkpoint.uri), f"checkpoint.uri: {checkpoint.uri}")
+    _make(folder, f"--workdir {folder}")
     job = job.model_copy(
         update={"metadata": {**job.metadata, "namespace": job.namespace, "uid": str(uuid.uuid4()), "generation": 1}}
     )
-    (folder / target.JOB_FILE).write_text(json.dumps(job.to_wire(), indent=1) + "\n")
-    checkpoint = job.spec.checkpoint
-    if checkpoint and checkpoint.uri.startswith("file://"):
-        Path(checkpoint.uri.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / target.JOB_FILE).write_text(json.dumps(job.to_wire(), indent=1) + "\n")
+    except OSError as error:
+        raise CliError(f"--workdir {folder}: can't be written to ({error.strerror}); give another folder") from None
     return job
+
+
+def _make(folder: Path, named: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CliError(f"{named}: no folder can be made there ({error.strerror}); give another") from None
+
+
+def _local_run() -> _Run:
+    """What runs a job; raises CliError where the operator's packages are not installed."""
+    try:
+        from lockstep_operator import local_run
+    except ImportError as error:
+        raise CliError(f"run: {error}; install lockstep[operator,trainer]") from None
+    return local_run.run
 
 
 def _prefer_own_python() -> None:
@@ -95,17 +120,11 @@ def _make_importable(file: str) -> None:
     os.environ["LOCKSTEP_MODULE_PATH"] = os.pathsep.join([*own, *beside, str(Path.cwd())])
 
 
-async def _run(job: TrainingJob, folder: Path, output: Output, *, fault_injection: bool) -> TrainingJobStatus:
-    try:
-        from lockstep_operator import local_run
-    except ImportError as error:
-        raise CliError(f"run: {error}; install lockstep[operator,trainer]") from None
-
+async def _run(start: _Run, job: TrainingJob, output: Output) -> TrainingJobStatus:
     task = asyncio.current_task()
     assert task is not None
     # SIGINT cancels through asyncio.run; a supervisor's SIGTERM must clean up as well.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    start = partial(local_run.run, job, state_dir=folder, fault_injection=fault_injection)
     started = time.time()
     if not output.live:
         lines = live.Lines(output.note, started)
