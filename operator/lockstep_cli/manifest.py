@@ -44,7 +44,7 @@ def read(source: str) -> Document:
         raise ManifestError(source, ["no such file; give the path of a TrainingJob manifest"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(source, [f"can't be read: {error}"]) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2026-13-01 has the form of a date
         raise ManifestError(source, [f"is not YAML: {_yaml_problem(error)}"]) from None
     jobs = [document for document in documents if isinstance(document, dict) and document.get("kind") == constants.KIND]
     if len(jobs) == 1:
@@ -64,8 +64,19 @@ def override(document: Document, overrides: Iterable[str]) -> Document:
         if not separator or not path.strip("."):
             raise ManifestError("--set", [f"{text!r} is not path=value, for example trainer.recipe.steps=50"])
         keys = path.strip().removeprefix("spec.").split(".")
-        _assign(changed.setdefault("spec", {}), keys, yaml.safe_load(value), path)
+        _assign(changed.setdefault("spec", {}), keys, yaml_value(path, value), path)
     return changed
+
+
+def yaml_value(path: str, text: str) -> Any:
+    """What ``--set path=text`` gives the field; raises ManifestError where the text is not YAML."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2026-13-01 has the form of a date
+        quoted = '["…"]' if text.lstrip().startswith("[") else '"…"'
+        problem = f"{path}: {text!r} is not YAML: {_yaml_problem(error)}"
+        remedy = f"put double quotes around what is a text, inside those of the shell: --set '{path}={quoted}'"
+        raise ManifestError("--set", [f"{problem}; {remedy}"]) from None
 
 
 def _assign(target: Any, keys: list[str], value: Any, path: str) -> None:
@@ -187,7 +198,7 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f"; known here: {', '.join(sorted(known))}" if known else "; remove it"
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+def _yaml_problem(error: yaml.YAMLError | ValueError) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else str(problem)

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from lockstep_api.v1alpha1 import ParallelismSpec
+from lockstep_cli import manifest
 from lockstep_cli.errors import CliError
 from lockstep_cli.output import Output
 from lockstep_trainer.errors import UserError
@@ -139,7 +139,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     if not separator:
         raise CliError(f"--set {text}: write FIELD=VALUE, for example layers=6")
-    return name, yaml.safe_load(value)
+    return name, manifest.yaml_value(name, value)
 
 
 def _layout(arguments: argparse.Namespace) -> Layout:

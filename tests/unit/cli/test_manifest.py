@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def test_missing_fields_are_named() -> None:
     ("text", "sentence"),
     [
         ("a: [", "is not YAML: line 1, column 5"),
+        ("at: 2026-13-01", "is not YAML: month must be in 1..12"),
         ("spec: {}\nspec: {}\nkind: TrainingJob", "the key 'spec' stands twice"),
         ("kind: Deployment", "kind: no TrainingJob in it (found: Deployment)"),
         ("", "found: nothing"),
@@ -125,11 +127,25 @@ def test_a_file_that_is_not_there() -> None:
         ("nodes", "is not path=value"),
         ("nodes.deep=1", "is below a plain value"),
         ("trainer.data.sources.4.uri=x", "is no place in a list of 1"),
+        (
+            "trainer.generate.prompt=def f(x): return {x: 1}",
+            "--set: trainer.generate.prompt: 'def f(x): return {x: 1}' is not YAML: line 1, column 20: mapping values",
+        ),
+        ("trainer.generate.prompt=a: b: c", "inside those of the shell: --set 'trainer.generate.prompt=\"…\"'"),
+        ("trainer.data.sources.0.exclude=[**/test/**]", "--set 'trainer.data.sources.0.exclude=[\"…\"]'"),
+        ("trainer.generate.prompt=2026-13-01", "'2026-13-01' is not YAML: month must be in 1..12"),
     ],
 )
 def test_a_wrong_override(override: str, sentence: str) -> None:
-    with pytest.raises(ManifestError, match=sentence):
+    with pytest.raises(ManifestError, match=re.escape(sentence)):
         manifest.override(GOOD, [override])
+
+
+def test_what_is_quoted_is_a_text() -> None:
+    exclude, prompt = "trainer.data.sources.0.exclude", "trainer.generate.prompt"
+    changed = manifest.override(GOOD, [f'{exclude}=["**/test/**"]', f'{prompt}="def f(x): return {{x: 1}}"'])
+    assert changed["spec"]["trainer"]["data"]["sources"][0]["exclude"] == ["**/test/**"]
+    assert changed["spec"]["trainer"]["generate"]["prompt"] == "def f(x): return {x: 1}"
 
 
 def test_an_override_reaches_into_lists_and_leaves_the_original_alone() -> None:

@@ -77,3 +77,8 @@ def test_it_runs_without_torch() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (answer.returncode, "405,853,388,800" in answer.stdout) == (0, True), answer.stderr
+
+
+def test_a_value_that_is_no_yaml_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "describe", "llama-debug", "--set", "layers=[2"]) == 2
+    assert "--set: layers: '[2' is not YAML: line 1, column 3" in capsys.readouterr().err
