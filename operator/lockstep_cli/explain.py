@@ -8,9 +8,15 @@ from lockstep_cli import times
 from lockstep_operator.plan.story import describe, injected, sentence, verdict
 
 
-def why(job: TrainingJob, now: float) -> str:
-    """One line or more, the most important first."""
-    sentences = [_phase(job, now), *_conditions(job), *_verdicts(job), *_injected(job, now), *_last_fault(job, now)]
+def why(job: TrainingJob, now: float, *, local: bool = False) -> str:
+    """One line or more, the most important first. ``local``: it is the job of a `lockstep run`."""
+    sentences = [
+        _phase(job, now, local),
+        *_conditions(job),
+        *_verdicts(job),
+        *_injected(job, now),
+        *_last_fault(job, now),
+    ]
     sentences += [*_excluded(job, now), *_budgets(job)]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -21,19 +27,14 @@ def failure(status: TrainingJobStatus) -> str:
     return next((one.message for one in conditions), "")
 
 
-def _phase(job: TrainingJob, now: float) -> str:
+def _phase(job: TrainingJob, now: float, local: bool) -> str:
     status, spec = job.status, job.spec
     progress = status.progress
     seen = f"{times.ago(now - times.parse(progress.at))} ago: step {progress.step}." if progress.at else ""
     members = f"{status.members.ready} of {status.elastic.nodes or spec.nodes} members are ready"
     match status.phase:
         case None:
-            return (
-                "No operator has seen this job yet; is one running, and does it watch this namespace? "
-                "(kubectl get deployments -A -l app.kubernetes.io/name=lockstep)"
-                if spec.managed_by == constants.MANAGED_BY
-                else f"Not started: spec.managedBy gives this job to {spec.managed_by}."
-            )
+            return _unseen(job, local)
         case Phase.PENDING:
             return f"Pending: {members}, {status.members.starting} pods are not up yet."
         case Phase.STARTING:
@@ -52,6 +53,20 @@ def _phase(job: TrainingJob, now: float) -> str:
             return f"Succeeded after {_length(job)}{_done(job)}{_loss(job)}."
         case Phase.FAILED:
             return f"Failed after {_length(job)}{_at_step(job)}."
+
+
+def _unseen(job: TrainingJob, local: bool) -> str:
+    if job.spec.managed_by != constants.MANAGED_BY:
+        return f"Not started: spec.managedBy gives this job to {job.spec.managed_by}."
+    if local:
+        return (
+            "Not started: `lockstep run` has made its folder and no more. If it runs no longer, remove the folder and "
+            "run the manifest again."
+        )
+    return (
+        "No operator has seen this job yet; is one running, and does it watch this namespace? "
+        "(kubectl get deployments -A -l app.kubernetes.io/name=lockstep)"
+    )
 
 
 def _conditions(job: TrainingJob) -> list[str]:

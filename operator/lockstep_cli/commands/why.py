@@ -21,6 +21,6 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
 def handle(arguments: argparse.Namespace, output: Output) -> int:
     """Prints the sentences."""
     job = target.find(arguments)
-    sentence = explain.why(job, time.time())
+    sentence = explain.why(job, time.time(), local=target.is_local(arguments.job))
     output.result({"job": job.name, "phase": job.status.phase, "why": sentence}, sentence)
     return 0

@@ -143,6 +143,12 @@ def test_a_degraded_checkpoint_is_said_while_running() -> None:
     assert "S3 does not answer." in explain.why(make_job(phase="Running", conditions=[condition]), NOW)
 
 
+def test_what_is_said_of_a_local_run_that_never_started() -> None:
+    said = explain.why(make_job(), NOW, local=True)
+    assert said.startswith("Not started: `lockstep run` has made its folder and no more.")
+    assert "kubectl" not in said
+
+
 def test_a_job_that_only_waits_for_its_last_checkpoint_says_so() -> None:
     job = make_job(phase="Running", progress={"step": 100, "steps": 100, "at": rfc3339(60)})
     assert explain.why(job, NOW) == "Running. 60 s ago: step 100.", "without checkpoints there is nothing to wait for"
