@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from lockstep_api.v1alpha1.widths import obstacle
-from lockstep_cli import manifest
+from lockstep_cli import manifest, runnable
 from lockstep_cli.errors import ManifestError
 from lockstep_cli.output import Output
 
@@ -24,6 +24,8 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     """Prints what the job would use, or every mistake."""
     try:
         job = manifest.load(arguments.file, arguments.set)
+        if problems := runnable.problems(job):
+            raise ManifestError(arguments.file, problems)
     except ManifestError as error:
         if not output.as_json and len(error.problems) > 1:
             for problem in error.problems:

@@ -349,12 +349,7 @@ def locate(store: ObjectStore, point: RestorePoint, s3: S3Spec | None = None) ->
 
 def resolve(uri: str, s3: S3Spec | None = None) -> RestorePoint:
     """The restore point that ``checkpoint.resumeFrom`` names; raises UserError, StoreError."""
-    if uri.count("/") < 4 or not uri.endswith(f"/{MANIFEST}"):
-        raise UserError(
-            f"checkpoint.resumeFrom: {uri} is no manifest; write the URI of a manifest.json, "
-            "for example s3://bucket/prefix/namespace/job/uid/step-100-e1-g1/manifest.json"
-        )
-    root, folder, name = uri.rsplit("/", 2)
+    root, folder, name = parts_of(uri)
     try:
         data, _ = open_store(root, s3).get(f"{folder}/{name}")
         state = Manifest.from_bytes(data, uri).state
@@ -365,6 +360,18 @@ def resolve(uri: str, s3: S3Spec | None = None) -> RestorePoint:
     except Corrupt as error:
         raise _not_whole(root, error) from None
     return RestorePoint(state, uri, hashlib.sha256(data).hexdigest())
+
+
+def parts_of(uri: str) -> tuple[str, str, str]:
+    """Store, step folder and name of the manifest that ``checkpoint.resumeFrom`` names; raises UserError where it names
+    none."""
+    if uri.count("/") < 4 or not uri.endswith(f"/{MANIFEST}"):
+        raise UserError(
+            f"checkpoint.resumeFrom: {uri} is no manifest; write the URI of a manifest.json, "
+            "for example s3://bucket/prefix/namespace/job/uid/step-100-e1-g1/manifest.json"
+        )
+    root, folder, name = uri.rsplit("/", 2)
+    return root, folder, name
 
 
 def no_older(point: RestorePoint, error: Corrupt) -> UserError:

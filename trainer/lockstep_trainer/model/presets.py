@@ -159,7 +159,7 @@ def model_config(spec: ModelSpec, tokens: int, *, checkpoint: DecoderConfig | No
     """
     assert spec.preset is not None
     preset = find(spec.preset)
-    changes = {name: _checked(name, value) for name, value in spec.overrides.items()}
+    changes = {name: checked(name, value) for name, value in spec.overrides.items()}
     if checkpoint is None:
         config = with_changes(
             preset.config, changes, vocab_size=-(-tokens // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
@@ -178,7 +178,7 @@ def model_config(spec: ModelSpec, tokens: int, *, checkpoint: DecoderConfig | No
 
 def described(name: str, overrides: dict[str, Value]) -> DecoderConfig:
     """A preset with changes, and the vocabulary of its own tokenizer; raises UserError."""
-    config = with_changes(find(name).config, {field: _checked(field, value) for field, value in overrides.items()})
+    config = with_changes(find(name).config, {field: checked(field, value) for field, value in overrides.items()})
     check(config)
     return config
 
@@ -205,8 +205,8 @@ def _check_same(wanted: DecoderConfig, checkpoint: DecoderConfig, spec: ModelSpe
         )
 
 
-def _checked(name: str, value: Value) -> Value:
-    """The value in the field's type; raises UserError where it is none."""
+def checked(name: str, value: Value) -> Value:
+    """An override's value in the field's type; raises UserError where it is none, or there is no such field."""
     field = f"trainer.model.overrides.{name}"
     if name not in _TYPES:
         raise UserError(f"{field}: there is no such field; choose from {', '.join(_TYPES)}")

@@ -1,0 +1,98 @@
+"""`lockstep validate` knows what the trainer would refuse, and takes what it would take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lockstep_cli import manifest, runnable
+from lockstep_cli.__main__ import main
+from unit.cli.test_manifest import GOOD
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def problems(*overrides: str) -> list[str]:
+    return runnable.problems(manifest.parse(manifest.override(GOOD, overrides), "job.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.model.preset=lama", "spec.trainer.model.preset: 'lama' is unknown; choose one of llama-debug, "),
+        ("trainer.model.overrides={layrs: 3}", "spec.trainer.model.overrides.layrs: there is no such field; choose fr"),
+        ("trainer.model.overrides={layers: many}", "spec.trainer.model.overrides.layers: 'many' is no count; write a"),
+        ("trainer.model.overrides={heads: 3, kv_heads: 3}", "spec.trainer.model: dim 128 over 3 heads is no whole wi"),
+        ("parallelism.expert=2", "spec.parallelism: expert is 2 and the model has no experts; leave it out"),
+        ("trainer.recipe.microBatchSize=3", "spec.trainer.recipe: microBatchSize 3 does not divide the 4 samples of "),
+        ("checkpoint.uri=file://ck", "spec.checkpoint.uri: 'file://ck' is no path from the root on; write file:///fo"),
+        ("checkpoint.uri=s3:///ck", "spec.checkpoint.uri: 's3:///ck' names no bucket; write s3://bucket/prefix"),
+        ("trainer.data.sources.0.uri=file://x/*.txt", "spec.trainer.data.sources.0.uri: 'file://x/*.txt' is no path"),
+        ("trainer.tokenizer={uri: file://tok}", "spec.trainer.tokenizer.uri: 'file://tok' is no path from the root on"),
+        ("trainer.export={uri: file://out}", "spec.trainer.export.uri: 'file://out' is no path from the root on"),
+        (
+            "checkpoint.resumeFrom=file:///ck/step-1-e1-g1",
+            "spec.checkpoint.resumeFrom: file:///ck/step-1-e1-g1 is no m",
+        ),
+    ],
+)
+def test_what_can_not_run_is_said(override: str, sentence: str) -> None:
+    (found,) = problems(override)
+    assert found.startswith(sentence)
+
+
+def test_what_could_not_be_exported_is_said() -> None:
+    (found,) = problems("trainer.export.uri=s3://bucket/model", "trainer.model.overrides={norm: layer}")
+    assert found.startswith("spec.trainer.export: Hugging Face's transformers has no architecture with norm layer")
+
+
+def test_each_mistake_has_a_sentence() -> None:
+    assert (
+        len(problems("trainer.model.preset=lama", "trainer.model.overrides={a: 1, b: 2}", "checkpoint.uri=s3:///")) == 4
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("trainer.data.sources.0.uri=file://{stdlib}/**/*.py",),
+        ("checkpoint.resumeFrom=s3://bucket/a/b/uid/step-100-e1-g1/manifest.json",),
+        ("trainer.model={module: 'mine:model', overrides: {depth: 3}}", "parallelism.expert=2"),
+        # Of weights that are brought, only their config.json says how many positions they have learned.
+        (
+            "trainer.model={preset: llama-debug, overrides: {positions: learned}, initFrom: 's3://bucket/model'}",
+            "trainer.data.sequenceLength=16384",
+            "trainer.recipe.globalBatchTokens=65536",
+        ),
+        ("trainer=null", "command=[train]"),
+    ],
+)
+def test_what_can_run_is_taken(overrides: tuple[str, ...]) -> None:
+    assert problems(*overrides) == []
+
+
+@pytest.mark.parametrize("file", ["quickstart.yaml", "demo.yaml", "custom/job.yaml"])
+def test_the_examples_can_run(file: str) -> None:
+    assert runnable.problems(manifest.load(str(REPOSITORY / "examples" / file))) == []
+
+
+def test_validate_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(REPOSITORY / "examples" / "quickstart.yaml")
+    assert main(["validate", file, "--set", "trainer.model.preset=lama"]) == 2
+    assert f"lockstep: {file}: spec.trainer.model.preset: 'lama' is unknown" in capsys.readouterr().err
+
+
+def test_it_takes_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from lockstep_cli import manifest, runnable\n"
+        "job = manifest.load(sys.argv[1], ['parallelism.expert=2', 'checkpoint.resumeFrom=s3://b/x'])\n"
+        "print(len(runnable.problems(job)))"
+    )
+    file = str(REPOSITORY / "examples" / "quickstart.yaml")
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
