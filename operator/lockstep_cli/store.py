@@ -84,8 +84,9 @@ def open_uri(uri: str, s3: S3Spec | None = None) -> Source:
     return StoreSource(open_store(root.as_uri()))
 
 
-def find_run(source: Source, uri: str) -> str:
-    """Prefix of the run below ``uri``: "" when the journal is right there, else the newest of those further down."""
+def find_runs(source: Source, uri: str) -> list[str]:
+    """Prefixes of the runs below ``uri``, the newest first: "" for a journal that is right there. At least one; raises
+    NotFoundError."""
     prefixes: dict[str, list[str]] = {}
     for key in source.list(""):
         before, separator, after = f"/{key}".rpartition("/journal/")
@@ -96,7 +97,7 @@ def find_run(source: Source, uri: str) -> str:
             f"{uri}: no journal below it; give checkpoint.uri of a job that has trained, or "
             "<checkpoint.uri>/<namespace>/<job>/<uid>"
         )
-    return max(prefixes, key=lambda prefix: _newest(source, prefixes[prefix]))
+    return sorted(prefixes, key=lambda prefix: _newest(source, prefixes[prefix]), reverse=True)
 
 
 def _newest(source: Source, keys: list[str]) -> float:

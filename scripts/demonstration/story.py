@@ -174,7 +174,7 @@ class Demonstration:
         assert job.spec.checkpoint is not None
         here = job.spec.checkpoint.s3.model_copy(update={"endpoint": target.s3.endpoint_host, "path_style": True})
         self.arguments.report.parent.mkdir(parents=True, exist_ok=True)
-        return report.write(self.arguments.report, uri, here, job)
+        return report.write(self.arguments.report, uri, here, job).told
 
     def _losses(self, told: journal.Journal) -> None:
         last = told.evaluations[-1] if told.evaluations else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +36,48 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.endpoint:
         s3 = s3.model_copy(update={"endpoint": arguments.endpoint, "path_style": True})
     path = Path(arguments.file)
-    told = write(path, uri, s3, job)
+    written = write(path, uri, s3, job)
+    told = written.told
+    choice = f", the newest of {written.runs} runs below {uri}" if written.runs > 1 else ""
     output.result(
-        {"report": str(path), "steps": len(told.lineage), "faults": len(told.faults), "goodput": told.goodput},
-        f"{path}: {len(told.lineage)} steps, {len(told.faults)} faults",
+        {
+            "report": str(path),
+            "run": written.run,
+            "steps": len(told.lineage),
+            "faults": len(told.faults),
+            "goodput": told.goodput,
+        },
+        f"{path}: {len(told.lineage)} steps, {len(told.faults)} faults of {written.run}{choice}",
     )
     return 0
 
 
-def write(path: Path, uri: str, s3: S3Spec | None, job: TrainingJob | None) -> journal.Journal:
-    """Reads the journal below ``uri`` and writes the report to ``path``; raises CliError."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a report tells, and of which run."""
+
+    told: journal.Journal
+    run: str  # its URI
+    runs: int  # that there are where it was looked for
+
+
+def write(path: Path, uri: str, s3: S3Spec | None, job: TrainingJob | None) -> Written:
+    """Reads the journal of the newest run below ``uri`` and writes the report to ``path``; raises CliError."""
     source = store.open_uri(uri, s3)
-    prefix = store.find_run(source, uri)
+    runs = store.find_runs(source, uri)
+    prefix = runs[0]
     told = journal.fold(journal.read(source, prefix))
     if job:
         told = faults.with_status(told, job.status.faults)
     name = job.name if job else _name(prefix or uri)
-    heading = page.Heading(name, f"{uri.rstrip('/')}/{prefix}", job.status.phase if job else None)
+    run = f"{uri.rstrip('/')}/{prefix}"
+    heading = page.Heading(name, run, job.status.phase if job else None)
     ledger = {journal.plain_class(k): v for k, v in job.status.ledger.items()} if job else None
     try:
         path.write_text(page.render(told, heading, ledger or None))
     except OSError as error:
         raise CliError(f"{path}: can't be written: {error.strerror}; choose another file with -o") from None
-    return told
+    return Written(told, run, len(runs))
 
 
 def _name(prefix: str) -> str:

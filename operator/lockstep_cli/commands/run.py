@@ -163,7 +163,7 @@ def _report(job: TrainingJob, path: Path, output: Output) -> tuple[journal.Journ
     if job.spec.checkpoint is None:
         return None
     try:
-        return report.write(path, store.run_uri(job), job.spec.checkpoint.s3, job), path
+        return report.write(path, store.run_uri(job), job.spec.checkpoint.s3, job).told, path
     except CliError as error:
         output.errors.print(f"no report: {error}", soft_wrap=True)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_a_million_steps_stay_a_small_file() -> None:
     assert len(html) < 1_000_000
 
 
-def test_the_command_finds_the_newest_run_below_a_uri(tmp_path: Path) -> None:
+def test_the_command_finds_the_newest_run_below_a_uri(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for uid, seed in (("old", 0), ("new", 1)):
         for key, content in synthetic.files(seed).items():
             file = tmp_path / "ns/demo" / uid / key
@@ -103,11 +104,15 @@ def test_the_command_finds_the_newest_run_below_a_uri(tmp_path: Path) -> None:
     out = tmp_path / "out.html"
     assert main(["report", "--uri", str(tmp_path / "ns"), "-o", str(out)]) == 0
     assert "demo/new/" in out.read_text()
+    below = tmp_path / "ns"
+    assert capsys.readouterr().out.endswith(f" of {below}/demo/new/, the newest of 2 runs below {below}\n")
+    assert main(["report", "--uri", str(below / "demo" / "old"), "-o", str(out), "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == f"{below}/demo/old/"
 
 
 def test_a_place_without_a_journal_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no journal below it"):
-        store.find_run(store.open_uri(str(tmp_path)), str(tmp_path))
+        store.find_runs(store.open_uri(str(tmp_path)), str(tmp_path))
 
 
 def test_ticks_are_round_and_inside() -> None:
