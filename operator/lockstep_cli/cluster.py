@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_cli import target
 from lockstep_cli.errors import CliError, ClusterError, NotFoundError
 from lockstep_operator import errors, kube
 from lockstep_operator.kube import KubeClient
@@ -21,7 +22,12 @@ FIELD_MANAGER = "lockstep-cli"
 
 @asynccontextmanager
 async def connect(arguments: argparse.Namespace) -> AsyncIterator[tuple[KubeClient, str]]:
-    """A client and the namespace to look in. Raises ClusterError for whatever the cluster does not do."""
+    """A client and the namespace to look in. Raises ClusterError for whatever the cluster does not do.
+
+    Where there is no cluster, a command that takes a folder in place of a job may have meant one: both are said.
+    """
+    job = getattr(arguments, "job", None)
+    meant = f"{target.not_local(job)}, and " if job else ""
     if arguments.kubeconfig:
         os.environ["KUBECONFIG"] = arguments.kubeconfig
     try:
@@ -31,9 +37,9 @@ async def connect(arguments: argparse.Namespace) -> AsyncIterator[tuple[KubeClie
     except errors.RefusedError as error:
         raise ClusterError(f"the cluster refused: {error}") from None
     except errors.UnavailableError as error:
-        raise ClusterError(f"{error}; is the cluster up, and KUBECONFIG right?") from None
+        raise ClusterError(f"{meant}{error}; is the cluster up, and KUBECONFIG right?") from None
     except errors.OperatorError as error:
-        raise ClusterError(str(error)) from None
+        raise ClusterError(f"{meant}{error}") from None
 
 
 async def get_job(arguments: argparse.Namespace) -> TrainingJob:
@@ -48,7 +54,7 @@ async def read_job(client: KubeClient, namespace: str, name: str) -> TrainingJob
         found = await client.get(kube.TRAINING_JOBS.path(namespace, name))
     except errors.NotFoundError:
         raise NotFoundError(
-            f"{name}: no such TrainingJob in namespace {namespace}; -n names another, "
+            f"{target.not_local(name)}, and no such TrainingJob in namespace {namespace}; -n names another, "
             "and a missing definition means that Lockstep is not installed (helm install lockstep charts/lockstep)"
         ) from None
     try:

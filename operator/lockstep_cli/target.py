@@ -34,12 +34,19 @@ def is_local(name: str) -> bool:
     return (Path(name) / JOB_FILE).is_file()
 
 
+def not_local(name: str) -> str:
+    """That ``name`` is not the folder of a local run, as a clause."""
+    if Path(name).is_dir():
+        return f"{name} is no folder of a local run (it would hold {JOB_FILE})"
+    return f"{name} is a file and no folder of a local run" if Path(name).exists() else f"there is no folder {name}"
+
+
 def find(arguments: argparse.Namespace) -> TrainingJob:
     """The job as it stands; raises CliError."""
     if is_local(arguments.job):
         return load_local(Path(arguments.job))
     if os.sep in arguments.job:
-        raise CliError(f"{arguments.job}: no folder of a local run (it would hold {JOB_FILE})")
+        raise CliError(not_local(arguments.job))
     from lockstep_cli import cluster
 
     return asyncio.run(cluster.get_job(arguments))

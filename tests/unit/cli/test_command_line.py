@@ -60,6 +60,27 @@ def test_a_folder_that_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "no folder of a local run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["status", "why", "logs", "report"])
+def test_a_name_that_is_neither_folder_nor_job_is_said_to_be_neither(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    (tmp_path / "ck").mkdir()
+    (tmp_path / "tiny.yaml").touch()
+    for name, clause in (
+        ("nosuch", "there is no folder nosuch"),
+        ("ck", "ck is no folder of a local run (it would hold status.json)"),
+        ("tiny.yaml", "tiny.yaml is a file and no folder of a local run"),
+    ):
+        assert main([command, name]) == 1
+        assert capsys.readouterr().err.startswith(f"lockstep: {clause}, and no cluster: ")
+    if command != "logs":
+        assert main([command, "no/such"]) == 1
+        assert capsys.readouterr().err == "lockstep: there is no folder no/such\n"
+
+
 def test_starting_takes_little() -> None:
     # Every command pays for what is imported: torch, boto3 and the operator must not be among it.
     heavy = ("torch", "boto3", "kopf", "aiohttp")
