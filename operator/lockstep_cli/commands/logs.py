@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep_cli import locallogs, target
+from lockstep_cli.errors import CliError
 from lockstep_cli.output import Output
 
 
@@ -26,6 +27,8 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
 
 def handle(arguments: argparse.Namespace, output: Output) -> int:
     """Prints lines as they are: a JSON object per line in JSON mode."""
+    if arguments.tail is not None and arguments.tail < 1:
+        raise CliError(f"--tail {arguments.tail}: write a number of lines from 1")
     wanted = locallogs.Wanted(arguments.rank, arguments.tail, arguments.follow)
     if target.is_local(arguments.job):
         locallogs.show(Path(arguments.job), wanted, output)

@@ -81,6 +81,12 @@ def test_a_name_that_is_neither_folder_nor_job_is_said_to_be_neither(
         assert capsys.readouterr().err == "lockstep: there is no folder no/such\n"
 
 
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_tail_has_a_line(number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", str(tmp_path), "--tail", number]) == 1
+    assert f"--tail {number}: write a number of lines from 1" in capsys.readouterr().err
+
+
 def test_starting_takes_little() -> None:
     # Every command pays for what is imported: torch, boto3 and the operator must not be among it.
     heavy = ("torch", "boto3", "kopf", "aiohttp")
