@@ -10,6 +10,9 @@ subreaper), go on, and their exit codes are kept in ``exits/<pid>.json`` for the
 
 An agent that ends with PREFLIGHT_EXIT_CODE has found its node unfit: then everything ends, with that code.
 
+It raises the soft limit of open files to the hard one, for itself and all that it starts: a leader has a stream of each
+pod, a rendezvous store connections of each rank, and container runtimes give 1024.
+
 SIGTERM is passed on to the agent, which ends its workers; what is still alive after LOCKSTEP_GRACE_SECONDS (25) is
 killed. Its own death ends everything: in a pod because it is PID 1, in a local run because agent and zygote ask the
 kernel for a signal when their parent dies (LOCKSTEP_DIE_WITH_PARENT=1, which also ties it to its own parent).
@@ -20,6 +23,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -38,6 +42,8 @@ _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 _LONGEST_PAUSE = 10.0
 STANDBY_VARIABLE = "LOCKSTEP_STANDBY"
 """Descriptor that a standby waits at, in its environment."""
+OPEN_FILES_VARIABLE = "LOCKSTEP_OPEN_FILES"
+"""Soft limit of open files that the container was given, in the environment: programs of the user get it back."""
 STANDBY_NAME = "agent (standby)"
 AGENT_NAME = "lockstep-agent"
 _LIVED_WELL = 60.0
@@ -76,6 +82,14 @@ def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
 def name_process(name: str) -> None:
     """What ``ps`` shows as this process's name; at most 15 bytes."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+def raise_open_files() -> int:
+    """Raise the soft limit of open files to the hard one, as far as the kernel lets us; returns what it was."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # the hard limit is above the kernel's own: preflight says what is left
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
 
 
 def descendants(root: int) -> Iterator[int]:
@@ -236,6 +250,7 @@ def main() -> None:
     run_dir = os.environ.get("LOCKSTEP_RUN_DIR")
     if not run_dir:
         sys.exit("LOCKSTEP_RUN_DIR is not set: name the memory-backed folder of this pod")
+    os.environ[OPEN_FILES_VARIABLE] = str(raise_open_files())
     grace, pause = (os.environ.get(f"LOCKSTEP_{name}_SECONDS") for name in ("GRACE", "STANDBY"))
     supervisor = Supervisor(Path(run_dir), float(grace or 25), float(pause or 20))
     supervisor.exits.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -32,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lockstep_trainer.supervisor import die_with_parent, write_json
+from lockstep_trainer.supervisor import OPEN_FILES_VARIABLE, die_with_parent, write_json
 
 _WORKER_OOM_SCORE = 800  # when memory runs out, the kernel ends workers and neither agent nor supervisor
 
@@ -229,8 +230,12 @@ def _run_worker(folder: Path) -> int:
 
 
 def _execute(argv: list[str], env: dict[str, str]) -> int:
+    environment = {**os.environ, **env}
+    if given := environment.pop(OPEN_FILES_VARIABLE, None):  # select(2) knows no file beyond 1023
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(given), hard))
     try:
-        os.execvpe(argv[0], argv, {**os.environ, **env})
+        os.execvpe(argv[0], argv, environment)
     except OSError as error:
         print(f"spec.command: cannot run {argv[0]!r}: {error.strerror}", file=sys.stderr)
     return 127  # as a shell does

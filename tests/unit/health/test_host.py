@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
+
+import pytest
 
 from lockstep_trainer.health.classify import classify
 from lockstep_trainer.health.host import kernel_clock, read_host
@@ -55,6 +58,12 @@ def test_this_kernel_has_a_clock_and_this_machine_is_read() -> None:
     assert found.shm_total is not None
     assert 0 <= found.shm_free <= found.shm_total
     assert found.memory_available is not None
+
+
+def test_open_files_are_what_this_process_may_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the checks has raised it as far as it goes."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 524288))
+    assert read_host(None).open_files == 1024
 
 
 def test_a_host_short_of_things_is_said_and_none_of_it_keeps_the_node_from_work() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.health.preflight import Tier, check
 from lockstep_trainer.health.table import load
+from lockstep_trainer.supervisor import raise_open_files
 
 FATAL, NOT_CHECKED = 1, 2
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object in place of tables")
     arguments = parser.parse_args()
     run_dir = Path(arguments.run_dir) if arguments.run_dir else None
+    raise_open_files()  # as the supervisor does: by hand, and in a Job of `lockstep preflight`, nobody else has
     try:
         report = check(arguments.tier, load(arguments.findings), run_dir=run_dir, gpus=arguments.gpus)
     except UserError as error:

@@ -21,12 +21,12 @@ def read_host(
     and estimated error in microseconds, or None."""
     shm, run = _space(root / "dev/shm"), _space(run_dir) if run_dir else None
     clock = (adjtimex or kernel_clock)()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return HostReadings(
         shm_total=shm[0] if shm else None,
         shm_free=shm[1] if shm else None,
         run_free=run[1] if run else None,
-        open_files=None if hard == resource.RLIM_INFINITY else hard,
+        open_files=None if soft == resource.RLIM_INFINITY else soft,
         memory_available=_memory(root),
         clock_synchronized=None if clock is None else int(not clock[0] & _STA_UNSYNC),
         clock_error_ms=None if clock is None else clock[1] / 1000,

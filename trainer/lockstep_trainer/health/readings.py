@@ -78,7 +78,7 @@ class HostReadings:
     shm_total: int | None = None  # bytes of /dev/shm
     shm_free: int | None = None
     run_free: int | None = None  # bytes free where snapshots and step records are kept
-    open_files: int | None = None  # the hard limit of open file descriptors
+    open_files: int | None = None  # the soft limit of open file descriptors
     memory_available: int | None = None  # bytes, the smaller of the machine's and the container's
     clock_synchronized: int | None = None  # 1: the kernel's clock follows a time server
     clock_error_ms: float | None = None  # by how much it may be off, says whoever sets it
