@@ -255,7 +255,7 @@ def main() -> None:
     supervisor = Supervisor(Path(run_dir), float(grace or 25), float(pause or 20))
     supervisor.exits.mkdir(parents=True, exist_ok=True)
     starts = Path(run_dir, "container-starts")
-    starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
+    write_whole(starts, str(int(starts.read_text()) + 1 if starts.exists() else 1).encode())
     supervisor.run()
     sys.exit(supervisor.exit_code)
 

@@ -15,7 +15,7 @@ from lockstep_trainer.agent.process import Watched
 from lockstep_trainer.control import CONTROL, CONTROL_SIGNAL, IDLE
 from lockstep_trainer.position import STACKS
 from lockstep_trainer.steprecord import STARTING, OwnStep, StepReader, StepRecordError
-from lockstep_trainer.supervisor import read_json, write_json
+from lockstep_trainer.supervisor import read_json, write_json, write_whole
 
 LEAVE_SECONDS = 5.0
 """A worker that was told to leave its generation and has not come out for so long is killed. It takes tens of
@@ -45,7 +45,7 @@ class Worker:
         self._reader: StepReader | None = None
         self._work: list[RankWork] = []
         self._events_position = folder / "events.position"  # what was passed on: a new agent goes on there
-        self._events = int(self._events_position.read_text()) if self._events_position.exists() else 0
+        self._events = self._read_events_position()
 
     def kill(self) -> None:
         """Also where it is still being started."""
@@ -134,8 +134,14 @@ class Worker:
         if not whole:
             return []
         self._events += len(whole) + 1
-        self._events_position.write_text(str(self._events))
+        write_whole(self._events_position, str(self._events).encode())
         return [json.loads(line) for line in whole.split(b"\n") if line.strip()]
+
+    def _read_events_position(self) -> int:
+        try:
+            return int(self._events_position.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
 
     def error(self) -> tuple[str | None, bool]:
         """The sentence that it left, and whether it blames the user."""
