@@ -191,11 +191,15 @@ class Workers:
     ) -> None:
         if before:
             await asyncio.wait(before)
+        if resting and worker.killed:  # the generation is over before it began, and nobody else has the idle process
+            resting.kill()
+            if resting.task:
+                await asyncio.wait([resting.task])
         local_rank = worker.rank % start.gpus_per_node
         worker.folder.mkdir(parents=True, exist_ok=True)
         orders = worker_orders(self._settings, start, rank=worker.rank, local_rank=local_rank, slot=slot)
         write_json(worker.folder / "start.json", orders)
-        if resting and resting.process and not resting.process.gone and not worker.killed:
+        if resting and resting.process and not resting.process.gone:
             worker.go_on(resting)
             if resting.task:
                 resting.task.cancel()
