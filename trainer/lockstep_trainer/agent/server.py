@@ -131,9 +131,10 @@ class Server:
         self._agent.tell(events.Invited(invite))
         return self._json(self._agent.inventory())
 
-    async def _member(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(heartbeat=10.0, max_msg_size=MAX_MESSAGE_BYTES)
-        await socket.prepare(request)
+    async def _member(self, request: web.Request) -> web.StreamResponse:
+        socket = await _open(request)
+        if socket is None:
+            return web.Response()
         connection = next(self._numbers)
         channel = self._members[connection] = Channel(socket)
         try:
@@ -152,9 +153,10 @@ class Server:
             self._agent.tell(events.MemberClosed(connection))
         return socket
 
-    async def _operator(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(heartbeat=10.0, max_msg_size=MAX_MESSAGE_BYTES)
-        await socket.prepare(request)
+    async def _operator(self, request: web.Request) -> web.StreamResponse:
+        socket = await _open(request)
+        if socket is None:
+            return web.Response()
         connection = next(self._numbers)
         channel = self._operators[connection] = Channel(socket)
         channel.send(self._agent.inventory())
@@ -188,3 +190,14 @@ class Server:
 
     def _json(self, message: ToOperator, status: int = 200) -> web.Response:
         return web.Response(text=encode(message), content_type="application/json", status=status)
+
+
+async def _open(request: web.Request) -> web.WebSocketResponse | None:
+    """A stream to whoever asks for it; None where it was cut off meanwhile: who wants it asks again."""
+    socket = web.WebSocketResponse(heartbeat=10.0, max_msg_size=MAX_MESSAGE_BYTES)
+    try:
+        await socket.prepare(request)
+    except ConnectionError as error:
+        log.debug("a stream was cut off before it was open: %s", error)
+        return None
+    return socket

@@ -7,7 +7,12 @@ bring.
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 IDLE_SECONDS = 15
@@ -18,6 +23,9 @@ ASK_TIMES = 3
 """… and so many times."""
 UNANSWERED_SECONDS = 30
 """What was sent and not acknowledged for so long will not be. Longer than any bound for a member's silence."""
+
+ANSWER_SECONDS = 3.0
+"""A host that is there answers a call within this time, however much its processes have to do."""
 
 
 def watched(connection: socket.socket) -> socket.socket:
@@ -35,7 +43,59 @@ def watched(connection: socket.socket) -> socket.socket:
     return connection
 
 
+@dataclass(frozen=True)
+class Call:
+    """A connection that is being made."""
+
+    made: list[socket.socket] = field(default_factory=list)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the other host has; its process may not have come to it yet."""
+        return any(_is_connected(connection) for connection in self.made)
+
+
+_CALL: ContextVar[Call | None] = ContextVar("_CALL", default=None)
+
+
+@asynccontextmanager
+async def calling(seconds: float) -> AsyncIterator[Call]:
+    """Bounds what is asked for within, by aiohttp and ``outgoing``: raises TimeoutError behind ``seconds``, and behind
+    ANSWER_SECONDS where no new connection was answered until then.
+
+    aiohttp's own bound for connecting, ``sock_connect``, would count the handshake of TLS, too. A process that is
+    called by thousands at once comes to each of them late, and the later the more often they begin again.
+    """
+    call, loop = Call(), asyncio.get_running_loop()
+    before = _CALL.set(call)
+    try:
+        async with asyncio.timeout(seconds) as bound:
+
+            def look() -> None:
+                if not call.answered:
+                    bound.reschedule(loop.time())
+
+            looking = loop.call_later(ANSWER_SECONDS, look)
+            try:
+                yield call
+            finally:
+                looking.cancel()
+    finally:
+        _CALL.reset(before)
+
+
 def outgoing(address: tuple[Any, ...]) -> socket.socket:
     """A socket to connect with, for aiohttp; ``address`` as of ``getaddrinfo``."""
     family, kind, protocol, *_ = address
-    return watched(socket.socket(family, kind, protocol))
+    connection = watched(socket.socket(family, kind, protocol))
+    if call := _CALL.get():
+        call.made.append(connection)
+    return connection
+
+
+def _is_connected(connection: socket.socket) -> bool:
+    try:
+        connection.getpeername()
+    except OSError:
+        return False
+    return True

@@ -7,19 +7,22 @@ import logging
 import random
 from collections.abc import Callable
 
-from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTimeout, WSMsgType
+from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientWebSocketResponse, WSMsgType
 
 from lockstep_api.messages import Inventory, Invite, ToLeader
 from lockstep_api.wire import WireError, decode, encode
+from lockstep_trainer.agent import sockets
 from lockstep_trainer.agent.channel import MAX_MESSAGE_BYTES, Channel
 from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.protocol import events
 
 log = logging.getLogger(__name__)
 
-_CONNECT_SECONDS = 3.0
+_OPEN_SECONDS = 15.0
+"""From the first packet to an open stream. A leader of 2,000 members has 5 s of work with their handshakes."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
-_INVITE_SECONDS = 2.0
+_INVITE_SECONDS = 15.0
+"""For an answer: as many handshakes as a leader's members, all begun at once."""
 
 
 class LeaderStream:
@@ -30,10 +33,17 @@ class LeaderStream:
         self._tell = tell
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
+        self._to: tuple[str, int] | None = None
+        self._call: sockets.Call | None = None
+        """While the stream is being opened."""
 
     def open(self, leader: str, epoch: int) -> None:
-        """Leave any older stream and open one to this leader."""
+        """Leave any older stream and open one to this leader. Where its host has answered already, that goes on: to
+        begin again would only give the leader more to do."""
+        if self._to == (leader, epoch) and self._call and self._call.answered:
+            return
         self.close()
+        self._to = leader, epoch
         self._task = asyncio.create_task(self._keep(leader, epoch))
 
     def close(self) -> None:
@@ -41,7 +51,7 @@ class LeaderStream:
         if self._task:
             self._task.cancel()
             self._task = None
-        self._channel = None
+        self._channel = self._call = self._to = None
 
     def send(self, message: ToLeader) -> None:
         """Lost where there is no stream."""
@@ -60,14 +70,7 @@ class LeaderStream:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _converse(self, leader: str, epoch: int) -> bool:
-        connecting = self._session.ws_connect(
-            self._trust.url(leader, "/v1/member"),
-            heartbeat=10.0,
-            max_msg_size=MAX_MESSAGE_BYTES,
-            **self._trust.call(),
-        )
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            socket = await connecting
+        socket = await self._connect(self._trust.url(leader, "/v1/member"))
         channel = Channel(socket)
         self._channel = channel
         heard = False
@@ -83,6 +86,17 @@ class LeaderStream:
             channel.close()
             self._tell(events.StreamClosed(epoch))
         return heard
+
+    async def _connect(self, url: str) -> ClientWebSocketResponse:
+        connecting = self._session.ws_connect(url, heartbeat=10.0, max_msg_size=MAX_MESSAGE_BYTES, **self._trust.call())
+        async with sockets.calling(_OPEN_SECONDS) as call:
+            self._call = call
+            try:
+                socket: ClientWebSocketResponse = await connecting
+            finally:
+                if self._call is call:
+                    self._call = None
+        return socket
 
 
 class Inviter:
@@ -103,9 +117,10 @@ class Inviter:
     async def _post(self, address: str, invite: Invite) -> None:
         url = self._trust.url(address, "/v1/invite")
         try:
-            async with self._session.post(
-                url, data=encode(invite), timeout=ClientTimeout(total=_INVITE_SECONDS), **self._trust.call()
-            ) as response:
+            async with (
+                sockets.calling(_INVITE_SECONDS),
+                self._session.post(url, data=encode(invite), **self._trust.call()) as response,
+            ):
                 self._said.pop(address, None)
                 if response.status != 409:
                     return
