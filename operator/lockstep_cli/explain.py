@@ -13,6 +13,7 @@ def why(job: TrainingJob, now: float, *, local: bool = False) -> str:
     sentences = [
         _phase(job, now, local),
         *_conditions(job),
+        *_other_data(job),
         *_verdicts(job),
         *_injected(job, now),
         *_last_fault(job, now),
@@ -86,6 +87,12 @@ def _conditions(job: TrainingJob) -> list[str]:
         if kind in conditions and conditions[kind].status == "True"
     ]
     return [_stop(condition.message) for condition in told if condition.message]
+
+
+def _other_data(job: TrainingJob) -> list[str]:
+    """Another job's checkpoint may have had other data, and data.onChange may accept it: neither ends the job."""
+    other = job.status.progress.other_data
+    return [_stop(f"Trained on other data {other}")] if other else []
 
 
 def _verdicts(job: TrainingJob) -> list[str]:

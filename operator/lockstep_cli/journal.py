@@ -95,6 +95,14 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherData:
+    """Up to ``step`` training was done on other data than the job's; ``message`` says what differs."""
+
+    step: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Loss on held-out text, in nats per token."""
 
@@ -123,6 +131,7 @@ class Journal:
     memberships: tuple[Membership, ...] = ()
     starts: tuple[Start, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
+    other_data: tuple[OtherData, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     texts: tuple[Text, ...] = ()
     ledger: dict[str, float] = field(default_factory=dict)
@@ -201,6 +210,7 @@ class _Folding:
         self.memberships: list[Membership] = []
         self.starts: list[Start] = []
         self.checkpoints: list[Checkpoint] = []
+        self.other_data: list[OtherData] = []
         self.evaluations: list[Evaluation] = []
         self.texts: list[Text] = []
         self.ledgers: dict[int, dict[str, float]] = {}
@@ -312,6 +322,11 @@ class _Folding:
             )
         )
 
+    def on_data_changed(self, line: Line) -> None:
+        found = OtherData(int(line["step"]), str(line.get("message", "")))
+        if found not in self.other_data:  # it is told at each start from that checkpoint
+            self.other_data.append(found)
+
     def on_evaluate(self, line: Line) -> None:
         self.evaluations.append(
             Evaluation(
@@ -345,6 +360,7 @@ class _Folding:
             memberships=tuple(self.memberships),
             starts=tuple(self.starts),
             checkpoints=tuple(self.checkpoints),
+            other_data=tuple(self.other_data),
             evaluations=tuple(self.evaluations),
             texts=tuple(self.texts),
             ledger=ledger,
@@ -362,6 +378,7 @@ _HANDLERS: dict[str, Callable[[_Folding, Line], None]] = {
     "start": _Folding.on_start,
     "recovered": _Folding.on_recovered,
     "checkpoint": _Folding.on_checkpoint,
+    "data_changed": _Folding.on_data_changed,
     "evaluate": _Folding.on_evaluate,
     "text": _Folding.on_text,
     "ledger": _Folding.on_ledger,

@@ -54,7 +54,7 @@ def view(job: TrainingJob, history: History, now: float) -> RenderableType:
     body.add_column(style="dim", no_wrap=True)
     body.add_column(overflow="fold")
     rows = dict(statustable.rows(job, now))
-    for name in ("progress", "members", "checkpoint", "goodput", "restarts"):
+    for name in ("progress", "members", "checkpoint", "goodput", "restarts", "other data"):
         if name in rows:
             body.add_row(f"  {name}", rows[name])
     if len(history.losses) > 2:
@@ -80,6 +80,7 @@ class Lines:
         self._phase: Phase | None = None
         self._faults: set[tuple[int, int, str]] = set()
         self._degraded = ""
+        self._other_data: str | None = None
         self._said_at = 0.0
 
     def show(self, status: TrainingJobStatus, now: float) -> None:
@@ -101,6 +102,9 @@ class Lines:
         if degraded != self._degraded:
             self._degraded = degraded
             self._say(f"{stamp}  {'checkpoints wait: ' + degraded if degraded else 'checkpoints are durable again'}")
+        if status.progress.other_data != self._other_data:
+            self._other_data = status.progress.other_data
+            self._say(f"{stamp}  trained on other data {self._other_data}")
         progress = statustable.progress_line(status)
         if progress and now - self._said_at >= self._every and status.phase == Phase.RUNNING:
             self._said_at = now

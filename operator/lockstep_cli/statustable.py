@@ -44,6 +44,7 @@ def rows(job: TrainingJob, now: float) -> list[tuple[str, str | Text]]:
         ("goodput", f"{status.goodput:.1%}" if status.goodput is not None else ""),
         ("GPU time", ledger_line(status)),
         ("restarts", restarts_line(status)),
+        ("other data", status.progress.other_data or ""),
     ]
     return [(name, value) for name, value in pairs if value]
 

@@ -43,6 +43,7 @@ class Progress:
     corrupt: tuple[CorruptVerdict, ...] = ()  # likewise
     outliers: tuple[OutlierVerdict, ...] = ()  # likewise
     injected: tuple[Injection, ...] = ()  # the newest
+    other_data: str = ""  # up to which step training was done on other data than the job's, and what differs
     kind: Literal["Progress"] = "Progress"
 
 

@@ -118,7 +118,8 @@ class DataSpec(Model):
     """Changes of the mix, by step, ascending. Sources without weights begin with their share of the samples."""
     on_change: str = Field(default="Refuse", pattern="^(Refuse|Accept)$")
     """What is done when the data is not what the checkpoint was trained on: Refuse ends the job with a sentence, Accept
-    goes on with the new data at the same global sample count."""
+    goes on with the new data at the same global sample count. A checkpoint of another job may have had other data: it
+    is only said, in status.progress.otherData."""
     module: ModuleName | None = None
     """Your own data set, as package.module:function; sources are given to it."""
 

@@ -78,6 +78,9 @@ class Progress(StatusModel):
     """Over the last steps."""
     mfu: float | None = None
     """Model FLOPs utilisation of the last step, 0 to 1: the model's own FLOPs as a share of the GPUs' peak."""
+    other_data: str | None = None
+    """Up to which step training was done on other data than the job's, and what differs: it began from another job's
+    checkpoint, or data.onChange is Accept."""
     at: str | None = None
     """When this was seen, RFC 3339."""
 

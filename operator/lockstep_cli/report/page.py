@@ -31,7 +31,9 @@ def render(journal: Journal, heading: Heading, ledger: dict[str, float] | None =
     hover = json.dumps(
         {"span": max(journal.end - journal.begin, 1e-9), "steps": charts.hover_data(journal)}, separators=(",", ":")
     )
-    message = f'<p class="message">{escape(journal.message)}</p>' if journal.message else ""
+    said = [journal.message] if journal.message else []
+    said += [f"Trained on other data up to step {one.step}: {one.message}" for one in journal.other_data]
+    message = "".join(f'<p class="message">{escape(each)}</p>' for each in said)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{escape(heading.job)} · Lockstep</title><style>{_asset("report.css")}</style></head><body><main>

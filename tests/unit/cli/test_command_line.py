@@ -121,6 +121,17 @@ def test_a_fault_is_a_line_once_its_outcome_is_known() -> None:
     assert said[-1] == "0:14  fault: a pod was lost; a new pod took the slot"
 
 
+def test_lines_tell_once_that_training_began_on_other_data() -> None:
+    said: list[str] = []
+    lines = live.Lines(said.append, started=0.0)
+    progress = {"step": 5, "otherData": "up to step 4: source text has other tokens"}
+    status = TrainingJobStatus.model_validate({"phase": "Running", "progress": progress})
+    for now in (10.0, 11.0):
+        lines.show(status, now)
+    told = "0:10  trained on other data up to step 4: source text has other tokens"
+    assert said == ["0:10  Running", told, "0:10  step 5"]
+
+
 @pytest.mark.parametrize(("rank", "kept"), [(None, 3), (1, 1), (7, 0)])
 def test_logs_of_a_rank(rank: int | None, kept: int) -> None:
     lines = ["agent started", "[step 3 rank 1] loss", "[rank 0] import"]

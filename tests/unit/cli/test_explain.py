@@ -64,6 +64,10 @@ CORRUPT = {
             "20.0% of the job's step time. Its copy took 50 % longer.",
         ),
         (
+            {"phase": "Running", "progress": {"otherData": "up to step 12: the seed was 0, and is 1 now"}},
+            "Running. Trained on other data up to step 12: the seed was 0, and is 1 now.",
+        ),
+        (
             {"phase": "Running", "verdicts": [CORRUPT]},
             "Running. Corrupt: rank 3 (node gpu-9) computed wrong numbers, first at step 40, now and then. Unit 3 was "
             "outvoted by two other units.",

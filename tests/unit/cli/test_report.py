@@ -64,6 +64,18 @@ def test_it_tells_the_run(html: str) -> None:
         assert words in html
 
 
+def test_it_says_that_training_began_on_other_data() -> None:
+    changed = {
+        "kind": "data_changed",
+        "step": 20,
+        "manifest": "s3://b/step-20-e1-g1/manifest.json",
+        "message": "<seed>",
+    }
+    lines = [*synthetic.lines(), *({**changed, "at": at} for at in (1.0, 2.0))]  # at each start from there
+    html = page.render(journal.fold(lines), page.Heading("demo", "s3://bucket/demo"))
+    assert html.count("Trained on other data up to step 20: &lt;seed&gt;</p>") == 1
+
+
 def test_text_of_a_run_can_not_become_markup() -> None:
     lines = [
         {"kind": "text", "at": 1.0, "epoch": 1, "generation": 1, "step": 1, "prompt": "", "text": "</pre><script>x"},

@@ -186,6 +186,16 @@ def test_the_status_says_what_is_kept_in_memory_and_how_often_checkpoints_are_ma
     assert world.status.checkpoint.interval == interval
 
 
+def test_the_status_says_what_other_data_training_began_on() -> None:
+    """A later leader may not know it any more."""
+    world = World(make_job(nodes=1, checkpoint={"uri": "s3://bucket"}))
+    world.train(step=7)
+    for told in ("up to step 4: the seed was 0, and is 1 now", ""):
+        world.say(newest=summary(7, world.now), other_data=told)
+        world.settle()
+        assert world.status.progress.other_data == "up to step 4: the seed was 0, and is 1 now"
+
+
 def test_the_status_says_what_checks_the_durable_checkpoint_passed() -> None:
     world = World(make_job(nodes=1, checkpoint={"uri": "s3://bucket"}))
     world.train(step=7)

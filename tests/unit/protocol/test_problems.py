@@ -6,6 +6,7 @@ from lockstep_api.messages import (
     Inventory,
     Join,
     Membership,
+    Progress,
     Quiesced,
     SlotInfo,
     Staged,
@@ -15,6 +16,7 @@ from lockstep_api.messages import (
     Term,
 )
 from lockstep_trainer.protocol import events
+from lockstep_trainer.protocol.effects import SendOperator
 from lockstep_trainer.protocol.jobplan import JobPlan
 from lockstep_trainer.protocol.leader import Leader
 from lockstep_trainer.protocol.snapshots import Snapshots
@@ -90,3 +92,13 @@ def test_a_state_that_nobody_keeps_is_told() -> None:
     snapshots.add(Staged(JOB, Term(1, 1), 1, state, copied=True), 136.0)
     assert snapshots.next(dict) == state
     assert snapshots.stuck(500.0) == ""
+
+
+def test_what_other_data_training_began_on_is_told_to_the_operator() -> None:
+    leader = new_leader()
+    line = {"kind": "data_changed", "step": 20, "manifest": "m", "message": "the seed was 0, and is 1 now"}
+    leader.handle(events.WorkerReported(line), 1.0)
+    effects = leader.handle(events.OperatorConnected(), 2.0)
+    said = [each.message for each in effects if isinstance(each, SendOperator)]
+    (progress,) = (each for each in said if isinstance(each, Progress))
+    assert progress.other_data == "up to step 20: the seed was 0, and is 1 now"

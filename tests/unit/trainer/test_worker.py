@@ -291,7 +291,8 @@ def test_a_damaged_checkpoint_sends_the_workers_to_its_parent(tmp_path: Path, po
     assert chain.manifest(chain.newest() or newest).parent == parent
 
 
-def test_another_jobs_damaged_checkpoint_is_the_mistake_of_resume_from(tmp_path: Path, port: int) -> None:
+def test_a_job_begins_from_another_ones_checkpoint(tmp_path: Path, port: int) -> None:
+    """Other data is said and not refused; a damaged file is the mistake of the field that names the checkpoint."""
     first = Chain(open_store(f"file://{tmp_path}/first"))
     first.fence(Term(1, 1), "test")
     folders = worker_folders(tmp_path, write_job(tmp_path), ranks=2, port=port, rendezvous=meeting(port, "other/1"))
@@ -300,17 +301,21 @@ def test_another_jobs_damaged_checkpoint_is_the_mistake_of_resume_from(tmp_path:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     wait_all(pids)
+    resumed = restore_orders(resolve(f"{first.store.uri}/{own.manifest}"))
+    recipe = {"steps": EVERY + 1, "globalBatchTokens": 16 * SAMPLES_PER_STEP, "precision": "fp32", "seed": 4}
+    job = write_job(tmp_path, recipe=recipe, evaluate=None, generate=None)
+    going = worker_folders(
+        tmp_path, job, ranks=2, port=port, generation=2, rendezvous=meeting(port, "other/2"), **resumed
+    )
+    assert run_kept(going) == [0, 0], (going[0] / "output.log").read_text()
+    (changed,) = events(going[0], "data_changed")
+    assert (changed["step"], changed["message"]) == (own.state.step, "the seed was 3, and is 4 now")
+
     key = f"{first.manifest(own).folder}/__1_0.distcp"
     first.store.put(key, first.store.get(key)[0][:-1] + b"x")
-    Chain(open_store(f"file://{tmp_path}/store"), "ns/job/uid").fence(Term(1, 2), "test")
+    Chain(open_store(f"file://{tmp_path}/store"), "ns/job/uid").fence(Term(1, 3), "test")
     again = worker_folders(
-        tmp_path,
-        write_job(tmp_path),
-        ranks=2,
-        port=port,
-        generation=2,
-        rendezvous=meeting(port, "other/2"),
-        **restore_orders(resolve(f"{first.store.uri}/{own.manifest}")),
+        tmp_path, job, ranks=2, port=port, generation=3, rendezvous=meeting(port, "other/3"), **resumed
     )
     assert run_kept(again) == [65, 65]
     said = json.loads((again[0] / "error.json").read_text())["message"]

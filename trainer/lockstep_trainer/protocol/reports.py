@@ -71,6 +71,7 @@ class Reports:
     replays: Replays = Replays()  # noqa: RUF009  (frozen)
     outliers: Outliers = Outliers()  # noqa: RUF009  (frozen)
     injected: list[Injection] = field(default_factory=list)
+    other_data: str = ""
     sequence: int = 0
     judged: list[tuple[str, str, int]] = field(default_factory=list)  # (cause, rung, how many)
     pace: list[tuple[float, int]] = field(default_factory=list)  # (end of step, its tokens)
@@ -164,6 +165,7 @@ class Reports:
             corrupt=self.replays.verdicts,
             outliers=self.outliers.episodes,
             injected=tuple(self.injected),
+            other_data=self.other_data,
         )
         return [SendOperator(progress)]
 
@@ -333,6 +335,8 @@ class Reports:
         if line.get("kind") == "evaluate" and isinstance(line.get("loss"), float):
             self.eval_loss = line["loss"]
             self.dirty = True
+        if line.get("kind") == "data_changed":
+            self.other_data, self.dirty = f"up to step {line.get('step')}: {line.get('message')}", True
         if line.get("kind") == "replayed":
             self.replays = self.replays.agreed()
         if line.get("kind") == "outlier":
