@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
-from lockstep_cli import journal, live, manifest, statustable, store, target
+from lockstep_cli import interruption, journal, live, manifest, statustable, store, target
 from lockstep_cli.commands import report
 from lockstep_cli.errors import CliError, RunFailedError
 from lockstep_cli.output import Output
@@ -59,7 +59,12 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     _prefer_own_python()
     _make_importable(arguments.file)
     start = partial(run, job, state_dir=folder, fault_injection=arguments.fault_injection)
-    status = asyncio.run(_run(start, job, output))
+    try:
+        status = asyncio.run(_run(start, job, output))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        if how := interruption.record(folder, time.time()):
+            output.errors.print(f"lockstep: {how}", soft_wrap=True)
+        raise
     job = job.model_copy(update={"status": status})
     written = _report(job, arguments.report or folder / "report.html", output)
     output.result(_summary(job, folder, written), statustable.table(job, time.time()))
@@ -75,7 +80,10 @@ def prepare(job: TrainingJob, folder: Path) -> TrainingJob:
     """The job with an identity of its own, and its folder on disk. Raises CliError for a folder that was used, and
     where no folder can be made; then it is not used."""
     if target.is_local(str(folder)):
-        raise CliError(f"--workdir {folder}: holds another run; give a new folder, or remove this one")
+        raise CliError(
+            f"--workdir {folder}: holds another run (`lockstep why {folder}` tells of it); give a new folder, or "
+            "remove this one"
+        )
     checkpoint = job.spec.checkpoint
     if checkpoint and checkpoint.uri.startswith("file://"):
         _make(store.folder_of(checkpoint.uri), f"checkpoint.uri: {checkpoint.uri}")

@@ -12,6 +12,7 @@ import yaml
 
 from integration.run import small
 from localrun import LocalRun, victims
+from lockstep_api.v1alpha1 import Phase
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(120)]
 
@@ -89,6 +90,15 @@ def test_ending_the_command_leaves_no_process(tmp_path: Path, number: signal.Sig
         os.kill(run.process.pid, number)
         run.process.wait(20)
         assert gone(processes, 15), [pid for pid in processes if victims.alive(pid)]
+        if number == signal.SIGKILL:
+            return
+        assert run.process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+        status, said = run.status, run.errors_file.read_text()
+    assert status.phase == Phase.FAILED
+    (failed,) = [one for one in status.conditions if one.type == "Failed"]
+    assert failed.reason == "Interrupted"
+    assert "The run was interrupted." in said
+    assert failed.message in said
 
 
 def test_a_file_that_is_no_manifest_ends_before_anything_starts(tmp_path: Path) -> None:
