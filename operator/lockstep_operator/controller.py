@@ -93,7 +93,8 @@ class JobController:
             pause = 0.0
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), pause)
+                    async with asyncio.timeout(pause):  # wait_for loses a cancellation that comes with a change
+                        await self._wake.wait()
                 await asyncio.sleep(DEBOUNCE_SECONDS)
                 self._wake.clear()
                 pause = await self._pass()

@@ -97,7 +97,8 @@ class NodeMemory:
         pause = 0.0
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
+                async with asyncio.timeout(pause):  # wait_for loses a cancellation that comes with a change
+                    await self._wake.wait()
             self._wake.clear()
             try:
                 await self.review()

@@ -100,6 +100,29 @@ def passes(
     return asyncio.run(main())
 
 
+def test_a_controller_ends_although_something_has_changed_at_that_instant() -> None:
+    """A cancellation that is lost would leave a job led by nobody's order, and Ctrl-C without an effect."""
+
+    async def main() -> bool:
+        async with aiohttp.ClientSession() as session:
+            controller = JobController(
+                make_job(nodes=2),
+                Recorder(),
+                lambda changed: Links(session, "token", changed, asyncio.Semaphore(), tls=CREDENTIALS.context(UID)),
+                pod_creations=asyncio.Semaphore(8),
+            )
+            running = asyncio.create_task(controller.run())
+            await asyncio.sleep(1.0)  # it waits for a change now
+            controller.wake()
+            running.cancel()
+            await asyncio.wait({running}, timeout=2.0)
+            ended = running.done()
+            running.cancel()
+            return ended
+
+    assert asyncio.run(main())
+
+
 def test_the_status_is_written_before_anything_is_done() -> None:
     backend = Recorder()
     passes(backend, 1)
