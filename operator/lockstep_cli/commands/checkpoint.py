@@ -211,7 +211,9 @@ def handle_verify(arguments: argparse.Namespace, output: Output) -> int:
         if found["problems"]:
             lines += [Text(f"{folder}/{problem['file']}: {problem['message']}", "red") for problem in found["problems"]]
         else:
-            lines.append(Text(f"{folder}: {found['files']} files, {size_text(found['bytes'])}, all as they were written"))
+            lines.append(
+                Text(f"{folder}: {found['files']} files, {size_text(found['bytes'])}, all as they were written")
+            )
     removed = [] if name else [each.folder for each in job.checkpoints if each.removed]
     lines += [Text(f"{folder}: removed", "dim") for folder in removed]
     output.result({"uri": job.chain.store.uri, **result, "removed": removed}, Text("\n").join(lines))
