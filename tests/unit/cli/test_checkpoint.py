@@ -368,7 +368,7 @@ def test_export_takes_a_tokenizer_from_a_path(
         assert run(*rest, "--tokenizer", place) == 1
         assert f"lockstep: --tokenizer: get {tmp_path}/nosuch" in capsys.readouterr().err
     for place in ("own one", "own one/tokenizer.json", tmp_path / "own one"):
-        assert run(*rest, "--tokenizer", place) == 0
+        assert run(*rest, "--tokenizer", place, "--force") == 0
         assert (tmp_path / "model" / "tokenizer.json").is_file()
         (tmp_path / "model" / "tokenizer.json").unlink()
 

@@ -64,8 +64,8 @@ def find_files(
         packed = next((file for file in found if _PACKED.search(file.path)), None)
         if packed and source.format in ("auto", "text", "jsonl"):
             raise UserError(
-                f"{field.format(number)}: {packed.uri} is packed; unpack it, or leave it out with exclude (text and JSON "
-                "lines in .gz or .zst are read as they are)"
+                f"{field.format(number)}: {packed.uri} is packed; unpack it, or leave it out with exclude (text and "
+                "JSON lines in .gz or .zst are read as they are)"
             )
         files += found
     return files
