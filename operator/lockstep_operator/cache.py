@@ -17,6 +17,10 @@ UNFIT_CHARACTERS = 1000
 """Of what preflight checks found: an event holds 1024 bytes, a status keeps ten faults; the pod's log has it all."""
 
 
+JobKey = tuple[str, str]
+"""(namespace, uid) of a job."""
+
+
 class ClusterCache:
     """Pods of all jobs, and nodes. ``wake`` is called with the uid of a job whose pods or nodes changed,
     ``nodes_changed`` when any node did."""
@@ -24,10 +28,10 @@ class ClusterCache:
     def __init__(self, client: KubeClient, namespaces: tuple[str, ...]) -> None:
         self.wake: Callable[[str], None] = lambda uid: None
         self.nodes_changed: Callable[[], None] = lambda: None
-        self._by_job: dict[str, dict[str, Pod]] = {}  # job uid → pod uid → pod
+        self._by_job: dict[JobKey, dict[str, Pod]] = {}  # job → pod uid → pod
         scopes: tuple[str | None, ...] = namespaces or (None,)
         self._pod_informers = [
-            Informer(client, PODS, trim_pod, self._pod_changed, namespace=namespace, labels=constants.LABEL_JOB_UID)
+            Informer(client, PODS, job_pod, self._pod_changed, namespace=namespace, labels=constants.LABEL_JOB_UID)
             for namespace in scopes
         ]
         self._nodes = Informer(client, NODES, trim_node, self._node_changed)
@@ -45,9 +49,9 @@ class ClusterCache:
         for informer in self._pod_informers:
             await informer.synced.wait()
 
-    def pods(self, job_uid: str) -> tuple[Pod, ...]:
+    def pods(self, namespace: str, job_uid: str) -> tuple[Pod, ...]:
         """Pods of the job."""
-        return tuple(self._by_job.get(job_uid, {}).values())
+        return tuple(self._by_job.get((namespace, job_uid), {}).values())
 
     def nodes(self) -> Mapping[str, Node]:
         """Nodes by name; empty until they were listed."""
@@ -57,23 +61,37 @@ class ClusterCache:
         """Seconds since the pods' watch was last heard."""
         return max(time.monotonic() - informer.heard for informer in self._pod_informers)
 
-    def _pod_changed(self, old: tuple[str, Pod] | None, new: tuple[str, Pod] | None) -> None:
-        job_uid, pod = new or old  # type: ignore[misc]  # one of them is set
-        pods = self._by_job.setdefault(job_uid, {})
+    def _pod_changed(self, old: tuple[JobKey, Pod] | None, new: tuple[JobKey, Pod] | None) -> None:
+        job, pod = new or old  # type: ignore[misc]  # one of them is set
+        pods = self._by_job.setdefault(job, {})
         if new is None:
             pods.pop(pod.uid, None)
             if not pods:
-                del self._by_job[job_uid]
+                del self._by_job[job]
         else:
             pods[pod.uid] = pod
-        self.wake(job_uid)
+        self.wake(job[1])
 
     def _node_changed(self, old: Node | None, new: Node | None) -> None:
         name = (new or old).name  # type: ignore[union-attr]  # one of them is set
         self.nodes_changed()
-        for job_uid, pods in self._by_job.items():
+        for (_, job_uid), pods in self._by_job.items():
             if any(pod.node == name for pod in pods.values()):
                 self.wake(job_uid)
+
+
+def job_pod(manifest: Manifest) -> tuple[JobKey, Pod] | None:
+    """(job, pod); None where no job made the pod. Whoever may create pods, in a namespace of their own even, may give
+    them a job's label: only the owner reference binds, and it reaches no other namespace."""
+    job_uid, pod = trim_pod(manifest)
+    metadata = manifest["metadata"]
+    return ((metadata["namespace"], job_uid), pod) if controlled_by(manifest, job_uid) else None
+
+
+def controlled_by(manifest: Manifest, uid: str) -> bool:
+    """Whether the object with that uid is the controller that made this one."""
+    owners = manifest["metadata"].get("ownerReferences", [])
+    return any(owner["uid"] == uid and owner.get("controller") for owner in owners)
 
 
 def trim_pod(manifest: Manifest) -> tuple[str, Pod]:

@@ -23,13 +23,14 @@ PAUSE_SECONDS = (0.2, 10.0)
 
 
 class Informer(Generic[T]):
-    """Keeps ``items``, by uid, equal to what the server has. ``changed`` gets the old and the new one."""
+    """Keeps ``items``, by uid, equal to what the server has. ``changed`` gets the old and the new one. What ``trim``
+    makes nothing of is passed over."""
 
     def __init__(
         self,
         client: KubeClient,
         resource: Resource,
-        trim: Callable[[Manifest], T],
+        trim: Callable[[Manifest], T | None],
         changed: Callable[[T | None, T | None], None],
         *,
         namespace: str | None = None,

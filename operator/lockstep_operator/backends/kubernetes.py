@@ -46,7 +46,7 @@ class KubernetesBackend:
 
     def pods(self, job: TrainingJob) -> tuple[Pod, ...]:
         """From the cache."""
-        return self._cache.pods(job.uid)
+        return self._cache.pods(job.namespace, job.uid)
 
     def nodes(self) -> Mapping[str, Node]:
         """From the cache."""

@@ -22,10 +22,12 @@ def pod(name: str, uid: str, version: int = 1, **status: Any) -> dict[str, Any]:
     return {
         "metadata": {
             "name": name,
+            "namespace": "team",
             "uid": uid,
             "resourceVersion": str(version),
             "creationTimestamp": "2026-01-02T03:04:05Z",
             "labels": {constants.LABEL_JOB_UID: "j", constants.LABEL_ORDINAL: "4", constants.LABEL_INCARNATION: "2"},
+            "ownerReferences": [{"kind": constants.KIND, "name": "run", "uid": "j", "controller": True}],
         },
         "spec": {"nodeName": "node-a"},
         "status": status,
@@ -166,10 +168,29 @@ def test_a_deletion_that_the_watch_missed_is_found_by_the_next_list() -> None:
         cache.wake = woken.append
         task = asyncio.create_task(cache._pod_informers[0].run())
         await cache.synced()
-        while {one.uid for one in cache.pods("j")} != {"3"}:
+        while {one.uid for one in cache.pods("team", "j")} != {"3"}:
             await asyncio.sleep(0.01)
         task.cancel()
         assert set(woken) == {"j"}
+
+    run(server, test)
+
+
+def test_a_job_has_the_pods_that_it_made_and_no_others() -> None:
+    """Whoever may create pods can label them as another's, and the operator tells a job's pods the job's token."""
+    own, labelled, foreign, elsewhere = (pod("run-4-2", uid) for uid in ("own", "labelled", "foreign", "elsewhere"))
+    labelled["metadata"]["ownerReferences"][0]["controller"] = False
+    del foreign["metadata"]["ownerReferences"]
+    elsewhere["metadata"]["namespace"] = "evil"  # an owner reference can be forged where its owner is not
+    server = Server()
+    server.answers = [(200, {"metadata": {"resourceVersion": "5"}, "items": [own, labelled, foreign, elsewhere]})]
+
+    async def test(client: KubeClient) -> None:
+        cache = ClusterCache(client, ())
+        task = asyncio.create_task(cache._pod_informers[0].run())
+        await cache.synced()
+        task.cancel()
+        assert [one.uid for one in cache.pods("team", "j")] == ["own"]
 
     run(server, test)
 
