@@ -39,7 +39,8 @@ CONNECT_SECONDS = 3.0
 PROBE_SECONDS = 2.0
 RECONNECT_SECONDS = (0.1, 1.0)
 """First and longest pause before the leader is dialled again."""
-_UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError, WireError)
+_UNREACHABLE = (aiohttp.ClientError, aiohttp.WSMessageTypeError, OSError, TimeoutError, WireError)
+"""A stream that closes where a message is awaited is the second of them."""
 
 
 class Links:
@@ -81,11 +82,12 @@ class Links:
         if plan.leader is None or self._target is None or plan.leader.uid != self._target.uid:
             self._drop_stream()
             if plan.leader is not None:
-                self._target = plan.leader
                 self.leader = Leader(pod_uid=plan.leader.uid, connected=False, since=self._clock())
-                self._stream = asyncio.create_task(self._keep_stream(plan.leader), name=f"leader {plan.leader.pod}")
-        else:
-            self._target = plan.leader  # another address, or another start of its container
+        self._target = plan.leader  # perhaps of another address, or another start of its container
+        if self._stream and self._stream.done():
+            self._give_up(self._stream)
+        if plan.leader is not None and (self._stream is None or self._stream.done()):
+            self._stream = asyncio.create_task(self._keep_stream(plan.leader), name=f"leader {plan.leader.pod}")
         for message in plan.send:
             if isinstance(message, FaultAck):
                 self._forget_faults(message)
@@ -142,12 +144,21 @@ class Links:
                     pause = RECONNECT_SECONDS[0]
             except _UNREACHABLE as error:
                 log.debug("%s: stream closed: %s", current.pod, error or type(error).__name__)
-            if self.leader and self.leader.connected:
-                # Silence counts from the last word and not from the moment at which it was noticed.
-                self.leader = replace(self.leader, connected=False, since=self._heard)
-                self._changed()
+            self._lose_leader()
             await asyncio.sleep(pause)
             pause = min(2 * pause, RECONNECT_SECONDS[1])
+
+    def _lose_leader(self) -> None:
+        if self.leader and self.leader.connected:
+            # Silence counts from the last word and not from the moment at which it was noticed.
+            self.leader = replace(self.leader, connected=False, since=self._heard)
+            self._changed()
+
+    def _give_up(self, stream: asyncio.Task[None]) -> None:
+        """A stream that nobody ended has failed as was not foreseen."""
+        if not stream.cancelled():
+            log.error("%s: the stream failed and is opened again", stream.get_name(), exc_info=stream.exception())
+        self._lose_leader()
 
     async def _one_connection(self, target: Target) -> bool:
         """One stream from its start to its end; whether it got as far as an inventory."""

@@ -183,6 +183,41 @@ def test_a_text_that_is_no_message_closes_the_stream_and_nothing_else() -> None:
     run(test)
 
 
+def test_an_agent_that_goes_before_its_first_word_is_dialled_again() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        links.follow(replace(NOTHING, leader=agent.target()))
+        await until(lambda: bool(links.leader and links.leader.connected))
+
+    class Leaving(StandIn):
+        async def operator(self, request: web.Request) -> web.WebSocketResponse:
+            if self.sockets:
+                return await super().operator(request)
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            self.sockets.append(socket)
+            await socket.close()
+            return socket
+
+    run(test, Leaving(POD))
+
+
+def test_a_stream_that_has_failed_is_opened_again() -> None:
+    async def test(agent: StandIn, links: Links) -> None:
+        connect = links._one_connection
+
+        async def fail(target: Target) -> bool:
+            links._one_connection = connect  # type: ignore[method-assign]
+            raise RuntimeError("a defect")
+
+        links._one_connection = fail  # type: ignore[method-assign]
+        links.follow(replace(NOTHING, leader=agent.target()))
+        await until(lambda: bool(links._stream and links._stream.done()))
+        links.follow(replace(NOTHING, leader=agent.target()))
+        await until(lambda: bool(links.leader and links.leader.connected))
+
+    run(test)
+
+
 def test_an_end_that_comes_while_a_stream_is_given_up_is_an_end() -> None:
     """Once the job's end came just when the stream's sender was being stopped, was taken for the sender's, and the
     links went on for ever."""
