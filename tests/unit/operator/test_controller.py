@@ -17,7 +17,7 @@ from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import DeletePod, Event, LabelPod, NewPod
 from lockstep_operator.plan.observed import Node, Pod
 from lockstep_operator.plan.renewal import Validity
-from unit.operator.builders import CREDENTIALS, UID, make_job
+from unit.operator.builders import CREDENTIALS, START, UID, make_job
 
 
 class Recorder:
@@ -127,6 +127,20 @@ def test_the_status_is_written_before_anything_is_done() -> None:
     backend = Recorder()
     passes(backend, 1)
     assert backend.calls == ["status", "Service", "Secret", "ConfigMap", "run-0-0", "run-1-0"]
+
+
+def test_a_clock_that_was_set_back_holds_no_decision_back() -> None:
+    class Failing(Recorder):
+        def pods(self, job: TrainingJob) -> tuple[Pod, ...]:
+            return (Pod("run-0-0", "uid-0", 0, 0, "Failed", START),) if now < START else ()
+
+    def set_back() -> None:
+        nonlocal now
+        now = START - 600
+
+    now, backend = START, Failing()
+    passes(backend, 2, clock=lambda: now, after=set_back)
+    assert backend.calls[-5:] == ["status", "learn", "event PodFailed", "run-0-1", "delete run-0-0"]
 
 
 def test_who_lost_a_race_does_nothing() -> None:
