@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from lockstep_api import constants
 from lockstep_operator.informer import Informer
 from lockstep_operator.kube import NODES, PODS, KubeClient, Manifest
+from lockstep_operator.plan.children import controlled_by
 from lockstep_operator.plan.nodes import notices
 from lockstep_operator.plan.observed import Node, Pod
 from lockstep_operator.plan.times import unix
@@ -86,12 +87,6 @@ def job_pod(manifest: Manifest) -> tuple[JobKey, Pod] | None:
     job_uid, pod = trim_pod(manifest)
     metadata = manifest["metadata"]
     return ((metadata["namespace"], job_uid), pod) if controlled_by(manifest, job_uid) else None
-
-
-def controlled_by(manifest: Manifest, uid: str) -> bool:
-    """Whether the object with that uid is the controller that made this one."""
-    owners = manifest["metadata"].get("ownerReferences", [])
-    return any(owner["uid"] == uid and owner.get("controller") for owner in owners)
 
 
 def trim_pod(manifest: Manifest) -> tuple[str, Pod]:

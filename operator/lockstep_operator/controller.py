@@ -8,7 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
 
 from lockstep_api.messages import Membership
 from lockstep_api.v1alpha1 import TrainingJob
@@ -20,6 +21,7 @@ from lockstep_operator.errors import (
     NotFoundError,
     NotRenewedError,
     RefusedError,
+    TakenError,
 )
 from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import ChildKind, Event, NewPod, Plan
@@ -37,6 +39,12 @@ FORGET_CREATION_SECONDS = 30.0
 """A pod that was created and is not seen for so long is believed gone."""
 REFUSAL_SECONDS = (5.0, 300.0)
 """First and longest pause after the API server refused a pod; doubled each time."""
+CHILDREN_SECONDS = 30.0
+"""Before pods are created the job's other objects are made sure of, if that was so long ago: none starts without."""
+TAKEN_PAUSE_SECONDS = 10.0
+"""Before a name is tried again that something else has."""
+TAKEN_SECONDS = 30.0
+"""A pod that had the name of a wanted one for so long keeps it: it hangs on a dead node, or is nobody's."""
 RENEWAL_PAUSE_SECONDS = 300.0
 """Before the API server is asked again to replace a certificate: there are days left."""
 
@@ -47,6 +55,16 @@ class Reporter(Protocol):
     def reconciled(self, job: TrainingJob, seconds: float, error: BaseException | None) -> None:
         """One pass has ended."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A pod that is another's has the name of a wanted one."""
+
+    ordinal: int
+    incarnation: int
+    since: float
+    tried: float
 
 
 class JobController:
@@ -67,10 +85,13 @@ class JobController:
         self._wake = asyncio.Event()
         self._links = links(self.wake)
         self._pod_creations = pod_creations
-        self._children: set[str] = set()
+        self._children: set[ChildKind] = set()
+        self._made_sure = 0.0  # when all of them were asked for last
+        self._foreign: dict[ChildKind, float] = {}  # another's is there under its name → when it was last tried
         self._secret_version = ""  # of the Secret as this process wrote it last
         self._secret_refused_until = 0.0
         self._created: dict[str, float] = {}  # pod name → when its creation was answered
+        self._taken: dict[str, _Taken] = {}  # by pod name
         self._fenced: Membership | None = None
         self._refusal: Refusal | None = None
         self._refusals = 0
@@ -107,8 +128,8 @@ class JobController:
         error: BaseException | None = None
         try:
             return await self.reconcile()
-        except ConflictError:
-            log.debug("%s: the job has changed meanwhile; planning again", self.job.name)
+        except ConflictError as failure:
+            log.debug("%s: %s; planning again", self.job.name, failure)
             return 0.2
         except NotFoundError:
             log.debug("%s is gone", self.job.name)
@@ -150,7 +171,7 @@ class JobController:
         await self._act(decided)
         if decided.again_at is not None:
             due.append(max(0.0, decided.again_at - self._clock()))
-        return min(due)
+        return min(*due, *self._until_names_are_tried())
 
     def _observe(self, now: float) -> Observed:
         pods = self._backend.pods(self.job)
@@ -158,12 +179,17 @@ class JobController:
         self._created = {
             name: at for name, at in self._created.items() if name not in seen and now - at < FORGET_CREATION_SECONDS
         }
+        self._taken = {name: one for name, one in self._taken.items() if now - one.tried < 2 * TAKEN_SECONDS}
+        waiting = {name for name, one in self._taken.items() if 0 <= now - one.tried < TAKEN_PAUSE_SECONDS}
         return Observed(
             pods=pods,
             nodes=self._backend.nodes(),
             excluded=self._backend.excluded(),
             children=frozenset(self._children - ({"Secret"} if self._secret_is_old() else set())),
-            creating=frozenset(self._created),
+            creating=frozenset(self._created.keys() | waiting),
+            taken=frozenset(
+                (one.ordinal, one.incarnation) for one in self._taken.values() if one.tried - one.since >= TAKEN_SECONDS
+            ),
             agents=self._links.agents(pods),
             leader=self._links.leader,
             fenced=self._fenced,
@@ -179,19 +205,42 @@ class JobController:
     async def _act(self, decided: Plan) -> None:
         for event in decided.events:
             await self._backend.post_event(self.job, event)
-        for kind in decided.children:
+        for kind in self._kinds(decided):
             await self._create_child(kind)
-        await self._create(decided.create)
+        if "ConfigMap" not in self._foreign:  # pods would start with another's
+            await self._create(decided.create)
         await _all(self._backend.delete_pod(self.job, pod) for pod in decided.delete)
         await _all(self._backend.label_pod(self.job, label) for label in decided.label)
         if decided.delete_job:
             await self._backend.delete_job(self.job)
+
+    def _kinds(self, decided: Plan) -> Iterable[ChildKind]:
+        """What is to be created before pods are. What was there when it was last looked at may be gone."""
+        now, kinds = self._clock(), decided.children
+        if decided.create and not 0 <= now - self._made_sure < CHILDREN_SECONDS:
+            kinds, self._made_sure = get_args(ChildKind), now
+        paused = {kind for kind, tried in self._foreign.items() if 0 <= now - tried < TAKEN_PAUSE_SECONDS}
+        if now < self._secret_refused_until:
+            paused.add("Secret")
+        return [kind for kind in kinds if kind not in paused]
+
+    def _until_names_are_tried(self) -> list[float]:
+        """Seconds, for each name that another's had."""
+        now = self._clock()
+        tried = [*self._foreign.values(), *(one.tried for one in self._taken.values())]
+        return [left for at in tried if (left := at + TAKEN_PAUSE_SECONDS - now) > 0]
 
     async def _create_child(self, kind: ChildKind) -> None:
         version = self._backend.credentials.version(self.job.uid)  # before: the next one may begin meanwhile
         try:
             with suppress(AlreadyExistsError):
                 await self._backend.create_child(self.job, kind)
+        except TakenError as error:
+            message = f"{error.message}; the job's own is made once it is gone"
+            await self._backend.post_event(self.job, Event("Warning", "NameTaken", message))
+            self._children.discard(kind)
+            self._foreign[kind] = self._clock()
+            return
         except NotRenewedError as error:  # the job goes on with the certificate that it has
             message = f"The Secret with the job's certificate can't be replaced: {error.message}"
             await self._backend.post_event(self.job, Event("Warning", "CertificateNotRenewed", message))
@@ -199,6 +248,7 @@ class JobController:
             self._secret_refused_until = self._clock() + RENEWAL_PAUSE_SECONDS
             return
         self._children.add(kind)
+        self._foreign.pop(kind, None)
         if kind == "Secret":
             self._secret_version = version
 
@@ -221,8 +271,17 @@ class JobController:
 
     async def _create_pod(self, new: NewPod) -> None:
         async with self._pod_creations:
-            with suppress(AlreadyExistsError):
-                await self._backend.create_pod(self.job, new)
+            try:
+                with suppress(AlreadyExistsError):
+                    await self._backend.create_pod(self.job, new)
+            except TakenError:
+                now = self._clock()
+                since = self._taken[new.name].since if new.name in self._taken else now
+                self._taken[new.name] = _Taken(new.ordinal, new.incarnation, since, now)
+                if now - since >= TAKEN_SECONDS:
+                    self.wake()
+                return
+            self._taken.pop(new.name, None)
             self._created[new.name] = self._clock()
 
 

@@ -5,8 +5,9 @@
     OperatorError
     ├── ConfigError          the operator's own options: named, with the remedy
     └── ApiError             the Kubernetes API said no, or nothing
-        ├── ConflictError         409 on a write: somebody else was faster
-        ├── AlreadyExistsError    409 on a create
+        ├── ConflictError         409 on a write: somebody else was faster, at the object or at a quota
+        ├── AlreadyExistsError    409 on a create: it is there
+        ├── TakenError            it is there, and is another's
         ├── NotFoundError         404
         ├── ExpiredError          410: the watch must start again with a list
         ├── RefusedError          403 or 422: quota, policy, or an object that can't be
@@ -34,11 +35,15 @@ class ApiError(OperatorError):
 
 
 class ConflictError(ApiError):
-    """The object has changed since it was read."""
+    """The object has changed since it was read, or what had to be counted with it has."""
 
 
 class AlreadyExistsError(ApiError):
     """An object of that name is there."""
+
+
+class TakenError(ApiError):
+    """An object of that name is there, and whoever asked for it does not own it."""
 
 
 class NotFoundError(ApiError):

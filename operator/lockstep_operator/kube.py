@@ -147,10 +147,13 @@ class KubeClient:
             ) from None
 
     async def create(self, path: str, body: Manifest) -> Manifest:
-        """Create an object. Raises errors.AlreadyExistsError, errors.RefusedError."""
+        """Create an object. Raises errors.AlreadyExistsError, errors.RefusedError, and errors.ConflictError where two
+        creations met at one quota: the same may be asked again."""
         try:
             return await self._request("POST", path, body)
         except ConflictError as error:
+            if error.reason != "AlreadyExists":
+                raise
             raise AlreadyExistsError(error.code, error.reason, error.message) from None
 
     async def replace(self, path: str, body: Manifest) -> Manifest:

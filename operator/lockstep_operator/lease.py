@@ -103,7 +103,7 @@ class Lease:
         }
         try:
             await self._client.create(LEASES.path(self._namespace), body)
-        except AlreadyExistsError:
+        except (AlreadyExistsError, ConflictError):
             return False
         return True
 

@@ -48,11 +48,11 @@ class Backend(Protocol):
 
     async def create_child(self, job: TrainingJob, kind: ChildKind) -> None:
         """Create the Service, Secret or ConfigMap; replace the Secret where it is there. Raises
-        errors.NotRenewedError."""
+        errors.NotRenewedError, and errors.TakenError where another's is there under its name."""
         ...
 
     async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
-        """Create a pod. Raises errors.RefusedError."""
+        """Create a pod. Raises errors.RefusedError, and errors.TakenError where another's pod has its name."""
         ...
 
     async def delete_pod(self, job: TrainingJob, delete: DeletePod) -> None:

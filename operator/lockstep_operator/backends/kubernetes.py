@@ -8,7 +8,14 @@ from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_operator.cache import ClusterCache
 from lockstep_operator.credentials import Credentials
-from lockstep_operator.errors import AlreadyExistsError, NotRenewedError, RefusedError
+from lockstep_operator.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    NotFoundError,
+    NotRenewedError,
+    RefusedError,
+    TakenError,
+)
 from lockstep_operator.events import EventPoster
 from lockstep_operator.kube import (
     CONFIG_MAPS,
@@ -18,6 +25,7 @@ from lockstep_operator.kube import (
     SERVICES,
     TRAINING_JOBS,
     KubeClient,
+    Manifest,
     Resource,
 )
 from lockstep_operator.nodememory import NodeMemory
@@ -72,23 +80,49 @@ class KubernetesBackend:
 
     async def create_child(self, job: TrainingJob, kind: ChildKind) -> None:
         """Service, Secret or ConfigMap. A Secret that is there is replaced whole, without having been read: what it
-        should hold is known, and where it holds that already the server changes nothing."""
+        should hold is known, and where it holds that already the server changes nothing. The others stay as they were
+        made, if it was for this job."""
         manifest = children.render(
             job, kind, self.credentials.secret(job.uid) if kind == "Secret" else {}, self._defaults.findings
         )
         try:
             await self._client.create(_CHILDREN[kind].path(job.namespace), manifest)
         except AlreadyExistsError:
-            if kind != "Secret":
+            if kind == "Secret":
+                await self._replace_secret(job, manifest)
+            else:
+                await self._look_at(job, kind)
                 raise
-            try:
-                await self._client.replace(SECRETS.path(job.namespace, children.secret_name(job)), manifest)
-            except RefusedError as error:
-                raise NotRenewedError(error.code, error.reason, error.message) from None
+
+    async def _replace_secret(self, job: TrainingJob, manifest: Manifest) -> None:
+        try:
+            await self._client.replace(SECRETS.path(job.namespace, children.secret_name(job)), manifest)
+        except RefusedError as error:
+            raise NotRenewedError(error.code, error.reason, error.message) from None
+        except NotFoundError as error:  # it went in between
+            raise ConflictError(error.code, error.reason, error.message) from None
+
+    async def _look_at(self, job: TrainingJob, kind: ChildKind) -> None:
+        """Whose it is. Where a role of before does not allow to look, what is there is believed, as it was then."""
+        try:
+            manifest = await self._client.get(_CHILDREN[kind].path(job.namespace, children.name_of(job, kind)))
+        except RefusedError:
+            return
+        except NotFoundError as error:  # it went in between
+            raise ConflictError(error.code, error.reason, error.message) from None
+        _must_own(job, kind, manifest)
 
     async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
         """From the job's template."""
-        await self._client.create(PODS.path(job.namespace), pods.render(job, new, self._defaults))
+        path = PODS.path(job.namespace)
+        try:
+            await self._client.create(path, pods.render(job, new, self._defaults))
+        except AlreadyExistsError:
+            there = (await self._client.list(path, fields=f"metadata.name={new.name}")).items
+            if not there:
+                raise ConflictError(409, "Conflict", f"pod {new.name} went while it was looked at") from None
+            _must_own(job, "pod", there[0])
+            raise
 
     async def delete_pod(self, job: TrainingJob, delete: DeletePod) -> None:
         """With the template's grace period; at once where the node is down."""
@@ -112,3 +146,9 @@ class KubernetesBackend:
     async def delete_job(self, job: TrainingJob) -> None:
         """Its children follow by their owner references."""
         await self._client.delete(TRAINING_JOBS.path(job.namespace, job.name), uid=job.uid)
+
+
+def _must_own(job: TrainingJob, kind: str, manifest: Manifest) -> None:
+    if not children.controlled_by(manifest, job.uid):
+        name = manifest["metadata"]["name"]
+        raise TakenError(409, "AlreadyExists", f"{kind} {name} is there and was not made for this job")

@@ -166,7 +166,7 @@ class LocalBackend:
     async def create_child(self, job: TrainingJob, kind: ChildKind) -> None:
         """Files take the place of ConfigMap and Secret; a Service is not needed."""
         if kind == "ConfigMap":
-            self._folder("config").joinpath("job.json").write_text(children.job_json(job))
+            _replace(self._folder("config") / "job.json", children.job_json(job).encode())  # agents may be reading it
         elif kind == "Secret":
             for name, content in self.credentials.secret(job.uid).items():
                 _replace(self._folder("token") / name, content)

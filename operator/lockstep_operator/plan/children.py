@@ -29,6 +29,11 @@ def config_map_name(job: TrainingJob) -> str:
     return f"{job.name}-lockstep-config"
 
 
+def name_of(job: TrainingJob, kind: ChildKind) -> str:
+    """Of the job's object of that kind."""
+    return {"Service": service_name, "Secret": secret_name, "ConfigMap": config_map_name}[kind](job)
+
+
 def owner_reference(job: TrainingJob) -> Manifest:
     """Makes the garbage collector delete the object with its job."""
     return {
@@ -39,6 +44,12 @@ def owner_reference(job: TrainingJob) -> Manifest:
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def controlled_by(manifest: Manifest, uid: str) -> bool:
+    """Whether the object with that uid is the controller that made this one."""
+    owners = manifest["metadata"].get("ownerReferences", [])
+    return any(owner["uid"] == uid and owner.get("controller") for owner in owners)
 
 
 def labels(job: TrainingJob) -> dict[str, str]:
@@ -60,12 +71,11 @@ def job_json(job: TrainingJob) -> str:
 def render(job: TrainingJob, kind: ChildKind, secret: Mapping[str, bytes], findings: str = "") -> Manifest:
     """The object of that kind. ``secret`` is what the job's Secret holds, ``findings`` the administrator's rows of the
     table of findings."""
-    name = {"Service": service_name, "Secret": secret_name, "ConfigMap": config_map_name}[kind](job)
     manifest: Manifest = {
         "apiVersion": "v1",
         "kind": kind,
         "metadata": {
-            "name": name,
+            "name": name_of(job, kind),
             "namespace": job.namespace,
             "labels": labels(job),
             "ownerReferences": [owner_reference(job)],

@@ -128,6 +128,7 @@ class Observed:
     excluded: frozenset[str] = frozenset()  # nodes that all jobs' new pods stay away from
     children: frozenset[str] = frozenset()  # kinds known to exist: Service, Secret, ConfigMap
     creating: frozenset[str] = frozenset()  # pods whose creation was answered, not yet in `pods`
+    taken: frozenset[tuple[int, int]] = frozenset()  # (ordinal, incarnation) of pods whose names others have and keep
     agents: Mapping[str, Agent] = field(default_factory=dict)  # by pod uid
     leader: Leader | None = None
     fenced: Membership | None = None  # the membership that this process wrote in status, and may therefore send

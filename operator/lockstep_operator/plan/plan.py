@@ -91,6 +91,8 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         if ending := lifecycle.overspent(job, status):
             return lifecycle.finish(job, status, observed, ending, now)
     status = checked.follow(job, status, observed)
+    status, said_of_names = pool.pass_over(job, status, observed)
+    events += said_of_names
     pods = pool.current(observed.pods, status.incarnations)
     # On how many nodes it goes on.
     have = width.supply(job, status, pods, observed, leaving=leaving.keys(), now=now)

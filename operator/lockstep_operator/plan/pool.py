@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from lockstep_api import constants
-from lockstep_api.v1alpha1 import TrainingJob
-from lockstep_operator.plan.observed import Pod
+from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
+from lockstep_operator.plan.actions import Event
+from lockstep_operator.plan.observed import Observed, Pod
 
 
 def pod_name(job: str, ordinal: int, incarnation: int) -> str:
@@ -61,3 +62,21 @@ def bump(incarnations: Mapping[str, int], ordinals: Iterable[int]) -> dict[str, 
         **incarnations,
         **{str(ordinal): incarnation_of(incarnations, ordinal) + 1 for ordinal in ordinals},
     }
+
+
+def pass_over(
+    job: TrainingJob, status: TrainingJobStatus, observed: Observed
+) -> tuple[TrainingJobStatus, tuple[Event, ...]]:
+    """Past names that others have and keep: a pod of a deleted job of the same name, say, on a node that is dead."""
+    ordinals = [
+        ordinal
+        for ordinal, incarnation in sorted(observed.taken)
+        if incarnation == incarnation_of(status.incarnations, ordinal)
+    ]
+    if not ordinals:
+        return status, ()
+    before, after = status.incarnations, bump(status.incarnations, ordinals)
+    old, new = (pod_name(job.name, ordinals[0], incarnation_of(names, ordinals[0])) for names in (before, after))
+    others = f" So it is with {len(ordinals) - 1} others." if len(ordinals) > 1 else ""
+    message = f"A pod {old} that was not made for this job stays; {new} takes its place.{others}"
+    return status.model_copy(update={"incarnations": after}), (Event("Warning", "NameTaken", message),)

@@ -125,8 +125,8 @@ def test_the_operator_may_do_what_it_does_and_no_more(render: Render) -> None:
         "trainingjobs/status.lockstep.dev": {"patch"},
         "trainingjobs/finalizers.lockstep.dev": {"update"},
         "pods": {"list", "watch", "create", "patch", "delete"},
-        "services": {"create"},
-        "configmaps": {"create", "list ls-nodes", "watch ls-nodes", "update ls-nodes"},
+        "services": {"create", "get"},
+        "configmaps": {"create", "get", "list ls-nodes", "watch ls-nodes", "update ls-nodes"},
         "secrets": {"create", "update"},  # neither get nor patch: both answer with what a Secret holds
         "events": {"create"},
         "nodes": {"list", "watch"},

@@ -13,7 +13,14 @@ from aiohttp import web
 
 from lockstep_api import constants
 from lockstep_operator.cache import ClusterCache, trim_node, trim_pod
-from lockstep_operator.errors import ConflictError, ExpiredError, NotFoundError, RefusedError, UnavailableError
+from lockstep_operator.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    ExpiredError,
+    NotFoundError,
+    RefusedError,
+    UnavailableError,
+)
 from lockstep_operator.kube import PODS, KubeClient
 
 
@@ -89,6 +96,19 @@ def test_errors_have_types_and_the_servers_words(code: int, error: type[Exceptio
         with pytest.raises(error, match="exceeded quota"):
             await client.get("api/v1/pods")
         assert len(server.requests) == 1  # the same question would get the same answer
+
+    run(server, test)
+
+
+@pytest.mark.parametrize(("reason", "error"), [("AlreadyExists", AlreadyExistsError), ("Conflict", ConflictError)])
+def test_only_what_is_there_already_is_there(reason: str, error: type[Exception]) -> None:
+    """A quota that two creations met at answers 409 as well, and nothing was created."""
+    server = Server()
+    server.answers = [(409, {"kind": "Status", "code": 409, "reason": reason, "message": "no"})]
+
+    async def test(client: KubeClient) -> None:
+        with pytest.raises(error):
+            await client.create("api/v1/pods", {})
 
     run(server, test)
 
