@@ -29,7 +29,7 @@ def test_the_folders_are_made_where_the_uri_says(tmp_path: Path) -> None:
 
 def test_a_folder_is_used_once(tmp_path: Path) -> None:
     prepare(job(f"file://{tmp_path}/ck"), tmp_path / "run")
-    with pytest.raises(CliError, match="holds another run .*; give a new folder"):
+    with pytest.raises(CliError, match=r"holds another run .*; give a new folder"):
         prepare(job(f"file://{tmp_path}/ck"), tmp_path / "run")
 
 
