@@ -12,11 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import web
 
+from lockstep_api.messages import Invite
 from lockstep_trainer.agent import sockets, streams
 from lockstep_trainer.agent.server import Server
-from lockstep_trainer.agent.streams import LeaderStream
+from lockstep_trainer.agent.streams import Inviter, LeaderStream
 from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.protocol import events
 
@@ -82,11 +83,7 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
 async def stream_to(late: Late, trust: Trust, said: list[events.Event]) -> AsyncIterator[tuple[LeaderStream, str]]:
     app = web.Application()
     app.router.add_get("/v1/member", late.member)
-    connector = TCPConnector(socket_factory=sockets.outgoing)
-    async with (
-        serving(app) as address,
-        ClientSession(connector=connector, timeout=ClientTimeout(total=None)) as session,
-    ):
+    async with serving(app) as address, streams.session() as session:
         stream = LeaderStream(session, trust, said.append)
         yield stream, address
         stream.close()
@@ -146,8 +143,7 @@ def test_a_leader_that_never_comes_to_it_is_called_again(trust: Trust, monkeypat
 
 def test_a_host_that_does_not_answer_is_given_up_soon(nobody: str) -> None:
     async def main() -> None:
-        connector = TCPConnector(socket_factory=sockets.outgoing)
-        async with ClientSession(connector=connector, timeout=ClientTimeout(total=None)) as session:
+        async with streams.session() as session:
             begun = time.monotonic()
             with pytest.raises(TimeoutError):
                 async with sockets.calling(60), session.get(f"http://{nobody}/"):
@@ -161,7 +157,7 @@ def test_a_host_that_does_not_answer_is_called_anew_when_it_says_that_it_is_ther
     """The call that is under way may have been lost."""
 
     async def main() -> None:
-        async with ClientSession(connector=TCPConnector(socket_factory=sockets.outgoing)) as session:
+        async with streams.session() as session:
             stream = LeaderStream(session, trust, lambda _: None)
             stream.open(nobody, 1)
             await asyncio.sleep(0.05)
@@ -169,6 +165,31 @@ def test_a_host_that_does_not_answer_is_called_anew_when_it_says_that_it_is_ther
             stream.open(nobody, 1)
             assert stream._task is not first
             stream.close()
+
+    asyncio.run(main())
+
+
+def test_members_that_are_silent_keep_no_other_from_being_invited(trust: Trust) -> None:
+    """The kernel of a node answers the call, and nobody there anything more."""
+
+    async def main() -> None:
+        invited = asyncio.Event()
+
+        async def invite(_: web.Request) -> web.Response:
+            invited.set()
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_post("/v1/invite", invite)
+        async with serving(app) as address, streams.session() as session:
+            inviter = Inviter(session, trust, lambda _: None)
+            with socket.create_server(("0.0.0.0", 0), backlog=512) as silent:
+                port = silent.getsockname()[1]
+                for slot in range(150):
+                    inviter.post(f"127.0.1.{slot + 1}:{port}", Invite("uid", 1, slot, "pod", "boot", address))
+                inviter.post(address, Invite("uid", 1, 150, "pod", "boot", address))
+                async with asyncio.timeout(sockets.ANSWER_SECONDS + 5):
+                    await invited.wait()
 
     asyncio.run(main())
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import web
 
 from lockstep_api import heap
 from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_api.messages import Committed, Finished, Inventory, Start, Term, ToOperator
-from lockstep_trainer.agent import sockets
+from lockstep_trainer.agent import sockets, streams
 from lockstep_trainer.agent.copies import Copies
 from lockstep_trainer.agent.durable import DurableStore
 from lockstep_trainer.agent.memory import Volume
@@ -154,8 +154,7 @@ class Agent:
             loop.add_signal_handler(number, ending.set)
         runner = web.AppRunner(self.server.app, access_log=None, shutdown_timeout=1.0)
         open_runner = web.AppRunner(self.server.open_app, access_log=None, shutdown_timeout=1.0)
-        connector = TCPConnector(socket_factory=sockets.outgoing)
-        async with ClientSession(connector=connector, timeout=ClientTimeout(total=None)) as session:
+        async with streams.session() as session:
             self._stream = LeaderStream(session, self.trust, self.tell)
             self._inviter = Inviter(session, self.trust, self.tell)
             self.copies.session = session

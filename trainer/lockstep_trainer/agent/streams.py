@@ -1,4 +1,4 @@
-"""The streams that this agent opens: to its leader; and the leader's invitations."""
+"""The calls that this agent makes: the stream to its leader; and the leader's invitations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import logging
 import random
 from collections.abc import Callable
 
-from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientWebSocketResponse, WSMsgType
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    ClientWebSocketResponse,
+    TCPConnector,
+    WSMsgType,
+)
 
 from lockstep_api.messages import Inventory, Invite, ToLeader
 from lockstep_api.wire import WireError, decode, encode
@@ -23,6 +31,13 @@ _OPEN_SECONDS = 15.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _INVITE_SECONDS = 15.0
 """For an answer: as many handshakes as a leader's members, all begun at once."""
+
+
+def session() -> ClientSession:
+    """For an agent's calls. Without aiohttp's limit of 100 connections: so many members that are silent would keep all
+    others from being called."""
+    connector = TCPConnector(socket_factory=sockets.outgoing, limit=0)
+    return ClientSession(connector=connector, timeout=ClientTimeout(total=None))
 
 
 class LeaderStream:
