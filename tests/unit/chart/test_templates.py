@@ -294,6 +294,16 @@ def test_probes_services_and_policies_name_ports_that_exist(render: Render) -> N
     assert named == ports
 
 
+def test_monitors_keep_the_labels_that_series_come_with(render: Render) -> None:
+    """An agent's series name the node that is slow or wrong, the operator's the job's namespace: else the target's win."""
+    manifests = render({"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}})
+    endpoints = (
+        manifests["PodMonitor", "ls-agents"]["spec"]["podMetricsEndpoints"]
+        + manifests["ServiceMonitor", "ls"]["spec"]["endpoints"]
+    )
+    assert [endpoint["honorLabels"] for endpoint in endpoints] == [True, True]
+
+
 def test_the_notes_say_how_to_go_on(helm: Path) -> None:
     result = subprocess.run(
         [helm, "install", "ls", REPOSITORY / "charts/lockstep", "--dry-run=client", "--namespace", "lockstep-system"],
