@@ -123,6 +123,12 @@ LEFT = "lockstep_agent_certificate_remaining_ratio"
                                        f'lockstep_job_phase{{{JOB},phase="Running"}}': "1x90"}, False),
         ("LockstepJobStalled", "40m", {f"lockstep_job_step{{{JOB}}}": "7x90",
                                        f'lockstep_job_phase{{{JOB},phase="Succeeded"}}': "1x90"}, False),
+        ("LockstepJobStalled", "70m", {f"lockstep_job_step{{{JOB}}}": "7x90",
+                                       f'lockstep_job_phase{{{JOB},phase="Suspended"}}': "1x60 stale",
+                                       f'lockstep_job_phase{{{JOB},phase="Starting"}}': "_x61 1x30"}, False),
+        ("LockstepJobStalled", "42m", {f'lockstep_job_step{{{JOB},pod="a"}}': "7+1x39 stale",  # another operator
+                                       f'lockstep_job_step{{{JOB},pod="b"}}': "_x40 46x2 47x2 48x9",
+                                       f'lockstep_job_phase{{{JOB},phase="Running"}}': "1x90"}, False),
         ("LockstepCheckpointsNotDurable", "15m", {f"lockstep_checkpoint_degraded{{{JOB}}}": "1x30"}, True),
         ("LockstepCheckpointsNotDurable", "15m", {f"lockstep_checkpoint_degraded{{{JOB}}}": "1x5 0x30"}, False),
         ("LockstepCertificateNotRenewed", "90m", {f"{LEFT}{{{JOB}}}": "0.9x99", f'{LEFT}{{{JOB},pod="b"}}': "0.3x99"},
@@ -158,5 +164,40 @@ def test_an_alert_fires_when_it_should(
                 "alert_rule_test": [{"alertname": alert, "eval_time": at, "exp_alerts": [{}] if fires else []}],
             }
         ],
+    }
+    promtool("test", "rules", document=document)
+
+
+@pytest.mark.parametrize(
+    ("alert", "at", "series", "labels"),
+    [
+        ("LockstepJobStalled", "60m", {"lockstep_job_step": "7", 'lockstep_job_phase{phase="Running"}': "1"},
+         {"namespace": "team-a", "job_name": "web"}),
+        ("LockstepGoodputLow", "70m", {"lockstep_job_goodput_ratio": "0.5", 'lockstep_job_phase{phase="Running"}': "1"},
+         {"namespace": "team-a", "job_name": "web"}),
+        ("LockstepNodeExcluded", "32m", {'lockstep_node_excluded{node="gpu-17",by="score"}': "1"}, {"node": "gpu-17"}),
+    ],
+)  # fmt: skip
+def test_an_alert_stays_the_same_when_another_operator_takes_over(
+    promtool: Promtool, tmp_path: Path, *, alert: str, at: str, series: dict[str, str], labels: dict[str, str]
+) -> None:
+    """The series of the first end half an hour in: what is told, or waits to be, neither ends nor is told anew."""
+    groups = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"]
+    (rule,) = (rule for group in groups for rule in group["rules"] if rule["alert"] == alert)
+    rules = tmp_path / "rules.yaml"
+    bare = {name: rule[name] for name in ("alert", "expr", "for")}
+    rules.write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [bare]}]}))
+    inputs = []
+    for name, value in series.items():
+        metric, _, own = name.removesuffix("}").partition("{")
+        job = "" if "node" in labels else JOB
+        for pod, values in (("a", f"{value}x30 stale"), ("b", f"_x31 {value}x90")):
+            known = ",".join(filter(None, (own, job, f'pod="{pod}"')))
+            inputs.append({"series": f"{metric}{{{known}}}", "values": values})
+    told = {"alertname": alert, "eval_time": at, "exp_alerts": [{"exp_labels": labels}]}
+    document = {
+        "rule_files": [str(rules)],
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": inputs, "alert_rule_test": [told]}],
     }
     promtool("test", "rules", document=document)
