@@ -128,8 +128,9 @@ def bar(parts: Mapping[str, float], unit: str = "s", height: int = 26) -> str:
 
 
 def css_class(name: str) -> str:
-    """Style of a ledger class, a step's section or a part of a recovery."""
-    return "part part-" + "-".join(name.lower().replace("_", " ").split())
+    """Style of a ledger class, a step's section or a part of a recovery, as an attribute's value: the journal may
+    have any name."""
+    return escape("part part-" + "-".join(name.lower().replace("_", " ").split()))
 
 
 def _curves(panel: Panel, journal: Journal, value: Callable[[Step], float]) -> str:

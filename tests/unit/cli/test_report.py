@@ -76,6 +76,21 @@ def test_it_says_that_training_began_on_other_data() -> None:
     assert html.count("Trained on other data up to step 20: &lt;seed&gt;</p>") == 1
 
 
+def a_step(number: int, **fields: object) -> dict[str, object]:
+    """The line of a step in the journal, a second after the one before."""
+    return {
+        "kind": "step",
+        "at": float(number),
+        "epoch": 1,
+        "generation": 1,
+        "step": number,
+        "loss": 3.0,
+        "tokens": 100,
+        "seconds": 1.0,
+        **fields,
+    }
+
+
 def test_text_of_a_run_can_not_become_markup() -> None:
     lines = [
         {"kind": "text", "at": 1.0, "epoch": 1, "generation": 1, "step": 1, "prompt": "", "text": "</pre><script>x"},
@@ -88,10 +103,14 @@ def test_text_of_a_run_can_not_become_markup() -> None:
             "rung": "<i>",
             "log_tail": ["<script>y"],
         },
+        {"kind": "recovered", "at": 2.0, "epoch": 1, "generation": 2, "seconds": {'"><script>z': 1.0}},
+        a_step(1, sections={'"><script>v': 1.0}),
+        {"kind": "ledger", "at": 3.0, "epoch": 1, "classes": {'"><script>w': 1.0}},
     ]
     html = page.render(journal.fold(lines), page.Heading("<u>", "<s>"))
     assert "<script>x" not in html
     assert "<script>y" not in html
+    assert not re.search(r"<script>[vwz]", html)
     assert not re.search(r"<u>|<s>|<i>|<b><b>", html)
 
 
