@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from html import escape
 
@@ -15,9 +16,13 @@ _POINTS = 900
 
 
 def loss(journal: Journal) -> str:
-    """Training loss, losses on held-out text, and the bigram model's loss as a line to beat."""
+    """Training loss, losses on held-out text, and the bigram model's loss as a line to beat.
+
+    A held-out loss that is no number has no place here; the table has it.
+    """
     values = [step.loss for step in journal.steps]
-    held_out = [e.loss for e in journal.evaluations]
+    evaluations = [e for e in journal.evaluations if math.isfinite(e.loss)]
+    held_out = [e.loss for e in evaluations]
     bigram = next((e.bigram_loss for e in reversed(journal.evaluations) if e.bigram_loss is not None), None)
     low = min([*values, *held_out, *([bigram] if bigram else [])], default=0.0)
     high = max([quantile(values, 0.999) if values else 1.0, *held_out, bigram or 0.0])
@@ -27,7 +32,7 @@ def loss(journal: Journal) -> str:
     if bigram is not None:
         drawn += panel.rule(bigram, f"bigram model {bigram:.3f}", "bigram")
     drawn += panel.dots(
-        ((e.at - journal.begin, e.loss, f"held-out loss {e.loss:.4f} at step {e.step}") for e in journal.evaluations),
+        ((e.at - journal.begin, e.loss, f"held-out loss {e.loss:.4f} at step {e.step}") for e in evaluations),
         "held-out",
     )
     return panel.svg(drawn)

@@ -120,6 +120,15 @@ def test_a_run_that_has_only_begun_has_a_report() -> None:
     assert "Nothing broke" in html
 
 
+@pytest.mark.parametrize("loss", ["nan", "inf"])
+def test_a_held_out_loss_that_is_no_number_is_told_and_not_drawn(loss: str) -> None:
+    """Training ends itself at such a loss; an evaluation behind its last update may still meet one."""
+    evaluation = {"kind": "evaluate", "at": 3.0, "step": 2, "loss": float(loss), "tokens": 10}
+    html = page.render(journal.fold([a_step(1), a_step(2), evaluation]), page.Heading("demo", "x"))
+    assert f'<div class="value">{loss}</div>' in html
+    assert not re.search(r'"[\d., -]*(?:nan|inf)\b', html)
+
+
 def test_a_million_steps_stay_a_small_file() -> None:
     html = page.render(journal.fold(synthetic.lines(steps=30_000)), page.Heading("demo", "x"))
     assert len(html) < 1_000_000
