@@ -16,8 +16,11 @@ def of_each(metric: str, *labels: str, **selected: str) -> str:
 
 
 def of_range(metric: str, label: str) -> str:
-    """What was added to a metric of jobs in the shown range, by a label, the most first."""
-    added = f"max by (namespace, job_name, {label}) (delta({fleet(metric)}[$__range]))"
+    """What was added to a metric of jobs in the shown range, by a label, the most first.
+
+    Each operator's pod that led in the range has seen a part of it.
+    """
+    added = f"max by (namespace, job_name, {label}, pod) (delta({fleet(metric)}[$__range]))"
     return f"sort_desc(sum by ({label}) ({added}) > 0)"
 
 

@@ -88,15 +88,34 @@ TWO_JOBS = {
     ],
 )
 def test_the_fleets_panels_add_up_jobs_that_train(promtool: Promtool, panel: str, expected: dict[str, float]) -> None:
-    panels = json.loads((FILES / "dashboards/fleet.json").read_text())["panels"]
-    found = next(one for one in panels if one["title"] == panel)
-    query = found["targets"][0]["expr"].replace("$namespace", ".*").replace("$__range", "1h")
-    samples = [{"labels": f"{{{labels}}}", "value": value} for labels, value in expected.items()]
-    asked = {"expr": query, "eval_time": "60m", "exp_samples": samples}
-    series = [{"series": name, "values": values} for name, values in TWO_JOBS.items()]
+    shows(promtool, "fleet", panel, TWO_JOBS, expected)
+
+
+def test_what_was_added_in_the_range_is_whole_though_another_operator_took_over(promtool: Promtool) -> None:
+    ledger = 'lockstep_job_ledger_gpu_seconds{namespace="a",job_name="x",class="productive",pod='
+    series = {f'{ledger}"op"}}': "0+60x30 stale", f'{ledger}"next"}}': "_x31 1860+60x29"}
+    shows(promtool, "fleet", "Where the GPU time went", series, {'class="productive"': 3600})
+
+
+def shows(
+    promtool: Promtool,
+    dashboard: str,
+    panel: str,
+    series: dict[str, str],
+    expected: dict[str, float],
+    at: str = "60m",
+) -> None:
+    """The panel shows these values of these series, a sample a minute."""
+    panels = json.loads((FILES / f"dashboards/{dashboard}.json").read_text())["panels"]
+    query = next(one for one in panels if one["title"] == panel)["targets"][0]["expr"]
+    values = VARIABLES | ({"$namespace": ".*"} if dashboard == "fleet" else {})
+    filled = re.sub(r"\$\w+", lambda match: values[match[0]], query)
+    shown = [{"labels": f"{{{labels}}}", "value": value} for labels, value in expected.items()]
+    asked = {"expr": filled, "eval_time": at, "exp_samples": shown}
+    given = [{"series": name, "values": samples} for name, samples in series.items()]
     document = {
         "evaluation_interval": "1m",
-        "tests": [{"interval": "1m", "input_series": series, "promql_expr_test": [asked]}],
+        "tests": [{"interval": "1m", "input_series": given, "promql_expr_test": [asked]}],
     }
     promtool("test", "rules", document=document)
 

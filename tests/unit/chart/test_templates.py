@@ -295,7 +295,7 @@ def test_probes_services_and_policies_name_ports_that_exist(render: Render) -> N
 
 
 def test_monitors_keep_the_labels_that_series_come_with(render: Render) -> None:
-    """An agent's series name the node that is slow or wrong, the operator's the job's namespace: else the target's win."""
+    """An agent's name the node that is slow or wrong, the operator's the job's namespace: else the target's win."""
     manifests = render({"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}})
     endpoints = (
         manifests["PodMonitor", "ls-agents"]["spec"]["podMetricsEndpoints"]
