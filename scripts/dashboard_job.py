@@ -15,6 +15,9 @@ def of_job(metric: str, **labels: str) -> str:
 
 
 AGE = f"time() - max({of_job('lockstep_job_checkpoint_timestamp_seconds')})"
+FAULTS = of_job("lockstep_faults_total")
+LATEST = f"max_over_time({FAULTS}[$__range])"
+"""Each leader's count, which begins with its first fault and so can't be asked for its increase."""
 LEDGER = f"max by (class) ({of_job('lockstep_job_ledger_gpu_seconds')})"
 
 JOB = (
@@ -186,7 +189,7 @@ JOB = (
         "Faults by cause",
         "Faults judged in the shown time, by cause and by the rung that answered them.",
         {
-            f"sum by (cause, rung) (max_over_time({of_job('lockstep_faults_total')}[$__range]))": "{{cause}}, {{rung}}",
+            f"sum by (cause, rung) ({LATEST} - ({FAULTS} offset $__range or {LATEST} * 0)) > 0": "{{cause}}, {{rung}}",
         },
         kind="bargauge",
         width=24,
@@ -195,7 +198,7 @@ JOB = (
     ),
 )
 
-FAULTS = f"max by (rung) (delta({of_job('lockstep_job_restarts')}[30s])) > 0"
+ANSWERED = f"max by (rung) (delta({of_job('lockstep_job_restarts')}[30s])) > 0"
 """True for half a minute after each restart: one mark, at any scrape interval up to 15 s."""
 
 
@@ -210,5 +213,5 @@ def job_dashboard() -> Json:
             Variable("namespace", "Namespace", "label_values(lockstep_job_step, namespace)"),
             Variable("job", "Job", 'label_values(lockstep_job_step{namespace="$namespace"}, job_name)'),
         ),
-        annotations=[annotation("Faults", FAULTS, "answered by: {{rung}}", RED)],
+        annotations=[annotation("Faults", ANSWERED, "answered by: {{rung}}", RED)],
     )

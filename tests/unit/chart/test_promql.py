@@ -97,6 +97,18 @@ def test_what_was_added_in_the_range_is_whole_though_another_operator_took_over(
     shows(promtool, "fleet", "Where the GPU time went", series, {'class="productive"': 3600})
 
 
+def test_faults_before_the_shown_time_are_not_counted(promtool: Promtool) -> None:
+    """An hour is shown. The first leader had judged three faults before; the second came within the hour."""
+    faults = 'lockstep_faults_total{namespace="team-a",job_name="web",cause='
+    series = {
+        f'{faults}"Hang",rung="process",pod="a"}}': "2x70 3x20 stale",
+        f'{faults}"NodeLost",rung="pod",pod="a"}}': "1x90 stale",
+        f'{faults}"NodeLost",rung="pod",pod="b"}}': "_x95 1x9 2x50",
+    }
+    expected = {'cause="Hang", rung="process"': 1, 'cause="NodeLost", rung="pod"': 2}
+    shows(promtool, "job", "Faults by cause", series, expected, at="120m")
+
+
 def shows(
     promtool: Promtool,
     dashboard: str,
