@@ -139,13 +139,13 @@ JOB_LABELS = ("namespace", "job_name")
 
 def agent_metrics() -> list[Metric]:
     """What an agent exposes."""
-    from lockstep_trainer.agent.metrics import LABELS, NAMES
+    from lockstep_trainer.agent.metrics import LABELS, NAMES, OF_PODS
 
     return [
         Metric(
             name,
             "counter" if name.endswith("_total") else "gauge",
-            (*JOB_LABELS, *(["pod"] if name.startswith("lockstep_agent_") else []), *LABELS.get(name, ())),
+            (*JOB_LABELS, *(["pod"] if name.startswith(OF_PODS) else []), *LABELS.get(name, ())),
             text.rstrip("."),
         )
         for name, text in NAMES.items()

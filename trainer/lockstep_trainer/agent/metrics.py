@@ -81,6 +81,9 @@ LABELS = {
 }
 """Labels beyond those of the job, ``namespace`` and ``job_name``."""
 
+OF_PODS = ("lockstep_agent_", "lockstep_snapshot", "lockstep_upload_")
+"""What the names of metrics begin with that every agent has, not only the leader's, with the label ``pod``."""
+
 
 def render(agent: Agent, accept: str) -> tuple[bytes, str]:
     """The metrics in the format that ``accept`` asks for, and its content type."""
