@@ -46,6 +46,14 @@ def scraped(leader: Leader) -> dict[str, Metric]:
     return {family.name + ("_total" if family.type == "counter" else ""): family for family in families}
 
 
+def test_tokens_fall_with_the_step_where_a_restart_goes_back(leader: Leader) -> None:
+    """So they are no counter: a rate would take the fall for a new beginning, and count all tokens once more."""
+    before = scraped(leader)["lockstep_tokens"]
+    leader.reports.newest = StepSummary(5, 8.0, 1.0, 3.0, 10, 0.5, 1e-3, trained=50)
+    after = scraped(leader)["lockstep_tokens"]
+    assert [(family.type, family.samples[0].value) for family in (before, after)] == [("gauge", 70), ("gauge", 50)]
+
+
 def test_the_reference_has_the_types_and_labels_of_what_is_shown(leader: Leader) -> None:
     known = {metric.name: (metric.kind, metric.labels) for metric in reference.agent_metrics()}
     shown = {name: family for name, family in scraped(leader).items() if family.samples}

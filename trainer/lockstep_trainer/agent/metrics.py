@@ -40,7 +40,7 @@ NAMES = {
     "lockstep_learning_rate": "Learning rate of the newest step.",
     "lockstep_step_seconds": "Wall time of the newest step.",
     "lockstep_section_seconds": "Time of the newest step by section, mean over ranks.",
-    "lockstep_tokens_total": "Tokens trained on, recomputed ones left out.",
+    "lockstep_tokens": "Tokens trained on up to the newest step, recomputed ones left out.",
     "lockstep_tokens_per_second": "Throughput over the last steps.",
     "lockstep_mfu_ratio": "Model FLOPs utilisation of the newest step.",
     "lockstep_device_memory_bytes": "Device memory in use at most in the newest step, the largest over ranks.",
@@ -142,7 +142,7 @@ def _of_leader(leader: Leader, job: dict[str, str], now: float) -> Iterator[Metr
         yield _gauge("lockstep_grad_norm", job, step.grad_norm)
         yield _gauge("lockstep_learning_rate", job, step.lr)
         yield _gauge("lockstep_step_seconds", job, step.seconds)
-        yield _counter("lockstep_tokens_total", job, trained(step))
+        yield _gauge("lockstep_tokens", job, trained(step))
         yield _by_label("lockstep_section_seconds", job, step.sections)
         if step.mfu is not None:
             yield _gauge("lockstep_mfu_ratio", job, step.mfu)
