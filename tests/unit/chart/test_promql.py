@@ -115,6 +115,7 @@ def shows(
     panel: str,
     series: dict[str, str],
     expected: dict[str, float],
+    *,
     at: str = "60m",
 ) -> None:
     """The panel shows these values of these series, a sample a minute."""
