@@ -278,6 +278,7 @@ class _Folding:
         }
         if self.memberships and self.memberships[-1].epoch == epoch and self.memberships[-1].slots == slots:
             return
+        self.outcome, self.message = None, ""  # one that was stopped before, or had failed, goes on
         lost = self._lost(slots)
         if lost is not None and not self.open_faults:
             # The leader that saw it went down with it: the change of members is all that tells of the fault.

@@ -60,6 +60,17 @@ def test_a_fault_that_only_the_operator_saw_is_told_in_its_words() -> None:
     assert (lost.cause, lost.witness, lost.seconds["detect"]) == ("NodeLost", "nodeCondition", 5.0)
 
 
+def test_a_run_that_goes_on_after_it_was_stopped_has_not_ended() -> None:
+    """As when a job is suspended and resumed. An agent that is back in the epoch of the end changes nothing."""
+    slots = {"0": {"pod": "demo-0-0", "node": "n"}}
+    first = {"kind": "membership", "at": 1.0, "epoch": 1, "slots": slots}
+    end = {"kind": "finished", "at": 2.0, "epoch": 1, "outcome": "stopped", "message": "spec.suspend is true"}
+    ended = journal.fold([first, end, {**first, "at": 3.0}])
+    assert (ended.outcome, ended.message) == ("stopped", "spec.suspend is true")
+    resumed = journal.fold([first, end, {**first, "at": 9.0, "epoch": 2}])
+    assert (resumed.outcome, resumed.message) == (None, "")
+
+
 def test_a_torn_last_line_is_passed_over() -> None:
     whole = b'{"kind": "text", "at": 1, "step": 1, "text": "a"}\n'
     assert journal.parse_lines(whole + b'{"kind": "st') == journal.parse_lines(whole)
