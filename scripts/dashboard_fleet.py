@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from grafana import GREEN, YELLOW, Json, Panel, Variable, dashboard, figure, selector
 
+IN_NAMESPACES = 'namespace=~"$namespace"'
+
 
 def fleet(metric: str, **labels: str) -> str:
     """A selector for the series of the jobs of the chosen namespaces."""
-    return selector(metric, 'namespace=~"$namespace"', **labels)
+    return selector(metric, IN_NAMESPACES, **labels)
 
 
 def of_each(metric: str, *labels: str, **selected: str) -> str:
@@ -25,6 +27,11 @@ def of_range(metric: str, label: str) -> str:
 
 
 PASSES = "sum by (le) (rate(lockstep_operator_reconcile_seconds_bucket[$__rate_interval]))"
+LEDGER = "lockstep_job_ledger_gpu_seconds"
+PRODUCTIVE = of_each(LEDGER, **{"class": "productive"})
+HELD = selector(LEDGER, IN_NAMESPACES, 'class!~"queued|suspended"')
+COUNTED = f"max by (namespace, job_name, class) ({HELD})"
+"""As in a job's own goodput."""
 RUNS = f"on (namespace, job_name) {of_each('lockstep_job_phase', phase='Running')} == 1"
 """Behind a value for each job: of those that train now."""
 
@@ -43,11 +50,9 @@ FLEET = (
     ),
     figure(
         "Goodput",
-        "Productive share of all GPU time that the jobs have held so far.",
-        {
-            f"sum({of_each('lockstep_job_ledger_gpu_seconds', **{'class': 'productive'})})"
-            f" / sum({of_each('lockstep_job_ledger_gpu_seconds', 'class')})": "goodput",
-        },
+        "Productive share of all GPU time that the jobs have held so far; queued and suspended time is left out, and "
+        "so are scripts, whose steps nobody knows.",
+        {f"sum({PRODUCTIVE}) / sum({COUNTED} and on (namespace, job_name) {PRODUCTIVE})": "goodput"},
         unit="percentunit",
         decimals=1,
         thresholds={0.9: YELLOW, 0.95: GREEN},
@@ -90,7 +95,7 @@ FLEET = (
     Panel(
         "Where the GPU time went",
         "GPU time of the shown range, by class of the ledger.",
-        {of_range("lockstep_job_ledger_gpu_seconds", "class"): "{{class}}"},
+        {of_range(LEDGER, "class"): "{{class}}"},
         kind="bargauge",
         unit="s",
         decimals=0,

@@ -91,6 +91,17 @@ def test_the_fleets_panels_add_up_jobs_that_train(promtool: Promtool, panel: str
     shows(promtool, "fleet", panel, TWO_JOBS, expected)
 
 
+def test_the_fleets_goodput_counts_what_a_jobs_does(promtool: Promtool) -> None:
+    """A job that waited long for its nodes lost no GPU time by it, and of a script no step is known."""
+    ledger = "lockstep_job_ledger_gpu_seconds"
+    more = {
+        f'{ledger}{{namespace="a",job_name="x",class="queued",pod="op"}}': "9000x60",
+        f'{ledger}{{namespace="b",job_name="y",class="suspended",pod="op"}}': "9000x60",
+        f'{ledger}{{namespace="b",job_name="script",class="unattributed",pod="op"}}': "9000x60",
+    }
+    shows(promtool, "fleet", "Goodput", TWO_JOBS | more, {"": 0.9})
+
+
 def test_what_was_added_in_the_range_is_whole_though_another_operator_took_over(promtool: Promtool) -> None:
     ledger = 'lockstep_job_ledger_gpu_seconds{namespace="a",job_name="x",class="productive",pod='
     series = {f'{ledger}"op"}}': "0+60x30 stale", f'{ledger}"next"}}': "_x31 1860+60x29"}
