@@ -147,7 +147,7 @@ class Workers:
         while True:
             await self._awake.wait()
             self._listen()
-            if not any(not worker.ended for worker in self._workers.values()):
+            if not any(not worker.ended or worker.output.waiting for worker in self._workers.values()):
                 self._awake.clear()
             await asyncio.sleep(POLL_SECONDS)
 
