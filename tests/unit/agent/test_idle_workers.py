@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,15 @@ def ended(said: Sequence[events.Event]) -> list[int]:
     return [one.term.generation for one in said if isinstance(one, events.WorkerEnded)]
 
 
+def open_files(folder: Path) -> set[Path]:
+    """Of this process, in ``folder``."""
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one of the listing itself
+            found.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+    return {path for path in found if path.is_relative_to(folder)}
+
+
 async def until(question: Callable[[], bool]) -> None:
     while not question():
         await asyncio.sleep(0.01)
@@ -103,6 +114,7 @@ def test_a_generation_abandoned_before_it_began_leaves_no_process_behind(
             await workers.all_ended()
         assert zygote.alive == []
         assert sorted(ended(said)) == [1, 2, 3]
+        assert open_files(tmp_path) == {workers.folder(Term(1, 3), 0) / "output.log"}, "those of the newest generation"
         poll.cancel()
         await zygote.end()
 

@@ -246,9 +246,12 @@ class Workers:
     def _end(self, worker: Worker, end: Exit, problem: str | None = None) -> None:
         """Its last words, then its end."""
         worker.ended = True
-        if self._workers.get(worker.rank) is worker:
+        current = self._workers.get(worker.rank) is worker
+        if current:
             self._listen()
         worker.output.forward(worker.step, final=True)
+        if not current:  # nobody listens to it any more
+            worker.close()
         message, user_error = worker.error()
         self._look()
         self._tell(
