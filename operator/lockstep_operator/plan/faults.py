@@ -6,8 +6,10 @@ and what nodes say later, complete them.
 
 from __future__ import annotations
 
+from lockstep_api import tails
 from lockstep_api.messages import FaultReport, Recovered, Term
 from lockstep_api.v1alpha1 import Fault, TrainingJobStatus
+from lockstep_operator.plan import bounds
 from lockstep_operator.plan.losses import POD_GIVEN_UP, UNFIT, Loss
 from lockstep_operator.plan.observed import Observed
 from lockstep_operator.plan.pool import bump
@@ -44,12 +46,12 @@ def record(
             at=rfc3339(now),
             epoch=status.epoch,
             generation=generation,
-            cause=loss.cause,
+            cause=bounds.name(loss.cause),
             rung=rung,
             node=loss.node or None,
             pod=loss.pod,
-            witness=loss.witness,
-            message=loss.message,
+            witness=bounds.name(loss.witness),
+            message=bounds.sentence(loss.message),
             seconds={"detect": round(detect, 3)} if loss.slot is not None else {},
         )
         _merge(faults, fresh)
@@ -105,16 +107,16 @@ def _fold_report(status: TrainingJobStatus, report: FaultReport, nodes: dict[str
         at=rfc3339(report.at),
         epoch=report.term.epoch,
         generation=report.term.generation,
-        cause=report.cause,
+        cause=bounds.name(report.cause),
         rung=report.rung,
         node=nodes.get(pod or "") or None,
         pod=pod,
         rank=report.rank,
         exit_code=report.exit_code,
-        witness=report.witness,
+        witness=bounds.name(report.witness),
         seconds={"detect": round(report.detect_seconds, 3)},
-        log_tail=list(report.log_tail),
-        message=report.message,
+        log_tail=tails.tail(report.log_tail),
+        message=bounds.sentence(report.message),
         blame=report.blame,
     )
     _merge(faults, fresh)
@@ -159,9 +161,9 @@ def _fold_recovered(status: TrainingJobStatus, recovered: Recovered) -> Training
             faults = list(status.faults)
             faults[index] = fault.model_copy(
                 update={
-                    "seconds": {**fault.seconds, **recovered.seconds},
+                    "seconds": bounds.seconds({**fault.seconds, **recovered.seconds}),
                     "steps_lost": recovered.steps_lost,
-                    "restored_from": recovered.source,
+                    "restored_from": bounds.name(recovered.source),
                 }
             )
             return status.model_copy(update={"faults": faults})

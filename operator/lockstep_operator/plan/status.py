@@ -19,13 +19,13 @@ from lockstep_api.v1alpha1 import (
     TrainingJobStatus,
     Verdict,
 )
+from lockstep_operator.plan import bounds
 from lockstep_operator.plan import width as width_rules
 from lockstep_operator.plan.actions import Event
 from lockstep_operator.plan.observed import Observed, Pod
 from lockstep_operator.plan.slots import usable
 from lockstep_operator.plan.times import rfc3339
 
-MESSAGE_LIMIT = 1024
 VERDICTS_KEPT = 10
 INJECTIONS_KEPT = 10
 PROGRESS_PATIENCE = 2.0
@@ -57,8 +57,8 @@ def set_condition(
     fresh = Condition(
         type=kind,
         status=value,
-        reason=reason,
-        message=message[:MESSAGE_LIMIT],
+        reason=bounds.name(reason),
+        message=bounds.sentence(message),
         last_transition_time=old.last_transition_time if old and same else rfc3339(now),
         observed_generation=job.generation,
     )
@@ -126,13 +126,13 @@ def _verdicts(old: Sequence[Verdict], heard: messages.Progress, now: float) -> l
 def _slow(one: messages.SlowVerdict) -> Verdict:
     return Verdict(
         kind="Slow",
-        cause=one.cause,
-        ranks=list(one.ranks),
-        nodes=list(one.nodes),
+        cause=bounds.name(one.cause),
+        ranks=list(one.ranks[: bounds.RANKS]),
+        nodes=bounds.names(one.nodes),
         since=one.since,
         slowdown=one.slowdown,
         cost=one.cost,
-        evidence=one.evidence,
+        evidence=bounds.sentence(one.evidence),
         at=rfc3339(one.at),
         ended=_ended(one.ended),
     )
@@ -141,14 +141,14 @@ def _slow(one: messages.SlowVerdict) -> Verdict:
 def _corrupt(one: messages.CorruptVerdict) -> Verdict:
     return Verdict(
         kind="Corrupt",
-        cause=one.kind,
-        ranks=list(one.ranks),
-        nodes=list(one.nodes),
-        devices=list(one.devices),
+        cause=bounds.name(one.kind),
+        ranks=list(one.ranks[: bounds.RANKS]),
+        nodes=bounds.names(one.nodes),
+        devices=bounds.names(one.devices),
         since=one.since,
         confidence=one.confidence,
         seen=one.seen,
-        evidence=one.evidence,
+        evidence=bounds.sentence(one.evidence),
         at=rfc3339(one.at),
         ended=_ended(one.ended),
     )
@@ -157,9 +157,9 @@ def _corrupt(one: messages.CorruptVerdict) -> Verdict:
 def _outlier(one: messages.OutlierVerdict) -> Verdict:
     return Verdict(
         kind="Outlier",
-        cause=one.signal,
+        cause=bounds.name(one.signal),
         since=one.since,
-        evidence=one.evidence,
+        evidence=bounds.sentence(one.evidence),
         at=rfc3339(one.at),
         ended=_ended(one.ended),
     )
@@ -173,9 +173,15 @@ def _injections(old: Sequence[Injection], heard: messages.Progress) -> list[Inje
     """What was known, and what the leader says of further faults made on purpose."""
     known = {one.id for one in old}
     new = [
-        Injection(id=one.id, rank=one.rank, node=one.node, what=one.what, at=rfc3339(one.at))
+        Injection(
+            id=bounds.name(one.id),
+            rank=one.rank,
+            node=bounds.name(one.node),
+            what=bounds.sentence(one.what),
+            at=rfc3339(one.at),
+        )
         for one in heard.injected
-        if one.id not in known
+        if bounds.name(one.id) not in known
     ]
     return [*old, *new][-INJECTIONS_KEPT:]
 
@@ -186,9 +192,9 @@ def _checkpoints(old: CheckpointStatus, job: TrainingJob, heard: messages.Progre
     if heard.durable and heard.durable_uri and heard.durable_at is not None:
         durable = DurableCheckpoint(
             step=heard.durable.state.step,
-            uri=heard.durable_uri,
+            uri=heard.durable_uri[: bounds.URI_CHARACTERS],
             at=rfc3339(heard.durable_at),
-            verified=list(heard.durable_verified) or None,  # an older agent does not say
+            verified=bounds.names(heard.durable_verified) or None,  # an older agent does not say
         )
     if heard.kept is None:
         memory = None  # a new leader has not heard of one: nothing is promised

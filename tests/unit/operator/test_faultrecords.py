@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from lockstep_api.messages import CorruptVerdict, FaultAck, Recovered, Term
 from lockstep_operator.plan.nodes.blame import told_by
 from lockstep_operator.plan.nodes.score import THRESHOLD
 from unit.operator.builders import START, World, durable, fault, replace_request, running, summary
+
+
+def stored(world: World) -> int:
+    """Bytes of the status as etcd stores it, which takes 1.5 MiB."""
+    return len(json.dumps(world.status.to_wire(), ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def test_a_report_counts_once_however_often_it_is_sent() -> None:
@@ -67,6 +73,30 @@ def test_the_ten_newest_faults_are_kept_with_the_last_words_of_the_worker() -> N
     assert world.status.restarts.process == 12
     assert world.status.faults[-1].pod == "run-1-0"
     assert world.status.faults[-1].node == "node-1"
+
+
+def test_whatever_an_agent_says_the_status_can_still_be_written() -> None:
+    """One that is too large for etcd could not be written any more, and its job not be mended."""
+    world = running(resilience={"budgets": {"process": 100}})
+    assert world.leader is not None
+    long, lines = "█" * 100_000, ("first", *["█" * 100_000] * 500, "the last")
+    seconds = {f"{part} {long}": 1.0 for part in range(100)}
+    world.leader = replace(
+        world.leader,
+        faults=tuple(
+            fault(1, number, cause=long, witness=long, message=long, log_tail=lines) for number in range(1, 13)
+        ),
+        recovered=(Recovered("6f0c-uid", Term(1, 13), seconds, steps_lost=0, at=START, source=long),),
+    )
+    everywhere = CorruptVerdict(
+        "Permanent", tuple(range(100_000)), (), (long,) * 10_000, (long,) * 10_000, 1, 1, 1, 1.0, long, START
+    )
+    world.say(newest=summary(11, world.now), corrupt=(everywhere,) * 20)
+    world.step()
+    assert len(world.status.faults) == 10
+    assert world.status.faults[-1].log_tail[-1] == "the last"
+    size = stored(world)
+    assert size < 1_200_000
 
 
 def test_the_leaders_and_the_operators_record_of_one_loss_become_one() -> None:

@@ -12,11 +12,11 @@ import os
 from collections import deque
 from pathlib import Path
 
+from lockstep_api.tails import LAST_LINES, as_shown
+from lockstep_api.tails import tail as newest
 from lockstep_trainer.agent.containerlog import STDOUT, ContainerLog
 from lockstep_trainer.supervisor import write_whole
 
-LAST_LINES = 40
-"""Lines kept for the fault record."""
 _KEEP_BYTES = 256 * 1024
 _PUNCH_BYTES = 1024 * 1024
 _READ_BYTES = 256 * 1024
@@ -45,7 +45,7 @@ class Output:
         self._unwritten = 0
         self._punched = 0
         self._partial = b""
-        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self.last: list[str] = []  # kept for the fault record
 
     @property
     def waiting(self) -> bool:
@@ -94,7 +94,7 @@ class Output:
         data = b"".join(prefix + line + b"\n" for line in lines)
         self._given.append((self._log.give(data), len(data), self._offset - len(self._partial)))
         self._unwritten += len(data)
-        self.last.extend(line.decode(errors="replace") for line in lines[-LAST_LINES:])
+        self.last = newest([*self.last, *as_shown(line.decode(errors="replace") for line in lines[-LAST_LINES:])])
 
     def _settle(self) -> None:
         """Note what is written by now, and give its memory back."""

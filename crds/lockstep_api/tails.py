@@ -1,0 +1,30 @@
+"""The last lines of a worker's output, as messages and a job's status carry them. Both ends keep to these bounds: a
+status that grows beyond what etcd takes can't be written any more, and its job not be mended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+LAST_LINES = 40
+LINE_CHARACTERS = 500
+TAIL_BYTES = 8 * 1024
+"""Of all lines together, in UTF-8."""
+
+
+def tail(lines: Sequence[str]) -> list[str]:
+    """The newest of ``lines``, as many as may be kept, the newest last; of a longer line its beginning."""
+    kept: list[str] = []
+    left = TAIL_BYTES
+    for line in reversed(lines[-LAST_LINES:]):
+        short = line if len(line) <= LINE_CHARACTERS else line[: LINE_CHARACTERS - 1] + "…"
+        left -= len(short.encode(errors="replace"))
+        if left < 0:
+            break
+        kept.append(short)
+    return kept[::-1]
+
+
+def as_shown(lines: Iterable[str]) -> list[str]:
+    """The lines that a terminal would have shown one after the other: a carriage return ends one too, as between the
+    states of a progress bar."""
+    return [part for line in lines for part in ([one for one in line.split("\r") if one] or [""])]

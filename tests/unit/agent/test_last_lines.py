@@ -1,0 +1,42 @@
+"""What of a worker's output is kept for the record of its fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lockstep_api.tails import LAST_LINES, LINE_CHARACTERS, TAIL_BYTES
+from lockstep_trainer.agent.output import Output
+
+
+def last(folder: Path, *written: str) -> list[str]:
+    """The lines kept of what was written and read in these parts."""
+    output = Output(folder, 0)
+    for number, part in enumerate(written, 1):
+        with (folder / "output.log").open("ab") as file:
+            file.write(part.encode())
+        output.forward(number, final=number == len(written))
+    output.close()
+    return list(output.last)
+
+
+def test_a_progress_bar_leaves_room_for_the_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It writes carriage returns and no newline: all of it would be one line."""
+    bars = [f"\r{step / 5000:4.0%}|{'█' * (step // 100):<50}| {step}/5000" for step in range(5000)]
+    kept = last(tmp_path, *bars, "\nTraceback (most recent call last):\nRuntimeError: boom\n")
+    assert kept[-3:] == [bars[-1][1:], "Traceback (most recent call last):", "RuntimeError: boom"]
+    assert len(kept) <= LAST_LINES
+    assert sum(len(line.encode()) for line in kept) <= TAIL_BYTES
+
+
+def test_a_long_line_keeps_its_beginning_and_empty_ones_stay(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    kept = last(tmp_path, f"shapes: {'x' * 100_000}\r\n\nthe end\r\n")
+    assert [line[:8] for line in kept[-3:]] == ["shapes: ", "", "the end"]
+    assert max(map(len, kept)) == LINE_CHARACTERS
+
+
+def test_of_long_lines_the_last_are_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    kept = last(tmp_path, "".join(f"{number:03} {'x' * 400}\n" for number in range(100)))
+    assert kept[-1].startswith("099 ")
+    assert 10 < len(kept) < LAST_LINES
