@@ -169,6 +169,9 @@ class JobController:
             self._fenced = decided.fence
         self._links.follow(decided)
         await self._act(decided)
+        if self._refusal and self._refusal.retry_at <= now and not decided.create:
+            self._refusal, self._refusals = None, 0  # what was refused is not needed any more
+            self.wake()  # the condition still tells of it
         if decided.again_at is not None:
             due.append(max(0.0, decided.again_at - self._clock()))
         return min(*due, *self._until_names_are_tried())

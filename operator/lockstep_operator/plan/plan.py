@@ -149,7 +149,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         lifecycle.deadline(job, status, now),
         lifecycle.startup_deadline(job, status),
         width.next_look(job, status, now),
-        observed.refusal.retry_at if observed.refusal else None,
+        observed.refusal.retry_at if observed.refusal and observed.refusal.retry_at > now else None,
         *(time for pod in observed.pods if (time := losses.force_at(job, pod)) is not None and time > now),
         *(time for pod in observed.pods if pod.refused and (time := losses.refused_until(pod)) > now),
     ]

@@ -17,6 +17,7 @@ from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import DeletePod, Event, LabelPod, NewPod
 from lockstep_operator.plan.observed import Node, Pod
 from lockstep_operator.plan.renewal import Validity
+from lockstep_operator.plan.status import find_condition
 from unit.operator.builders import CREDENTIALS, START, UID, make_job
 
 
@@ -174,6 +175,38 @@ def test_a_refusal_is_told_once_and_tried_again_later() -> None:
     passes(backend, 3)
     assert backend.calls.count("event PodRefused") == 1
     assert backend.calls.count("run-1-0") == 1
+
+
+class Meanwhile(Recorder):
+    """One in which the pods are there after all, and which keeps the status."""
+
+    there: tuple[Pod, ...] = ()
+    status = TrainingJobStatus()
+
+    def pods(self, job: TrainingJob) -> tuple[Pod, ...]:
+        return self.there
+
+    async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
+        self.status = status
+        return await super().write_status(job, status)
+
+
+def test_a_refusal_of_what_is_not_needed_any_more_is_forgotten() -> None:
+    """Else the controller would plan without pause, and the job tell of it for ever."""
+    backend, times = Meanwhile(), [START]
+    backend.fails["run-1-0"] = RefusedError(403, "Forbidden", "exceeded quota: small")
+    told = []
+
+    def after() -> None:
+        ready = find_condition(backend.status, "Ready")
+        told.append(ready and ready.reason)
+        backend.there = tuple(Pod(f"run-{n}-0", f"u{n}", n, 0, "Pending", START) for n in range(2))
+        times.append(times[-1] + 2)
+
+    pauses = passes(backend, 8, clock=lambda: times[-1], after=after)
+    assert told[1] == "CreationRefused"
+    assert told[-1] == "PodsPending"
+    assert 0.0 not in pauses[-3:]
 
 
 def test_another_controllers_job_is_not_touched() -> None:
