@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +24,7 @@ from lockstep_trainer.agent.copyroutes import CopyRoutes
 from lockstep_trainer.agent.snapshots import Snapshots
 from lockstep_trainer.agent.trust import Trust
 from lockstep_trainer.checkpoint.plan import Item, Plan, PlannedFile
-from lockstep_trainer.checkpoint.snapshots import Reading, Root, Snapshot, held, lock, rank_folder, reading
+from lockstep_trainer.checkpoint.snapshots import Reading, Root, Snapshot, held, lock, rank_folder, ranks_in, reading
 from lockstep_trainer.protocol.events import Event, SnapshotsHeld, StateCopied, StateStaged
 from lockstep_trainer.storage.checksum import crc64nvme
 
@@ -286,6 +288,43 @@ def test_what_is_kept_elsewhere_by_now_gives_its_memory_back(tmp_path: Path) -> 
     assert not rank_folder(snapshots.buddies, 1).exists()
     assert states(snapshots.buddies, 2) == {4}, "somebody reads it"
     os.close(descriptor)
+
+
+def test_a_start_from_the_store_gives_the_memory_of_other_ranks_back_and_the_agent_does_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes 0.06 s for a gigabyte. The workers that start do wait."""
+    going, remove = threading.Event(), shutil.rmtree
+
+    def slow(folder: Path, *, ignore_errors: bool) -> None:
+        going.wait(20)
+        remove(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+
+    async def main() -> None:
+        snapshots = Snapshots(tmp_path, 1, lambda _: None)
+        for root, rank in ((snapshots.root, 0), (snapshots.root, 1), (snapshots.buddies, 1)):
+            stage(root, rank, 5)
+        snapshots.leave_only(range(1))
+        assert (ranks_in(snapshots.root), ranks_in(snapshots.buddies)) == ([0], [])
+        stage(snapshots.buddies, 1, 6)  # a copy that comes meanwhile
+        waits = asyncio.create_task(snapshots.removed())
+        await asyncio.sleep(0)
+        assert not waits.done()
+        going.set()
+        await waits
+        assert sorted(os.listdir(snapshots.root)) == ["buddies", "r0"]
+        assert states(snapshots.buddies, 1) == {6}
+
+    asyncio.run(main())
+
+
+def test_what_an_agent_has_not_come_to_remove_the_next_one_removes(tmp_path: Path) -> None:
+    stage(tmp_path / "snapshots" / "gone-r1-17", 1, 5)
+    snapshots = Snapshots(tmp_path, 1, lambda _: None)
+    asyncio.run(snapshots.removed())
+    assert os.listdir(snapshots.root) == []
 
 
 def test_a_start_drops_what_is_beyond_it_kept_or_not(tmp_path: Path) -> None:

@@ -206,9 +206,11 @@ class Agent:
         start = effect.start
         if start.restore:
             self.snapshots.durable(start.restore.state)
+        before = self.copies.fetch(start, effect.slot)
         if start.memory is None:
             self.snapshots.leave_only(self.node.member.workers.ranks(start))
-        self.workers.launch(start, effect.slot, before=self.copies.fetch(start, effect.slot))
+            before = asyncio.create_task(self.snapshots.removed())  # the workers need its memory for their own
+        self.workers.launch(start, effect.slot, before=before)
 
     def _leave(self, effect: effects.Leave) -> None:
         self.copies.stop_fetching()
