@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -138,6 +142,36 @@ def test_the_probe_refuses_a_store_that_accepts_a_false_condition(store: ObjectS
 def test_a_uri_that_names_no_store_is_refused_with_the_remedy(uri: str) -> None:
     with pytest.raises(UserError, match="write s3://"):
         open_store(uri)
+
+
+@pytest.mark.parametrize(("error", "temporary"), [(errno.ESTALE, True), (errno.EIO, True), (errno.EACCES, False)])
+def test_a_folder_that_can_not_be_read_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, temporary: bool
+) -> None:
+    store = open_store(f"file://{tmp_path}")
+    for key in ("step-1/a", "step-2/a"):
+        store.put(key, b"1")
+    real = os.scandir
+
+    def scandir(path: str | Path) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "step-1":
+            raise OSError(error, os.strerror(error))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for ask in (lambda: store.list("step-1/"), lambda: store.list("step-"), store.unfinished):
+        with pytest.raises(StoreError, match=os.strerror(error)) as caught:
+            ask()
+        assert caught.value.temporary is temporary
+    monkeypatch.undo()
+    assert len(store.list()) == 2
+
+
+def test_a_listing_does_not_follow_links_to_folders(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/store")
+    store.put("a/x", b"1")
+    (tmp_path / "store" / "b").symlink_to(tmp_path / "store" / "a")
+    assert [entry.key for entry in store.list()] == ["a/x"]
 
 
 def test_keys_cannot_leave_a_folder(tmp_path: object) -> None:

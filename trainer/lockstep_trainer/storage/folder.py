@@ -190,16 +190,14 @@ class FolderStore:
         # Walk only the folder that the prefix names, not the whole store.
         top = base if prefix.endswith("/") or not prefix else base.parent
         with _store_errors(f"list {base}"):
-            for folder, _, names in os.walk(top):
-                for name in names:
-                    path = Path(folder, name)
-                    key = path.relative_to(self._root).as_posix()
-                    if not key.startswith(prefix):
-                        continue
-                    try:
-                        yield path, key, path.stat()
-                    except FileNotFoundError:  # removed since the folder was read
-                        continue
+            for path in _files_below(top):
+                key = path.relative_to(self._root).as_posix()
+                if not key.startswith(prefix):
+                    continue
+                try:
+                    yield path, key, path.stat()
+                except FileNotFoundError:  # removed since the folder was read
+                    continue
 
     def _versions(self, path: Path) -> Iterator[int]:
         try:
@@ -258,6 +256,21 @@ def _link(source: Path, target: Path) -> None:
         # NFS may answer a repeated request with «exists» although the first one made the link: count them.
         if source.stat().st_nlink != 2:
             raise PreconditionFailed(f"put {target}: it exists") from None
+
+
+def _files_below(folder: str | Path) -> Iterator[Path]:
+    """All files below ``folder``, links to folders not followed. Unlike ``os.walk`` it raises what goes wrong: a folder
+    that could not be read is not an empty one, and what it holds must not count as gone."""
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except FileNotFoundError:  # removed since its name was read, or never made
+        return
+    for entry in entries:
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif not entry.is_symlink():
+            yield from _files_below(entry.path)
 
 
 def _make_folders(path: Path) -> None:
