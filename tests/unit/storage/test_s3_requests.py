@@ -230,14 +230,16 @@ def test_an_upload_that_fails_leaves_nothing(
     assert nothing_is_left(one.store)
 
 
-def losing_the_answer(operation: str) -> Handler:
-    """The first such request takes effect, and the client hears of a server's error."""
-    session, left = URLLib3Session(), [1]
+def losing_the_answer(operation: str, number: int = 1) -> Handler:
+    """Such a request, the first or another, takes effect, and the client hears of a server's error."""
+    session, left = URLLib3Session(), [number]
 
     def lose(name: str, request: Any) -> AWSResponse | None:
-        if name != operation or not left[0]:
+        if name != operation:
             return None
         left[0] -= 1
+        if left[0]:
+            return None
         assert session.send(request).status_code == 200
         return answer(500, "InternalError")
 
@@ -252,6 +254,15 @@ def test_an_answer_that_was_lost_is_no_failure(bench: Callable[..., Bench], data
     one.store.put_buffer("data", data, crc64nvme=crc64nvme(data))
     assert one.store.head("data").crc64nvme == crc64nvme(data)
     assert one.store.unfinished() == ()
+
+
+@pytest.mark.parametrize("number", [1, 3, 4], ids=["once", "latest", "latest under its etag"])
+def test_the_probe_passes_where_an_answer_was_lost(bench: Callable[..., Bench], number: int) -> None:
+    one = bench()
+    one.store.verifies_uploads()
+    one.wire.handlers.append(losing_the_answer("PutObject", number))
+    assert probe(one.store) == ()
+    assert nothing_is_left(one.store)
 
 
 def test_an_upload_that_was_removed_under_way_may_be_tried_again(bench: Callable[..., Bench]) -> None:
