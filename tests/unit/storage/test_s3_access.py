@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +15,7 @@ from uuid import uuid4
 import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
+from botocore.httpsession import URLLib3Session
 
 from lockstep_api.v1alpha1 import S3Spec
 from lockstep_trainer.errors import StoreError
@@ -33,11 +36,14 @@ _SOURCES = (
 )
 
 
-class Empty:
-    """The body of an answer without one."""
+class Text:
+    """The body of an answer."""
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
 
     def stream(self, **_: Any) -> Iterator[bytes]:
-        yield b""
+        yield self._text.encode()
 
 
 @pytest.fixture
@@ -89,6 +95,33 @@ def test_without_credentials_a_sentence_names_both_ways(bare: pytest.MonkeyPatch
         assert not caught.value.temporary
 
 
+def test_credentials_that_come_later_are_found(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The instance's metadata service did not answer the first call of the process."""
+    assert client_of(S3Spec())._request_signer._credentials is None  # type: ignore[attr-defined]
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    client = client_of(S3Spec())
+    assert client._request_signer._credentials.method == "shared-credentials-file"  # type: ignore[attr-defined]
+    assert client_of(S3Spec()) is client
+
+
+def test_a_metadata_service_that_is_busy_is_asked_again(bare: pytest.MonkeyPatch) -> None:
+    bare.setenv("AWS_EC2_METADATA_DISABLED", "false")
+    asked: list[str] = []
+    later = datetime.now(UTC) + timedelta(hours=6)
+    role = {"AccessKeyId": "a", "SecretAccessKey": "b", "Token": "c", "Expiration": later.isoformat()}
+
+    def send(_: object, request: Any) -> AWSResponse:
+        asked.append(request.url)
+        if asked.count(request.url) < 3:
+            return AWSResponse(request.url, 503, {}, Text("busy"))
+        text = "role" if request.url.endswith("security-credentials/") else json.dumps(role)
+        return AWSResponse(request.url, 200, {}, Text(text))
+
+    bare.setattr(URLLib3Session, "send", send)
+    assert source(bare) == "iam-role"
+    assert {asked.count(url) for url in asked} == {3}
+
+
 @pytest.mark.parametrize(
     ("spec", "url"),
     [
@@ -109,7 +142,7 @@ def test_a_server_is_addressed_as_the_resource_says(
     def answer(request: Any, **_: Any) -> AWSResponse:
         asked.append(request.url)
         headers: Any = {"Content-Length": "0", "Last-Modified": "Wed, 25 Nov 2026 10:00:00 GMT"}
-        return AWSResponse(request.url, 200, headers, Empty())
+        return AWSResponse(request.url, 200, headers, Text())
 
     client.meta.events.register("before-send.s3", answer)
     S3Store("bucket", "", S3Spec.model_validate(spec)).head("key")

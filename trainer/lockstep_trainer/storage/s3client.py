@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
@@ -27,6 +28,7 @@ _RETRIES = 3
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
 _CONNECTIONS = 16
+_METADATA_TRIES = "metadata_service_num_attempts"  # boto3's name for what the instance's identity is asked
 _NOT_FOUND = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
 _THROTTLED = frozenset({"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException"})
 _DAMAGED_ON_THE_WAY = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "IncompleteBody"})
@@ -85,28 +87,46 @@ _clients_lock = threading.Lock()
 
 
 def client_of(s3: S3Spec) -> S3Client:
-    """The process's client for this endpoint: making one takes 0.1 s, and connections are worth keeping."""
+    """The process's client for this endpoint: making one takes 0.1 s, and connections are worth keeping.
+
+    One that found no credentials never finds any: it is not kept, since an identity may only be busy.
+    """
     name = s3.model_dump_json()
     with _clients_lock:
-        if name not in _clients:
-            # A session of its own: it finds the credentials of now, and shares nothing with other users of boto3.
-            _clients[name] = boto3.session.Session().client(
-                "s3",
-                endpoint_url=s3.endpoint,
-                region_name=s3.region,
-                config=Config(
-                    connect_timeout=_CONNECT_SECONDS,
-                    read_timeout=_READ_SECONDS,
-                    retries={"mode": "standard", "total_max_attempts": _RETRIES},
-                    max_pool_connections=_CONNECTIONS,
-                    s3={
-                        "addressing_style": "path" if s3.path_style else "auto",
-                        # The signature does not hash the body: checksums guard it against damage, TLS against people.
-                        "payload_signing_enabled": False,
-                    },
-                    # Servers other than AWS do not know every checksum; ours is sent explicitly.
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                ),
-            )
-        return _clients[name]
+        if name in _clients:
+            return _clients[name]
+        session = _new_session()
+        found = session.get_credentials() is not None  # asked first: the client takes what is found here
+        client = _new_client(session, s3)
+        if found:
+            _clients[name] = client
+        return client
+
+
+def _new_session() -> boto3.session.Session:
+    """A session of its own: it finds the credentials of now, and shares nothing with other users of boto3."""
+    core = botocore.session.Session()
+    core.set_config_variable(_METADATA_TRIES, max(_RETRIES, core.get_config_variable(_METADATA_TRIES)))
+    return boto3.session.Session(botocore_session=core)
+
+
+def _new_client(session: boto3.session.Session, s3: S3Spec) -> S3Client:
+    return session.client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        region_name=s3.region,
+        config=Config(
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            retries={"mode": "standard", "total_max_attempts": _RETRIES},
+            max_pool_connections=_CONNECTIONS,
+            s3={
+                "addressing_style": "path" if s3.path_style else "auto",
+                # The signature does not hash the body: checksums guard it against damage, TLS against people.
+                "payload_signing_enabled": False,
+            },
+            # Servers other than AWS do not know every checksum; ours is sent explicitly.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
