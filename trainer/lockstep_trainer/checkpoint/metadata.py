@@ -1,7 +1,7 @@
 """``.metadata`` of torch's distributed checkpoints: a pickle, read without running what it names.
 
 A pickle can call anything that it can import. Bytes are verified before they come here; the restricted unpickler holds
-where the manifest itself was forged: only the classes that torch writes there can be named.
+where the manifest itself was forged: only the classes and dtypes that torch writes there can be named.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pickle
 from enum import Enum
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
 from lockstep_trainer.errors import Corrupt
@@ -19,10 +20,7 @@ _ALLOWED = {
     "builtins": {"set", "frozenset", "slice"},
     "collections": {"OrderedDict"},
     "pathlib": {"PosixPath", "PurePosixPath", "Path"},
-    "torch": {
-        "Size", "bfloat16", "bool", "complex64", "complex128", "device", "float16", "float32", "float64",
-        "float8_e4m3fn", "float8_e5m2", "int16", "int32", "int64", "int8", "uint16", "uint32", "uint64", "uint8",
-    },
+    "torch": {"Size", "device"},
     "torch.serialization": {"_get_layout"},
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.metadata": {
@@ -39,11 +37,16 @@ def _enum_member(of: object, name: str) -> Enum:
     raise pickle.UnpicklingError(f"it asks for {name!r} of {of!r}, which is no enum")
 
 
+def _is_dtype(name: str) -> bool:
+    """All of them: a tensor of any dtype is saved."""
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):
             return _enum_member
-        if name in _ALLOWED.get(module, ()):
+        if name in _ALLOWED.get(module, ()) or (module == "torch" and _is_dtype(name)):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong there")
 
