@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,13 @@ def test_the_probe_refuses_a_store_that_accepts_a_false_condition(store: ObjectS
 def test_a_uri_that_names_no_store_is_refused_with_the_remedy(uri: str) -> None:
     with pytest.raises(UserError, match="write s3://"):
         open_store(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/run#2", "file:///data/what?", "s3://bucket/a?b=c/d"])
+def test_a_uri_whose_path_would_be_cut_is_refused(uri: str) -> None:
+    with pytest.raises(UserError, match=re.escape(uri)):
+        open_store(uri)
+    assert open_store("file:///run%232").uri == "file:///run%232"
 
 
 @pytest.mark.parametrize(("error", "temporary"), [(errno.ESTALE, True), (errno.EIO, True), (errno.EACCES, False)])

@@ -144,6 +144,8 @@ def open_store(uri: str, s3: S3Spec | None = None) -> ObjectStore:
 
     boto3 is imported only for s3://. Raises UserError for any other URI.
     """
+    if "?" in uri or "#" in uri:
+        raise UserError(f"{uri!r}: what follows ? or # is no part of a URI's path; write %3F and %23, or another name")
     parts = urlsplit(uri)
     path = unquote(parts.path)
     if parts.scheme == "s3" and parts.netloc:
