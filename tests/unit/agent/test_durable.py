@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from samplerstates import sampler_state
 
 ONE = Term(1, 1)
 STATE = StateId(10, 1, 1)
+FILES = tuple(StoredFile(name, 4, crc64nvme(b"data")) for name in ("__0_0.distcp", "ranges-r0.json"))
 CHECKS = ("loss and gradient norm are finite",)
 PREFIX = "default/small/uid"
 
@@ -46,6 +48,16 @@ def header(state: StateId) -> str:
     )
 
 
+def upload(tmp_path: Path) -> None:
+    """What the listing names is there."""
+    for file in FILES:
+        own_store(tmp_path).put(f"step-10-e1-g1/{file.name}", b"data")
+
+
+def own_store(tmp_path: Path) -> storage.ObjectStore:
+    return storage.open_store(f"file://{tmp_path}/store/{PREFIX}")
+
+
 async def told(said: asyncio.Queue[events.Event], kind: type[Any]) -> Any:
     """The next event, which must be of this kind."""
     event = await said.get()
@@ -59,14 +71,63 @@ def test_a_commit_says_where_it_is_and_what_its_state_passed(tmp_path: Path) -> 
         durable = DurableStore(job(tmp_path), tmp_path, said.put_nowait)
         durable.choose(ONE)
         assert (await told(said, events.RestoreChosen)).restore is None
-        files = tuple(StoredFile(name, 4, crc64nvme(b"data")) for name in ("__0_0.distcp", "ranges-r0.json"))
-        durable.commit(Commit(ONE, STATE, None, header(STATE), files))
+        upload(tmp_path)
+        durable.commit(Commit(ONE, STATE, None, header(STATE), FILES))
         done = await told(said, events.CommitDone)
         assert done.restore.state == STATE
         assert done.uri == f"file://{tmp_path}/store/{PREFIX}/step-10-e1-g1/manifest.json"
         assert (done.size, done.verified) == (8, CHECKS)
         durable.close()
 
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_what_the_store_does_not_hold_is_not_committed(tmp_path: Path, damage: str) -> None:
+    """The pods do not share the folder: each finds its own files in it."""
+    key = "step-10-e1-g1/__0_0.distcp"
+    problem = f"{own_store(tmp_path).uri}/{key} "
+    problem += "is not there, .* a file system that all pods share" if damage == "missing" else "has 3 bytes, and 4"
+
+    async def run() -> None:
+        said: asyncio.Queue[events.Event] = asyncio.Queue()
+        durable = DurableStore(job(tmp_path), tmp_path, said.put_nowait)
+        durable.choose(ONE)
+        await told(said, events.RestoreChosen)
+        upload(tmp_path)
+        own_store(tmp_path).delete(key)
+        if damage == "short":
+            own_store(tmp_path).put(key, b"dat")
+        order = Commit(ONE, STATE, None, header(STATE), FILES)
+        durable.commit(order)
+        failed = await told(said, events.CommitFailed)
+        assert re.search(problem, failed.problem)
+        assert not failed.superseded
+        upload(tmp_path)
+        durable.commit(order)
+        assert (await told(said, events.CommitDone)).restore.state == STATE
+        durable.close()
+
+    asyncio.run(run())
+
+
+def test_a_file_that_a_listing_does_not_show_yet_is_looked_for_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system that keeps a folder's listing for some seconds."""
+    real = storage.open_store
+
+    async def run() -> None:
+        said: asyncio.Queue[events.Event] = asyncio.Queue()
+        durable = DurableStore(job(tmp_path), tmp_path, said.put_nowait)
+        durable.choose(ONE)
+        await told(said, events.RestoreChosen)
+        durable.commit(Commit(ONE, STATE, None, header(STATE), FILES))
+        assert (await told(said, events.CommitDone)).restore.state == STATE
+        durable.close()
+
+    upload(tmp_path)
+    monkeypatch.setattr(storage, "open_store", lambda *of: _Late(real(*of), [], lambda _: None))
     asyncio.run(run())
 
 
@@ -119,6 +180,16 @@ class _Counted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+
+class _Late(_Counted):
+    """A store whose listings show nothing yet."""
+
+    def below(self, prefix: str) -> _Late:
+        return _Late(self._store.below(prefix), self._asked, self._after)
+
+    def list(self, prefix: str = "") -> tuple[storage.Entry, ...]:
+        return ()
 
 
 @pytest.fixture

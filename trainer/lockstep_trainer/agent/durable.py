@@ -199,10 +199,11 @@ class DurableStore:
         return events.RestoreChosen(term, restore, uri, listing.written_at, listing.verified)
 
     def _commit_now(self, order: Commit, begun: float) -> events.CommitDone:
-        from lockstep_trainer.checkpoint.upload import listing_of
+        from lockstep_trainer.checkpoint.upload import check_stored, listing_of
 
         chain = self._open()
         listing = listing_of(order.header, order.parent, order.files)
+        check_stored(chain.store, listing)
         restore = chain.commit(listing, order.term, self._nonce)
         uri, seconds = f"{chain.store.uri}/{restore.manifest}", time.monotonic() - begun
         return events.CommitDone(order.term, restore, uri, seconds, listing.size, listing.verified)
