@@ -256,3 +256,34 @@ def test_lines_whose_answer_was_lost_are_written_once(tmp_path: Path, monkeypatc
 
     asyncio.run(run())
     assert journal(tmp_path) == {"e1-g1-1.jsonl": [0, 1], "e1-g1-2.jsonl": [2], "e1-g1-3.jsonl": [3]}
+
+
+def test_lines_that_come_while_a_full_backlog_is_written_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockstep_trainer.agent.durable._LONGEST_BACKLOG", 4)
+    begun, go_on = threading.Event(), threading.Event()
+    real = storage.open_store
+
+    def slowly(*of: Any) -> storage.ObjectStore:
+        begun.set()
+        assert go_on.wait(20)
+        return real(*of)
+
+    monkeypatch.setattr(storage, "open_store", slowly)
+
+    async def run() -> None:
+        durable = DurableStore(job(tmp_path), tmp_path, lambda _: None)
+        for number in range(6):  # the store is away: the oldest two go
+            durable.journal(note(number))
+        flushing = asyncio.create_task(durable.flush())
+        await asyncio.to_thread(begun.wait, 20)
+        for number in range(6, 9):
+            durable.journal(note(number))
+        go_on.set()
+        assert await flushing
+        assert await written(durable, note(9))
+        durable.close()
+
+    asyncio.run(run())
+    assert journal(tmp_path) == {"e1-g1-1.jsonl": [2, 3, 4, 5], "e1-g1-2.jsonl": [6, 7, 8, 9]}

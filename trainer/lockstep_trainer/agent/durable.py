@@ -71,7 +71,8 @@ class DurableStore:
         if line["kind"] == "step" and _place(line) <= self._written:
             return
         self._lines.append(line)
-        del self._lines[:-_LONGEST_BACKLOG]
+        if not self._flushing.locked():  # what is being written goes from the front when it is there
+            del self._lines[:-_LONGEST_BACKLOG]
         if line["kind"] in _URGENT:
             self._urgent.set()
 
