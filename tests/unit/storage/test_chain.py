@@ -241,9 +241,10 @@ def test_an_outage_is_temporary_and_the_commit_can_be_repeated(store: ObjectStor
 
 def test_a_job_resumes_from_a_manifest_of_another(tmp_path: Path) -> None:
     first, points = chain_of(open_store(f"file://{tmp_path}/first"), 2)
-    origin = resolve(f"{first.store.uri}/{points[1].manifest}")
+    uri = f"{first.store.uri}/{points[1].manifest}"
+    origin = resolve(uri)
     assert origin.state == points[1].state
-    second = Chain(open_store(f"file://{tmp_path}/second"), resume_from=origin)
+    second = Chain(open_store(f"file://{tmp_path}/second"), resume_from=uri)
     assert second.fence(ONE, "a") == origin
     own = second.commit(listing(30, parent=origin), ONE, "a")
     assert [point for point, _ in second.lineage(second.latest())] == [own, origin]
@@ -252,6 +253,21 @@ def test_a_job_resumes_from_a_manifest_of_another(tmp_path: Path) -> None:
     assert first.newest() == points[1]
     with pytest.raises(UserError, match="is no manifest"):
         resolve(f"file://{tmp_path}/first")
+
+
+def test_a_job_with_checkpoints_of_its_own_needs_no_longer_what_it_began_from(tmp_path: Path) -> None:
+    first, points = chain_of(open_store(f"file://{tmp_path}/first"), 1)
+    uri = f"{first.store.uri}/{points[0].manifest}"
+
+    def agent(job: str) -> Chain:
+        return Chain(open_store(f"file://{tmp_path}/{job}"), resume_from=uri)
+
+    second = agent("second")
+    own = second.commit(listing(30, parent=second.fence(ONE, "a")), ONE, "a")
+    first.store.delete(points[0].manifest)
+    assert agent("second").fence(Term(2, 0), "b") == own
+    with pytest.raises(UserError, match=rf"^checkpoint\.resumeFrom: {uri} does not exist"):
+        agent("third").fence(ONE, "a")
 
 
 def test_a_manifest_that_can_not_be_resumed_from_is_the_fields_mistake(tmp_path: Path) -> None:

@@ -181,13 +181,12 @@ class DurableStore:
         """In the thread: its imports are slow."""
         if self._chain is None:
             from lockstep_api.v1alpha1 import CheckpointSpec
-            from lockstep_trainer.checkpoint.chain import Chain, resolve
+            from lockstep_trainer.checkpoint.chain import Chain
             from lockstep_trainer.storage import open_store
 
             spec = CheckpointSpec.of_server(self._job.spec["checkpoint"])
-            resume = resolve(spec.resume_from, spec.s3) if spec.resume_from else None
             store = open_store(spec.uri, spec.s3)
-            self._chain = Chain(store, self._job.checkpoint_prefix, s3=spec.s3, resume_from=resume)
+            self._chain = Chain(store, self._job.checkpoint_prefix, s3=spec.s3, resume_from=spec.resume_from)
         return self._chain
 
     def _choose_now(self, term: Term, cut: Cut | None, at: RestorePoint | None) -> events.RestoreChosen:

@@ -79,17 +79,18 @@ class Chain:
         prefix: str = "",
         *,
         s3: S3Spec | None = None,
-        resume_from: RestorePoint | None = None,
+        resume_from: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """``store`` rooted at ``checkpoint.uri``; ``prefix`` is ``<namespace>/<job>/<uid>``.
 
-        ``resume_from`` is where a job without a checkpoint of its own begins (``resolve`` makes it from a URI); ``s3``
-        is how stores of other jobs are reached.
+        ``resume_from`` is the URI of the manifest from which a job without a checkpoint of its own begins; ``s3`` is
+        how stores of other jobs are reached.
         """
         self.store = store.below(prefix) if prefix else store
         self._s3 = s3
         self._resume_from = resume_from
+        self._origin: RestorePoint | None = None
         self._sleep = sleep
         self.problems: list[str] = []
         """Corrupt manifests met so far, a sentence each. They are passed over, never repaired."""
@@ -154,7 +155,8 @@ class Chain:
         From here on no older term can commit. Where the newest manifest is corrupt, or ``cut`` excludes it, ``latest``
         moves back to the newest whole one that may be used; where there is none, to where the job began. It moves back
         to ``at``, where it leads to that: what came behind it is on no lineage. A job's first fence probes the store.
-        Raises Superseded where a newer term has ``latest``.
+        Raises Superseded where a newer term has ``latest``, UserError where the job began from a manifest that is gone
+        and has nothing else.
         """
         latest = self.latest()
         if latest.pointer is None:
@@ -198,7 +200,7 @@ class Chain:
     def _newest(self, latest: Latest, cut: Cut | None = None, at: RestorePoint | None = None) -> RestorePoint | None:
         """The newest whole state that ``latest`` leads to and ``cut`` allows, and that is not newer than ``at``."""
         if latest.point is None:
-            return self._resume_from
+            return self._beginning()
         passed = unreadable = False
         for point, manifest in self.lineage(latest):
             if is_cut_off(point, cut) or (at is not None and point.state.step > at.state.step):
@@ -209,11 +211,18 @@ class Chain:
                 unreadable = True
                 self._report(str(manifest))
         if passed and not unreadable:
-            return self._resume_from
+            return self._beginning()
         raise Corrupt(
             f"{self.store.uri}: no checkpoint can be read ({self.problems[-1]}); "
             "restore the files from a backup, or start another job with checkpoint.resumeFrom"
         )
+
+    def _beginning(self) -> RestorePoint | None:
+        """Where the job begins. Looked for only where it has nothing of its own: the other job may have removed it
+        since. Raises UserError then."""
+        if self._origin is None and self._resume_from:
+            self._origin = resolve(self._resume_from, self._s3)
+        return self._origin
 
     def _read(self, point: RestorePoint) -> Manifest | Corrupt:
         try:
