@@ -29,6 +29,7 @@ from lockstep_trainer.checkpoint.recall import recall
 from lockstep_trainer.checkpoint.samplelog import SampleLog
 from lockstep_trainer.checkpoint.snapshots import (
     BUFFERS,
+    UPLOADING,
     NoSnapshotError,
     Root,
     SnapshotBusyError,
@@ -158,6 +159,22 @@ def test_the_oldest_that_may_go_is_overwritten_and_nothing_else(tmp_path: Path) 
         assert bool((state["w"] == 1).all())
         with pytest.raises(NoSnapshotError):
             recall(folder, planned, state_id(2), planned.sources({"model": state}))
+
+    one_rank(tmp_path, body)
+
+
+def test_what_is_being_uploaded_is_overwritten_only_where_nothing_else_is_free(tmp_path: Path) -> None:
+    def body(state: dict[str, torch.Tensor], planned: Planned, stage: Stage) -> None:
+        for step in (1, 2, 3):
+            assert take(stage, state, step, never)
+        write_state(tmp_path / UPLOADING, state_id(1))
+        assert take(stage, state, 4, {state_id(3)}.__contains__)
+        assert states(stage) == {1, 3, 4}
+        assert take(stage, state, 5, {state_id(3), state_id(4)}.__contains__)
+        assert states(stage) == {3, 4, 5}
+
+    def states(stage: Stage) -> set[int]:
+        return {snapshot.state.step for snapshot in held(stage.buffers.folder).values()}
 
     one_rank(tmp_path, body)
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lockstep_api.messages import StateId
-from lockstep_trainer.checkpoint.snapshots import BUDDIES, NoSnapshotError, held, rank_folder
+from lockstep_trainer.checkpoint.snapshots import BUDDIES, UPLOADING, NoSnapshotError, held, rank_folder, write_state
 from lockstep_trainer.errors import Corrupt, TrainerError, let_go
 from lockstep_trainer.protocol.effects import UploadState
 from lockstep_trainer.protocol.events import Event, StateUploaded, UploadFailed
@@ -40,6 +40,7 @@ class Uploads:
     def __init__(self, job: Job, root: Path, tell: Callable[[Event], None]) -> None:
         """``root``: the folder ``snapshots``."""
         self._job, self._root, self._tell = job, root, tell
+        self._mark(None)  # that of an earlier agent: the leader orders again
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload")
         self._task: asyncio.Task[None] | None = None
         self._order: UploadState | None = None
@@ -61,6 +62,7 @@ class Uploads:
             return
         self.stop()
         self._order, self._ranks = order, ranks
+        self._mark(order.state)
         self._task = asyncio.create_task(self._run(order, ranks))
 
     def forget(self, step: int, is_older: Callable[[StateId], bool]) -> None:
@@ -71,6 +73,7 @@ class Uploads:
     def stop(self) -> None:
         """Give up what is under way; a file that is being sent is finished."""
         self._order = None
+        self._mark(None)
         if self._task:
             self._task.cancel()
             self._task = None
@@ -82,6 +85,10 @@ class Uploads:
 
     # ----------------------------------------------------------------------------------------------------------------
 
+    def _mark(self, state: StateId | None) -> None:
+        """Workers overwrite this state last."""
+        write_state(self._root / UPLOADING, state)
+
     async def _run(self, order: UploadState, ranks: tuple[int, ...]) -> None:
         attempt = 0
         while True:
@@ -90,6 +97,7 @@ class Uploads:
                 done = await self._try(order, ranks)
             except (NoSnapshotError, Corrupt) as error:
                 log.warning("upload of step %d: %s", order.state.step, error)
+                self._mark(None)
                 self._tell(UploadFailed(order.state, str(error), gone=True))
                 return
             except TrainerError as error:
@@ -102,6 +110,7 @@ class Uploads:
                 self.seconds += time.monotonic() - begun
                 files = tuple(file for each in done for file in each.files)
                 header = next((each.header for each in done if each.header is not None), None)
+                self._mark(None)
                 self._tell(StateUploaded(order.state, files, header))
                 return
             # Jitter: when a store comes back, the agents of a job must not come all at once.

@@ -13,7 +13,18 @@ from pathlib import Path
 
 from lockstep_api.messages import StateId
 from lockstep_trainer.checkpoint.plan import Plan
-from lockstep_trainer.checkpoint.snapshots import BUFFERS, COPIES, Snapshot, json_of, lock, numbers_in, order, unlock
+from lockstep_trainer.checkpoint.snapshots import (
+    BUFFERS,
+    COPIES,
+    UPLOADING,
+    Snapshot,
+    json_of,
+    lock,
+    numbers_in,
+    order,
+    read_state,
+    unlock,
+)
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.supervisor import write_json, write_whole
 
@@ -90,10 +101,14 @@ class Buffers:
         return tuple(self._buffers)
 
     def reserve(self, is_protected: Callable[[StateId], bool]) -> Buffer | None:
-        """The buffer for the next snapshot, locked; None where each is read or must stay. The oldest goes first."""
+        """The buffer for the next snapshot, locked; None where each is read or must stay. The oldest goes first, and
+        behind all others the one whose state is being uploaded: between two tries nobody reads it."""
+        uploading = read_state(self.folder.parent / UPLOADING)
         holding = [(buffer, buffer.held()) for buffer in self._buffers]
         free = [pair for pair in holding if pair[1] is None or not is_protected(pair[1].state)]
-        free.sort(key=lambda pair: order(pair[1].state) if pair[1] else (0, 0, 0))
+        free.sort(
+            key=lambda pair: (pair[1].state == uploading, order(pair[1].state)) if pair[1] else (False, (0, 0, 0))
+        )
         return next((buffer for buffer, _ in free if buffer.take()), None)
 
     def fresh(self, is_protected: Callable[[StateId], bool]) -> Iterator[Buffer]:

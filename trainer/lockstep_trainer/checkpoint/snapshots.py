@@ -27,6 +27,8 @@ from lockstep_trainer.supervisor import read_json, write_json
 
 FOLDER = "snapshots"
 BUDDIES = "buddies"
+UPLOADING = "uploading.json"
+"""In the folder ``snapshots``: the state that the agent brings to the store."""
 BUFFERS = 3
 """Of a rank: one that is kept, one that is on its way to be, and one to write."""
 COPIES = 2
@@ -229,7 +231,7 @@ def unlock(descriptor: int) -> None:
 
 
 def write_state(path: Path, state: StateId | None) -> None:
-    """``kept.json`` and ``durable.json``; None removes it."""
+    """``kept.json``, ``durable.json`` and their like; None removes it."""
     if state is None:
         path.unlink(missing_ok=True)
         return
