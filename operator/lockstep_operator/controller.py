@@ -22,6 +22,7 @@ from lockstep_operator.errors import (
     NotRenewedError,
     RefusedError,
     TakenError,
+    UnavailableError,
 )
 from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import ChildKind, Event, NewPod, Plan
@@ -38,7 +39,7 @@ DEBOUNCE_SECONDS = 0.02
 FORGET_CREATION_SECONDS = 30.0
 """A pod that was created and is not seen for so long is believed gone."""
 REFUSAL_SECONDS = (5.0, 300.0)
-"""First and longest pause after the API server refused a pod; doubled each time."""
+"""First and longest pause after the API server refused a pod, or could not create it; doubled each time."""
 CHILDREN_SECONDS = 30.0
 """Before pods are created the job's other objects are made sure of, if that was so long ago: none starts without."""
 TAKEN_PAUSE_SECONDS = 10.0
@@ -258,7 +259,8 @@ class JobController:
     async def _create(self, pods: Iterable[NewPod]) -> None:
         results = await asyncio.gather(*(self._create_pod(new) for new in pods), return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
-        refusals = [failure for failure in failures if isinstance(failure, RefusedError)]
+        refusals: list[ApiError] = [failure for failure in failures if isinstance(failure, RefusedError)]
+        refusals += [failure for failure in failures if isinstance(failure, UnavailableError)]
         if refusals:
             pause = min(REFUSAL_SECONDS[0] * 2**self._refusals, REFUSAL_SECONDS[1])
             self._refusals += 1
@@ -269,7 +271,7 @@ class JobController:
         elif results and not failures:
             self._refusal, self._refusals = None, 0
         for failure in failures:
-            if not isinstance(failure, RefusedError):
+            if not isinstance(failure, RefusedError | UnavailableError):
                 raise failure
 
     async def _create_pod(self, new: NewPod) -> None:

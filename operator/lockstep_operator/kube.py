@@ -146,11 +146,12 @@ class KubeClient:
                 0, "Unreachable", f"watch of {path} was cut: {error or type(error).__name__}"
             ) from None
 
-    async def create(self, path: str, body: Manifest) -> Manifest:
-        """Create an object. Raises errors.AlreadyExistsError, errors.RefusedError, and errors.ConflictError where two
-        creations met at one quota: the same may be asked again."""
+    async def create(self, path: str, body: Manifest, *, strict: bool = False) -> Manifest:
+        """Create an object; ``strict``: fields that the server does not know are refused, not dropped. Raises
+        errors.AlreadyExistsError, errors.RefusedError, and errors.ConflictError where two creations met at one quota:
+        the same may be asked again."""
         try:
-            return await self._request("POST", path, body)
+            return await self._request("POST", path, body, query={"fieldValidation": "Strict"} if strict else None)
         except ConflictError as error:
             if error.reason != "AlreadyExists":
                 raise
@@ -286,6 +287,7 @@ def _error(code: int, text: str) -> ApiError:
     except (ValueError, AttributeError):
         reason, message = "", text.strip()
     kind: type[ApiError] = {
+        400: RefusedError,
         401: _UnauthorizedError,
         403: RefusedError,
         404: NotFoundError,

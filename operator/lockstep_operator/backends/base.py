@@ -52,7 +52,8 @@ class Backend(Protocol):
         ...
 
     async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
-        """Create a pod. Raises errors.RefusedError, and errors.TakenError where another's pod has its name."""
+        """Create a pod. Raises errors.RefusedError, errors.UnavailableError, and errors.TakenError where another's pod
+        has its name."""
         ...
 
     async def delete_pod(self, job: TrainingJob, delete: DeletePod) -> None:

@@ -113,10 +113,15 @@ class KubernetesBackend:
         _must_own(job, kind, manifest)
 
     async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
-        """From the job's template."""
+        """From the job's template, of which the API server refuses unknown fields."""
         path = PODS.path(job.namespace)
         try:
-            await self._client.create(path, pods.render(job, new, self._defaults))
+            manifest = pods.render(job, new, self._defaults)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = f"an entry lacks the field {error}" if isinstance(error, KeyError) else str(error)
+            raise RefusedError(422, "Invalid", f"no pod can be made from spec.template: {what}") from None
+        try:
+            await self._client.create(path, manifest, strict=True)
         except AlreadyExistsError:
             there = (await self._client.list(path, fields=f"metadata.name={new.name}")).items
             if not there:

@@ -114,9 +114,9 @@ def ending(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lead
             f"No step was finished within {job.spec.startup_deadline_seconds} s, the job's startupDeadlineSeconds. "
             f"It was waiting for this: {waits.removesuffix('.')}.",
         )
-    if observed.refusal and observed.refusal.code == 422:
+    if observed.refusal and observed.refusal.final:
         # The template can't be changed, so trying again can't help.
-        text = f"{observed.refusal.what} was refused: {observed.refusal.message}"
+        text = observed.refusal.sentence.removesuffix(".")
         return Ending(False, "InvalidTemplate", f"{text}. Correct spec.template in a new job.")
     return None
 

@@ -5,6 +5,7 @@ All times are Unix seconds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -109,14 +110,36 @@ class Leader:
         return max(heard, default=None)
 
 
+_DENIED = re.compile(r"\bdenied (the )?request\b")
+"""What the API server says of a webhook's no, and of a ValidatingAdmissionPolicy's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The API server's no to a pod or another child."""
 
     what: str  # "pod quickstart-0-0"
-    code: int  # HTTP: 403 quota or policy, 422 a template that can't work
+    code: (
+        int  # HTTP: 403 quota or policy; 400 or 422 a template that can't work, or a webhook's no; 5xx, 429, 0 trouble
+    )
     message: str
     retry_at: float
+
+    @property
+    def final(self) -> bool:
+        """Whether trying again can't help: the template can't be changed. What admission denies, with whatever code,
+        may be allowed later."""
+        return self.code in (400, 422) and not _DENIED.search(self.message)
+
+    @property
+    def passing(self) -> bool:
+        """Whether the server, or a webhook that it asks, only could not answer."""
+        return self.code not in (400, 403, 422)
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        return f"{self.what} {'could not be created' if self.passing else 'was refused'}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)

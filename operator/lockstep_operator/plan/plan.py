@@ -371,7 +371,7 @@ def _pods(
 
     given_up = [pod for pod in observed.pods if pods.get(pod.ordinal) is not pod]
     surplus = [pod for ordinal, pod in pods.items() if ordinal not in wanted]
-    if held_back and status.epoch == 0:
+    if held_back and status.epoch == 0 and observed.refusal and not observed.refusal.passing:
         # Nothing half-made is left: pods that wait for others that may not come hold GPUs for nothing.
         surplus = list(pods.values())
     delete = tuple(

@@ -37,7 +37,7 @@ class PodDefaults:
 def render(job: TrainingJob, new: NewPod, defaults: PodDefaults) -> Manifest:
     """The whole pod, as it is sent to the API server."""
     template = copy.deepcopy({"metadata": job.spec.template.metadata, "spec": job.spec.template.spec})
-    metadata, spec = template["metadata"], template["spec"]
+    metadata, spec = _given(template["metadata"]), _given(template["spec"])
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -63,10 +63,11 @@ def render(job: TrainingJob, new: NewPod, defaults: PodDefaults) -> Manifest:
 
 def _spec(job: TrainingJob, new: NewPod, spec: Manifest, defaults: PodDefaults) -> Manifest:
     containers = spec.get("containers") or []
-    own = next((one for one in containers if one.get("name") == constants.CONTAINER_NAME), None)
-    others = [one for one in containers if one is not own]
-    added = _volumes(job, own or {})
-    spec["containers"] = [_container(job, new, own or {}, [mount for mount, _ in added], defaults), *others]
+    found = next((one for one in containers if one.get("name") == constants.CONTAINER_NAME), None)
+    others = [one for one in containers if one is not found]
+    own = _given(found or {})
+    added = _volumes(job, own)
+    spec["containers"] = [_container(job, new, own, [mount for mount, _ in added], defaults), *others]
     # A worker or agent that dies is handled inside the pod; a container that dies starts again in place and finds
     # its memory-backed volume as it left it.
     spec["restartPolicy"] = "Always"
@@ -127,11 +128,19 @@ def _container(
     return container
 
 
+def _given(fields: Mapping[str, Any]) -> Manifest:
+    """Fields that have a value: null is as if they were left out, for the API server too."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def agent_port(job: TrainingJob) -> int:
-    """The agent's port: constants.AGENT_PORT, or the template's annotation where pods share their host's network."""
-    return int(
-        job.spec.template.metadata.get("annotations", {}).get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT)
-    )
+    """The agent's port: constants.AGENT_PORT, or the template's annotation where pods share their host's network.
+    Raises ValueError for one that is no number."""
+    annotations = job.spec.template.metadata.get("annotations") or {}
+    port = str(annotations.get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT))
+    if not port.isdecimal():
+        raise ValueError(f"metadata.annotations[{constants.ANNOTATION_AGENT_PORT}]: {port!r} is no port's number")
+    return int(port)
 
 
 def metrics_port(agent_port: int) -> int:
@@ -141,7 +150,7 @@ def metrics_port(agent_port: int) -> int:
 
 def until_end(job: TrainingJob) -> float:
     """Seconds from SIGTERM in which the pod's processes have to end, a last checkpoint included."""
-    grace = float(job.spec.template.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS))
+    grace = float(_given(job.spec.template.spec).get("terminationGracePeriodSeconds", GRACE_SECONDS))
     return max(grace - GRACE_MARGIN_SECONDS, grace / 2)
 
 
@@ -211,7 +220,7 @@ def _volumes(job: TrainingJob, container: Mapping[str, Any]) -> list[tuple[Manif
 
 def _request_gpus(container: Manifest, gpus: int) -> None:
     """Ask for the GPUs, unless the template names them itself: another vendor's, a partition, or DRA claims."""
-    resources = container.setdefault("resources", {})
+    resources = container["resources"] = _given(container.get("resources", {}))
     limits = resources.setdefault("limits", {})
     named = any(name.endswith("/gpu") or "/mig-" in name for name in (*limits, *resources.get("requests", {})))
     if not named and "claims" not in resources:
@@ -220,17 +229,25 @@ def _request_gpus(container: Manifest, gpus: int) -> None:
 
 def _avoid(spec: Manifest, nodes: tuple[str, ...]) -> None:
     """Prefer other nodes; a preference, since silence alone excludes no node."""
-    affinity = spec.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+    affinity = _node_affinity(spec)
     preferred = affinity.setdefault("preferredDuringSchedulingIgnoredDuringExecution", [])
     preferred.append({"weight": 100, "preference": {"matchFields": _other_than(nodes)}})
 
 
 def _exclude(spec: Manifest, nodes: tuple[str, ...]) -> None:
     """Only other nodes, whatever else the template asks for: its terms are alternatives, so each gets the condition."""
-    affinity = spec.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+    affinity = _node_affinity(spec)
     required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
     for term in required.get("nodeSelectorTerms") or required.setdefault("nodeSelectorTerms", [{}]):
         term.setdefault("matchFields", []).extend(_other_than(nodes))
+
+
+def _node_affinity(spec: Manifest) -> Manifest:
+    """That of the pod, to be added to."""
+    affinity = spec["affinity"] = _given(spec.get("affinity", {}))
+    found: Manifest = _given(affinity.get("nodeAffinity", {}))
+    affinity["nodeAffinity"] = found
+    return found
 
 
 def _other_than(nodes: tuple[str, ...]) -> list[Manifest]:

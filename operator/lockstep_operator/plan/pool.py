@@ -53,7 +53,7 @@ def speaks_tls(job: TrainingJob, existing: Iterable[Pod], *, otherwise: bool) ->
     spoken = [pod.tls for pod in existing]
     if spoken:
         return all(spoken)
-    return otherwise and job.spec.template.metadata.get("annotations", {}).get(constants.ANNOTATION_TLS) != "off"
+    return otherwise and (job.spec.template.metadata.get("annotations") or {}).get(constants.ANNOTATION_TLS) != "off"
 
 
 def bump(incarnations: Mapping[str, int], ordinals: Iterable[int]) -> dict[str, int]:

@@ -297,7 +297,7 @@ def checkpoint_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tu
 def explain(status: TrainingJobStatus, job: TrainingJob, pods: Sequence[Pod], observed: Observed) -> tuple[str, str]:
     """(reason, sentence) why the job is not running, the nearest obstacle first."""
     if observed.refusal:
-        return "CreationRefused", f"{observed.refusal.what} was refused: {observed.refusal.message}"
+        return "CreationRefused", observed.refusal.sentence
     wanted = job.spec.nodes + job.spec.spares
     for pod in pods:
         if pod.refused:

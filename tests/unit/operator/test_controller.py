@@ -12,7 +12,7 @@ import aiohttp
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_operator.controller import RENEWAL_PAUSE_SECONDS, JobController
 from lockstep_operator.credentials import Credentials, MasterKeys
-from lockstep_operator.errors import AlreadyExistsError, ConflictError, NotRenewedError, RefusedError
+from lockstep_operator.errors import AlreadyExistsError, ConflictError, NotRenewedError, RefusedError, UnavailableError
 from lockstep_operator.links import Links
 from lockstep_operator.plan.actions import DeletePod, Event, LabelPod, NewPod
 from lockstep_operator.plan.observed import Node, Pod
@@ -173,6 +173,16 @@ def test_a_refusal_is_told_once_and_tried_again_later() -> None:
     backend = Recorder()
     backend.fails["run-1-0"] = RefusedError(403, "Forbidden", "exceeded quota: small")
     passes(backend, 3)
+    assert backend.calls.count("event PodRefused") == 1
+    assert backend.calls.count("run-1-0") == 1
+
+
+def test_a_server_that_can_not_create_pods_is_told_and_asked_again_later() -> None:
+    """As where a webhook is down: asking each second, for each pod, would not bring it up."""
+    backend = Recorder()
+    backend.fails["run-1-0"] = UnavailableError(500, "InternalError", "failed calling webhook")
+    pauses = passes(backend, 3)
+    assert "UnavailableError" not in pauses
     assert backend.calls.count("event PodRefused") == 1
     assert backend.calls.count("run-1-0") == 1
 

@@ -86,7 +86,8 @@ def failure(code: int, message: str = "no") -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("code", "error"), [(404, NotFoundError), (409, ConflictError), (403, RefusedError), (422, RefusedError)]
+    ("code", "error"),
+    [(404, NotFoundError), (409, ConflictError), (400, RefusedError), (403, RefusedError), (422, RefusedError)],
 )
 def test_errors_have_types_and_the_servers_words(code: int, error: type[Exception]) -> None:
     server = Server()

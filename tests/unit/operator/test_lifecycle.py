@@ -233,7 +233,12 @@ def test_a_job_of_another_controller_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "phase", "reason"), [(422, Phase.FAILED, "InvalidTemplate"), (403, Phase.PENDING, "CreationRefused")]
+    ("code", "phase", "reason"),
+    [
+        (422, Phase.FAILED, "InvalidTemplate"),
+        (400, Phase.FAILED, "InvalidTemplate"),
+        (403, Phase.PENDING, "CreationRefused"),
+    ],
 )
 def test_what_the_server_refuses_is_told(code: int, phase: Phase, reason: str) -> None:
     world = World(make_job(nodes=2), auto=False)
@@ -243,6 +248,24 @@ def test_what_the_server_refuses_is_told(code: int, phase: Phase, reason: str) -
     assert world.status.phase == phase
     assert any(one.reason == reason and "exceeded quota" in one.message for one in world.status.conditions)
     assert world.pods == {}  # nothing half-made is left
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kept"),
+    [
+        (400, 'admission webhook "a.b.c" denied the request: images must come from here', 0),
+        (422, "ValidatingAdmissionPolicy 'a' with binding 'b' denied request: no", 0),
+        (500, 'Internal error occurred: failed calling webhook "x": context deadline exceeded', 2),
+    ],
+)
+def test_what_may_be_allowed_later_ends_no_job(code: int, message: str, kept: int) -> None:
+    world = World(make_job(nodes=2), auto=False)
+    world.step()
+    world.refusal = Refusal("A pod", code, message, world.now + 30)
+    world.settle()
+    assert world.status.phase == Phase.PENDING
+    assert any(one.reason == "CreationRefused" and message in one.message for one in world.status.conditions)
+    assert len(world.pods) == kept  # a server that can't answer has refused nothing
 
 
 def test_a_refusal_during_training_takes_no_pod_away() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_operator.backends.kubernetes import KubernetesBackend
 from lockstep_operator.cache import trim_pod
-from lockstep_operator.plan import children, pods
+from lockstep_operator.errors import RefusedError
+from lockstep_operator.plan import children, pods, pool
 from lockstep_operator.plan.actions import NewPod
 from manifests import trainer_job
 from unit.operator.builders import CREDENTIALS, UID, make_job
@@ -246,3 +249,69 @@ def test_only_the_administrator_allows_faults(allowed: bool) -> None:
     pod = pods.render(job, NewPod("run-0-0", 0, 0), pods.PodDefaults(fault_injection=allowed))
     said = [one["value"] for one in container(pod)["env"] if one["name"] == "LOCKSTEP_FAULT_INJECTION"]
     assert said == ["on" if allowed else "off"]
+
+
+NULLS: list[dict[str, Any]] = [
+    {"metadata": {"labels": None, "annotations": None}},
+    {"spec": {"containers": None, "tolerations": None, "volumes": None, "securityContext": None}},
+    {"spec": {"terminationGracePeriodSeconds": None}},
+    {
+        "spec": {
+            "containers": [
+                {
+                    "name": "trainer",
+                    **dict.fromkeys(("image", "env", "ports", "volumeMounts", "securityContext", "resources")),
+                }
+            ]
+        }
+    },
+    {"spec": {"containers": [{"name": "trainer", "resources": {"limits": None, "requests": None}}]}},
+    {"spec": {"affinity": None}},
+    {"spec": {"affinity": {"nodeAffinity": None}}},
+]
+
+
+@pytest.mark.parametrize("template", NULLS)
+def test_null_is_as_if_it_were_left_out(template: dict[str, Any]) -> None:
+    """What YAML makes of a name with nothing behind it."""
+    new = NewPod("run-3-1", 3, 1, avoid_nodes=("lost",), exclude_nodes=("bad",))
+    assert render(template, new) == render(None, new)
+    assert pool.speaks_tls(make_job(template=template), (), otherwise=True)
+
+
+def created(template: dict[str, Any]) -> list[Any]:
+    """What the API server is asked to create, and how, of a job's first pod."""
+    asked: list[Any] = []
+
+    class Client:
+        async def create(self, *what: Any, **how: Any) -> None:
+            asked.append((what, how))
+
+    nothing: Any = None
+    client: Any = Client()
+    backend = KubernetesBackend(
+        client, nothing, memory=nothing, events=nothing, defaults=DEFAULTS, credentials=CREDENTIALS
+    )
+    asyncio.run(backend.create_pod(make_job(template=template), NewPod("run-0-0", 0, 0)))
+    return asked
+
+
+def test_the_server_is_asked_to_refuse_fields_that_it_does_not_know() -> None:
+    (((_, manifest), how),) = created({"spec": {"nodeSelecter": {"gpu": "h100"}}})
+    assert manifest["spec"]["nodeSelecter"] == {"gpu": "h100"}
+    assert how == {"strict": True}
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ({"spec": {"volumes": [{"emptyDir": {}}]}}, "an entry lacks the field 'name'"),
+        ({"metadata": {"annotations": {constants.ANNOTATION_AGENT_PORT: "x"}}}, "agent-port]: 'x' is no port's number"),
+        ({"spec": {"containers": ["trainer"]}}, "no pod can be made from spec.template"),
+    ],
+)
+def test_a_template_of_which_no_pod_can_be_made_is_refused(template: dict[str, Any], words: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        created(template)
+    assert refused.value.code == 422
+    assert words in refused.value.message
