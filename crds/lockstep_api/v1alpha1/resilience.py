@@ -23,7 +23,7 @@ class BudgetsSpec(Model):
     process: int = Field(default=10, ge=0)
     """Restarts of worker processes."""
     pod: int = Field(default=5, ge=0)
-    """Replacements of pods."""
+    """Replacements of pods; of pods that are lost together, as those of a rack, the first one counts."""
     requeue: int = Field(default=3, ge=0)
     """Times that all pods are let go since there is no room for enough of them."""
 
@@ -97,8 +97,8 @@ class NodesSpec(Model):
     is avoided by all jobs."""
 
     exclude_per_hour: int = Field(default=4, ge=0, le=1000)
-    """At most so many nodes are excluded by this job's own faults in any hour. So many at once point to something that
-    they share, or to the program; then no more are excluded, and an event says so."""
+    """At most so many nodes, or 2 % of the job's if that is more, are excluded by its own faults in any hour; 0: none. So
+    many at once point to something that they share, or to the program; then no more are excluded, and an event says so."""
     exclude_seconds: float = Field(default=86_400, ge=0)
     """How long this job's new pods stay away from a node that a fault has named: a retry rule with ExcludeNode, an
     unhealthy GPU, a failed preflight check, a verdict."""

@@ -32,6 +32,9 @@ def record(
     one status patch, so that none is counted twice or forgotten, whenever the operator dies."""
     slots = {slot: name for slot, name in status.slots.items() if name not in {loss.pod for loss in lost}}
     restarts, used, faults = status.restarts, status.budgets_used, list(status.faults)
+    charged = [loss for loss in lost if loss.counts and _costs(loss.cause)]
+    if any(loss.slot is None or not _lost_already(status) for loss in charged):
+        used = used.model_copy(update={"pod": used.pod + 1})  # a rack, or a preemption, is one loss and not many
     for loss in lost:
         if not loss.counts:
             continue
@@ -40,8 +43,6 @@ def record(
         restarts = restarts.model_copy(
             update={rung: getattr(restarts, rung) + 1, "total": restarts.total + 1},
         )
-        if loss.cause not in PLANNED and loss.cause != UNFIT:
-            used = used.model_copy(update={"pod": used.pod + 1})
         fresh = Fault(
             at=rfc3339(now),
             epoch=status.epoch,
@@ -68,13 +69,29 @@ def record(
     )
 
 
+def _costs(cause: str) -> bool:
+    return cause not in PLANNED and cause != UNFIT
+
+
+def _lost_already(status: TrainingJobStatus) -> bool:
+    """Whether the next epoch is still to be formed after a loss of this one that was counted: what else its members
+    lose until then is the same loss. Such an epoch has no hash."""
+    return status.slot_map_hash is None and any(
+        fault.epoch == status.epoch
+        and fault.rung in POD_GIVEN_UP
+        and _costs(fault.cause)
+        and fault.pod not in status.slots.values()
+        for fault in status.faults
+    )
+
+
 def charge_unfit(before: TrainingJobStatus, status: TrainingJobStatus, lost: list[Loss]) -> TrainingJobStatus:
-    """Status with the pods on the budget whose node failed its checks and was not excluded for it now: the next one may
-    come to the same node, for ever. Those of a node that was excluded are free, since a large cluster always has some
-    that are unfit, and each fails once."""
+    """Status with the budget charged, once, where pods' nodes failed their checks and were not excluded for it now: the
+    next pod may come to the same node, for ever. Those of a node that was excluded are free, since a large cluster
+    always has some that are unfit, and each fails once."""
     known = {one.node for one in before.excluded_nodes}
     newly = {one.node for one in status.excluded_nodes} - known
-    charged = sum(loss.cause == UNFIT and loss.node not in newly for loss in lost)
+    charged = any(loss.cause == UNFIT and loss.node not in newly for loss in lost)
     used = status.budgets_used
     return status.model_copy(update={"budgets_used": used.model_copy(update={"pod": used.pod + charged})})
 

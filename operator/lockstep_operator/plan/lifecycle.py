@@ -122,7 +122,7 @@ def ending(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lead
 
 
 def overspent(job: TrainingJob, status: TrainingJobStatus) -> Ending | None:
-    """Whether the pods lost since the last durable checkpoint are more than the budget."""
+    """Whether more was lost since the last durable checkpoint than the budget allows."""
     used, budget = status.budgets_used.pod, job.spec.resilience.budgets.pod
     if used <= budget:
         return None
@@ -132,8 +132,8 @@ def overspent(job: TrainingJob, status: TrainingJobStatus) -> Ending | None:
     return Ending(
         False,
         "PodBudgetExceeded",
-        f"{used} pods were lost or given up since the last durable checkpoint; resilience.budgets.pod is {budget}."
-        f"{where}",
+        f"{used} pods were lost or given up since the last durable checkpoint, those of one moment counted as one; "
+        f"resilience.budgets.pod is {budget}.{where}",
     )
 
 

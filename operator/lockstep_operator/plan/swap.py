@@ -14,6 +14,7 @@ from lockstep_api import constants
 from lockstep_api.v1alpha1 import StragglerAction, TrainingJob, TrainingJobStatus
 from lockstep_operator.plan import story
 from lockstep_operator.plan.actions import Event
+from lockstep_operator.plan.nodes import jobwide
 from lockstep_operator.plan.nodes.exclusion import HOUR, allowance
 from lockstep_operator.plan.observed import Observed, Pod
 from lockstep_operator.plan.pool import current
@@ -76,7 +77,7 @@ def _held(
     job: TrainingJob, status: TrainingJobStatus, observed: Observed, *, node: str, cost: float, now: float
 ) -> tuple[str, str]:
     """(reason, sentence) why the node is not left; empty where it may be."""
-    rules, breaker = job.spec.resilience.stragglers, job.spec.resilience.nodes.exclude_per_hour
+    rules, (most, as_said) = job.spec.resilience.stragglers, jobwide.breaker(job)
     named = _named_lately(status, now)
     if len(named) > 1 and 2 * len(named) > len(status.slots):
         return "ManySlowNodes", (
@@ -89,11 +90,8 @@ def _held(
             f"resilience.stragglers.swapsPerHour ({rules.swaps_per_hour}) nodes were left in the last hour"
         )
     known = {one.node for one in status.excluded_nodes}
-    if node not in known and not allowance((unix(one.since) for one in status.excluded_nodes), now, breaker):
-        return "SwapLimit", (
-            f"resilience.nodes.excludePerHour ({breaker}) nodes were excluded in the last hour: nothing would keep "
-            "the next pod away from it"
-        )
+    if node not in known and not allowance((unix(one.since) for one in status.excluded_nodes), now, most):
+        return "SwapLimit", (f"{as_said} were excluded in the last hour: nothing would keep the next pod away from it")
     usable = [one.name for one in observed.nodes.values() if not one.down and not one.cordoned]
     if observed.nodes and not set(usable) - {node} - known - observed.excluded:
         return "NoRoom", "there is no other node that could be used"

@@ -176,6 +176,43 @@ def test_the_pod_budget_ends_the_job_with_the_cause() -> None:
     assert "resilience.budgets.pod is 2" in failed.message
 
 
+def test_a_rack_is_one_loss() -> None:
+    world = running(nodes=32, spares=8)
+    for number in range(8):
+        world.take_down(f"node-{number + 10}")
+    world.now += 6
+    world.settle()
+    assert (world.status.budgets_used.pod, world.status.restarts.spare) == (1, 8)
+    assert len(world.status.slots) == 32
+
+
+def test_members_lost_while_the_next_epoch_is_formed_are_the_same_loss() -> None:
+    """And what is lost after it is another."""
+    world = running(nodes=12)
+    world.auto = False
+    for number in range(1, 9):
+        del world.pods[f"run-{number}-0"]
+        world.step()
+    assert (world.status.budgets_used.pod, world.status.restarts.pod) == (1, 8)
+    world.auto = True
+    world.run_pods()
+    world.settle()
+    lose_pods(world, 1)
+    assert world.status.budgets_used.pod == 2
+
+
+def test_a_maintenance_before_it_makes_no_loss_free() -> None:
+    world = running(nodes=3)
+    world.auto = False
+    world.nodes["node-1"] = replace(world.nodes["node-1"], cordoned=True)
+    world.pods["run-1-0"] = replace(world.pods["run-1-0"], deleting=True, deleted_at=world.now)
+    world.step()
+    assert world.status.budgets_used.pod == 0
+    del world.pods["run-2-0"]
+    world.step()
+    assert world.status.budgets_used.pod == 1
+
+
 def test_a_checkpoint_newer_than_the_fault_fills_the_budget() -> None:
     world = running(nodes=2, resilience={"budgets": {"pod": 2}})
     lose_pods(world, 2)

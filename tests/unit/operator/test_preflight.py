@@ -60,6 +60,20 @@ def test_a_large_cluster_has_some_unfit_nodes_and_a_job_that_meets_them_loses_no
     assert len(world.status.slots) == 4
 
 
+@pytest.mark.parametrize(("limit", "most"), [(4, 5), (0, 0), (7, 7)])
+def test_of_a_large_jobs_nodes_a_share_may_be_unfit(limit: int, most: int) -> None:
+    """2 % of 256 nodes are 5. Who wants none to be excluded gets none."""
+    world = World(make_job(nodes=256, resilience={"budgets": {"pod": 100}, "nodes": {"excludePerHour": limit}}))
+    world.step()
+    for ordinal in range(8):
+        fails(world, f"run-{ordinal}-0")
+        world.now += 1
+        world.step()
+    assert len(world.status.excluded_nodes) == most
+    held = [event.message for event in world.events if event.reason == "NodeExclusionHeld"]
+    assert ("2 % of the job's nodes (5) were" in held[0]) == (limit == 4)
+
+
 def test_where_every_node_fails_the_job_ends_with_what_was_found() -> None:
     """What they share is at fault: an image, a driver, the template. The breaker holds further exclusions."""
     world = World(make_job(nodes=2, resilience={"budgets": {"pod": 3}, "nodes": {"excludePerHour": 2}}))

@@ -17,6 +17,8 @@ NAMING = frozenset({"GpuUnhealthy", "PreflightFailed", "Corruption", "Straggler"
 SUSPECTED = "CorruptionSuspected"
 """One of several pods computes wrong numbers, and this one was put aside to see whether it is that one: see the
 trainer's ``protocol.dispute``. Until it is known, no pod of the job comes to its node."""
+BREAKER_SHARE = 0.02
+"""Of a job's nodes, which may be excluded in an hour whatever the number: of many hosts 1 to 2 % are always unfit."""
 _WRONG_NUMBERS = frozenset({SUSPECTED, "Corruption"})
 _BLAMELESS = frozenset({"PodDeleted", "NodeDrained", "NodeLeaving", "NodeExcluded", "ContainerCrashLoop"})
 
@@ -51,9 +53,17 @@ def _disagreed_since(at: str, faults: Sequence[Fault]) -> bool:
     return any(one.cause in _WRONG_NUMBERS and unix(one.at) > unix(at) for one in faults)
 
 
+def breaker(job: TrainingJob) -> tuple[int, str]:
+    """(how many nodes the job may exclude in an hour, what says so)."""
+    number, share = job.spec.resilience.nodes.exclude_per_hour, int(BREAKER_SHARE * job.spec.nodes)
+    if number and share > number:
+        return share, f"{100 * BREAKER_SHARE:.0f} % of the job's nodes ({share})"
+    return number, f"resilience.nodes.excludePerHour ({number}) nodes"
+
+
 def exclude(job: TrainingJob, status: TrainingJobStatus, now: float) -> tuple[TrainingJobStatus, tuple[Event, ...]]:
     """Status with the nodes excluded that its faults name, as far as the breaker lets them, and the events of it."""
-    rules = job.spec.resilience.nodes
+    rules, (most, as_said) = job.spec.resilience.nodes, breaker(job)
     valid = [one for one in status.excluded_nodes if now < unix(one.until)]
     kept = [settled for one in valid if (settled := _settled(one, status.faults))]
     known = {one.node for one in kept}
@@ -70,16 +80,15 @@ def exclude(job: TrainingJob, status: TrainingJobStatus, now: float) -> tuple[Tr
         named = names_node(fault) or _suspected(fault, status.faults)
         if not named or fault.node is None or fault.node in known or now >= until:
             continue
-        if allowance((unix(one.since) for one in kept), now, rules.exclude_per_hour):
+        if allowance((unix(one.since) for one in kept), now, most):
             kept.append(ExcludedNode(node=fault.node, since=fault.at, until=rfc3339(until), reason=fault.cause))
             known.add(fault.node)
             text = f"New pods of this job stay away from {fault.node} until {rfc3339(until)}: {fault.cause}."
             events.append(Event("Warning", "NodeExcluded", text))
         elif (fault.at, fault.pod) not in seen:
             text = (
-                f"{fault.node} is not excluded after {fault.cause}: resilience.nodes.excludePerHour "
-                f"({rules.exclude_per_hour}) nodes were in the last hour. So many point to something that they share, "
-                "or to the program."
+                f"{fault.node} is not excluded after {fault.cause}: {as_said} were in the last hour. So many point to "
+                "something that they share, or to the program."
             )
             events.append(Event("Warning", "NodeExclusionHeld", text))
     if kept != status.excluded_nodes:
