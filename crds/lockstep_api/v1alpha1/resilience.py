@@ -97,8 +97,9 @@ class NodesSpec(Model):
     is avoided by all jobs."""
 
     exclude_per_hour: int = Field(default=4, ge=0, le=1000)
-    """At most so many nodes, or 2 % of the job's if that is more, are excluded by its own faults in any hour; 0: none. So
-    many at once point to something that they share, or to the program; then no more are excluded, and an event says so."""
+    """At most so many nodes, or 2 % of the job's if more, are excluded by its own faults in any hour; 0: none.
+    So many at once point to something that they share, or to the program; then no more are excluded, and an event says
+    so."""
     exclude_seconds: float = Field(default=86_400, ge=0)
     """How long this job's new pods stay away from a node that a fault has named: a retry rule with ExcludeNode, an
     unhealthy GPU, a failed preflight check, a verdict."""
