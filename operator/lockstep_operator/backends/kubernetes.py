@@ -113,7 +113,8 @@ class KubernetesBackend:
         _must_own(job, kind, manifest)
 
     async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
-        """From the job's template, of which the API server refuses unknown fields."""
+        """From the job's template, of which the API server refuses unknown fields. A job that has trained goes on with
+        those that an earlier release of the operator let pass."""
         path = PODS.path(job.namespace)
         try:
             manifest = pods.render(job, new, self._defaults)
@@ -121,7 +122,7 @@ class KubernetesBackend:
             what = f"an entry lacks the field {error}" if isinstance(error, KeyError) else str(error)
             raise RefusedError(422, "Invalid", f"no pod can be made from spec.template: {what}") from None
         try:
-            await self._client.create(path, manifest, strict=True)
+            await self._client.create(path, manifest, strict=job.status.epoch == 0)
         except AlreadyExistsError:
             there = (await self._client.list(path, fields=f"metadata.name={new.name}")).items
             if not there:

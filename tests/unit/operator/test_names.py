@@ -43,7 +43,7 @@ class Api:
         self.fails: dict[str, Exception] = {}
         self.now = START
 
-    async def create(self, path: str, body: Manifest) -> Manifest:
+    async def create(self, path: str, body: Manifest, *, strict: bool = False) -> Manifest:
         at = self._asked("POST", f"{path}/{body['metadata']['name']}")
         if at in self.objects:
             raise AlreadyExistsError(409, "AlreadyExists", f"{at} already exists")

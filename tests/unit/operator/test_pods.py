@@ -279,8 +279,8 @@ def test_null_is_as_if_it_were_left_out(template: dict[str, Any]) -> None:
     assert pool.speaks_tls(make_job(template=template), (), otherwise=True)
 
 
-def created(template: dict[str, Any]) -> list[Any]:
-    """What the API server is asked to create, and how, of a job's first pod."""
+def created(template: dict[str, Any], *, epoch: int = 0) -> list[Any]:
+    """What the API server is asked to create, and how, of a job's pod."""
     asked: list[Any] = []
 
     class Client:
@@ -292,7 +292,9 @@ def created(template: dict[str, Any]) -> list[Any]:
     backend = KubernetesBackend(
         client, nothing, memory=nothing, events=nothing, defaults=DEFAULTS, credentials=CREDENTIALS
     )
-    asyncio.run(backend.create_pod(make_job(template=template), NewPod("run-0-0", 0, 0)))
+    job = make_job(template=template)
+    job = job.model_copy(update={"status": job.status.model_copy(update={"epoch": epoch})})
+    asyncio.run(backend.create_pod(job, NewPod("run-0-0", 0, 0)))
     return asked
 
 
@@ -300,6 +302,12 @@ def test_the_server_is_asked_to_refuse_fields_that_it_does_not_know() -> None:
     (((_, manifest), how),) = created({"spec": {"nodeSelecter": {"gpu": "h100"}}})
     assert manifest["spec"]["nodeSelecter"] == {"gpu": "h100"}
     assert how == {"strict": True}
+
+
+def test_a_job_that_has_trained_does_not_end_by_a_field_that_was_let_pass_before() -> None:
+    (((_, manifest), how),) = created({"spec": {"nodeSelecter": {"gpu": "h100"}}}, epoch=3)
+    assert manifest["spec"]["nodeSelecter"] == {"gpu": "h100"}
+    assert how == {"strict": False}
 
 
 @pytest.mark.parametrize(
