@@ -131,8 +131,8 @@ def test_a_file_that_a_listing_does_not_show_yet_is_looked_for_by_its_name(
     asyncio.run(run())
 
 
-def test_a_question_that_was_called_off_is_not_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The core takes any answer for that to its last question of the term: the simulation relies on it too."""
+def held_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Whoever opens the store waits there: (somebody has begun, let all go on)."""
     begun, go_on = threading.Event(), threading.Event()
     real = storage.open_store
 
@@ -142,6 +142,12 @@ def test_a_question_that_was_called_off_is_not_answered(tmp_path: Path, monkeypa
         return real(*of)
 
     monkeypatch.setattr(storage, "open_store", slowly)
+    return begun, go_on
+
+
+def test_a_question_that_was_called_off_is_not_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core takes any answer for that to its last question of the term: the simulation relies on it too."""
+    begun, go_on = held_up(monkeypatch)
 
     async def run() -> None:
         said: asyncio.Queue[events.Event] = asyncio.Queue()
@@ -262,15 +268,7 @@ def test_lines_that_come_while_a_full_backlog_is_written_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lockstep_trainer.agent.durable._LONGEST_BACKLOG", 4)
-    begun, go_on = threading.Event(), threading.Event()
-    real = storage.open_store
-
-    def slowly(*of: Any) -> storage.ObjectStore:
-        begun.set()
-        assert go_on.wait(20)
-        return real(*of)
-
-    monkeypatch.setattr(storage, "open_store", slowly)
+    begun, go_on = held_up(monkeypatch)
 
     async def run() -> None:
         durable = DurableStore(job(tmp_path), tmp_path, lambda _: None)
