@@ -6,6 +6,7 @@ starts whole workers.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -116,6 +117,7 @@ def start_all(bodies: Sequence[Callable[[], None]], logs: list[Path] | None = No
                     os.dup2(handle, 1)
                     os.dup2(handle, 2)
                     sys.stdout = sys.stderr = os.fdopen(2, "w", closefd=False)  # in place of pytest's
+                    faulthandler.enable(sys.stderr)
                 body()
                 code = 0
             except BaseException:

@@ -9,6 +9,9 @@ LAST_LINES = 40
 LINE_CHARACTERS = 500
 TAIL_BYTES = 8 * 1024
 """Of all lines together, in UTF-8."""
+FATAL = "Fatal Python error: "
+"""So begins what the interpreter's fault handler writes of a signal that ends it; the stack follows, its innermost
+frame first."""
 
 
 def tail(lines: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ drops the generation, rests, and goes on with the next one's orders. See ``tenur
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
 import os
@@ -52,6 +53,8 @@ def main(folder: Path) -> None:
     """
     code = FAILED
     try:
+        # Of a signal that ends it, in torch or a library: where. The other threads only wait for this one's work.
+        faulthandler.enable(sys.stderr, all_threads=False)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
         worker = Worker(folder)
         code = worker.live()

@@ -40,3 +40,21 @@ def test_of_long_lines_the_last_are_kept(tmp_path: Path, capfd: pytest.CaptureFi
     kept = last(tmp_path, "".join(f"{number:03} {'x' * 400}\n" for number in range(100)))
     assert kept[-1].startswith("099 ")
     assert 10 < len(kept) < LAST_LINES
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_of_a_crash_the_innermost_of_its_stack_is_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], parts: int
+) -> None:
+    """Whichever way it comes: of a deep stack the last lines are those that say the least."""
+    before = [f"step {number}" for number in range(100)]
+    stack = [f'  File "model.py", line {number} in forward' for number in range(60)]
+    lines = [*before, "Fatal Python error: Segmentation fault", "", *stack, "", "Extension modules: many"]
+    size = len(lines) // parts + 1
+    kept = last(
+        tmp_path, *("".join(f"{line}\n" for line in lines[at : at + size]) for at in range(0, len(lines), size))
+    )
+    crash = kept.index("Fatal Python error: Segmentation fault")
+    assert kept[crash - 1] == "step 99"
+    assert kept[crash + 2 :] == stack[: len(kept) - crash - 2]
+    assert len(kept) == LAST_LINES

@@ -37,6 +37,20 @@ RULES = Ladder(
 )
 
 
+CRASHED = (
+    "step 3",
+    "Fatal Python error: Segmentation fault",
+    "",
+    "Current thread 0x00007f2bfb45db80 (most recent call first):",
+    '  File "/home/me/mine/read.py", line 12 in tokens',
+    '  File "/home/me/mine/train.py", line 80 in <module>',
+)
+
+
+WATCHDOG = "[PG 0 Rank 3] Process group watchdog thread terminated with exception: CUDA error"
+UNCAUGHT = ("terminate called after throwing an instance of 'c10::DistBackendError'", f"  what():  {WATCHDOG}")
+
+
 def fault(**changes: object) -> Fault:
     return replace(CRASH, **changes)  # type: ignore[arg-type]
 
@@ -175,6 +189,9 @@ def test_a_crash_loop_of_a_script_is_told_with_its_last_words() -> None:
         (run(log_tail=("step 3", "no room left", "")), "no room left"),
         (run(log_tail=()), ""),
         (run(exit_code=-9), ""),  # killed: what it was saying was no reason
+        (run(exit_code=-11, log_tail=CRASHED), "Segmentation fault in mine/read.py:12 tokens"),
+        (run(exit_code=-6, log_tail=(*UNCAUGHT, "Fatal Python error: Aborted")), f"Aborted: {WATCHDOG}"),
+        (run(exit_code=-6, log_tail=UNCAUGHT), WATCHDOG),
         (run(error="OutOfMemoryError: CUDA"), "OutOfMemoryError: CUDA"),
         (fault(cause="Hang", exit_code=None, error="rank 3 did not come", log_tail=("frame",)), "rank 3 did not come"),
     ],

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from pathlib import Path
 
-from lockstep_api.tails import LAST_LINES, as_shown
+from lockstep_api.tails import FATAL, LAST_LINES, as_shown
 from lockstep_api.tails import tail as newest
 from lockstep_trainer.agent.containerlog import STDOUT, ContainerLog
 from lockstep_trainer.supervisor import write_whole
@@ -27,6 +27,8 @@ _BEHIND_BYTES = 64 * 1024 * 1024
 _LONGEST_LINE = 16 * 1024
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _PAGE = 4096
+_CRASH_LINES = 30
+"""Of the fault handler's, the innermost of the stack; the rest of LAST_LINES is what came before."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,6 +48,7 @@ class Output:
         self._punched = 0
         self._partial = b""
         self.last: list[str] = []  # kept for the fault record
+        self._crash_lines = 0  # how many of them are a fault handler's
 
     @property
     def waiting(self) -> bool:
@@ -94,7 +97,18 @@ class Output:
         data = b"".join(prefix + line + b"\n" for line in lines)
         self._given.append((self._log.give(data), len(data), self._offset - len(self._partial)))
         self._unwritten += len(data)
-        self.last = newest([*self.last, *as_shown(line.decode(errors="replace") for line in lines[-LAST_LINES:])])
+        self._keep(lines)
+
+    def _keep(self, lines: list[bytes]) -> None:
+        """The newest for the fault record; of a crash those where its stack begins."""
+        fatal = FATAL.encode()
+        if not self._crash_lines:
+            crash = next((number for number, line in enumerate(lines) if line.startswith(fatal)), len(lines))
+            before, lines = lines[:crash], lines[crash:]
+            self.last = newest([*self.last, *as_shown(line.decode(errors="replace") for line in before[-LAST_LINES:])])
+        lines = lines[: _CRASH_LINES - self._crash_lines]
+        self._crash_lines += len(lines)
+        self.last = newest([*self.last, *(line.decode(errors="replace") for line in lines)])
 
     def _settle(self) -> None:
         """Note what is written by now, and give its memory back."""

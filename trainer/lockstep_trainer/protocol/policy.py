@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
+from lockstep_api.tails import FATAL
+
 USER_ERROR_EXIT = 65
 """EX_DATAERR of sysexits.h: the worker says that its configuration or data is wrong."""
 PEER_LOST_EXIT = 75
@@ -31,6 +33,8 @@ SCRIPT_LOOP_SECONDS = 600.0
 """A script that ran for longer may have made progress that nobody sees: its end is no repetition."""
 ALIKE_SECONDS, ALIKE_SHARE = 5.0, 0.2
 """So much, or such a share, may the times that a script ran differ by where it ended at the same place."""
+_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$')
+_UNCAUGHT = re.compile(r"^  what\(\):\s*(.+)$")
 _RANK = re.compile(r"^\[rank\d+\]: ")
 """Before each line of an exception where torch prints it."""
 _WORDS = 500
@@ -184,7 +188,7 @@ def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *
             "another restart would meet it again; its last checkpoint is kept",
         )
     if repeats >= CRASH_LOOP_FAIL:
-        what = fault.error or _exit_text(fault)
+        what = fault.error or _with_words(_exit_text(fault), fault)
         return Fail("CrashLoop", f"{repeats} faults in a row {where}, the last on another pod's turn: {what}")
     if fault.cause == "ContainerRestarted":
         again = any(
@@ -307,14 +311,28 @@ def _is_exception(fault: Fault) -> bool:
 
 def last_words(fault: Fault) -> str:
     """What a process that ended by itself said of it: its error, else the last exception in its output, else the last
-    line; "" where it said nothing."""
-    if fault.error or fault.cause != "WorkerExited" or (fault.exit_code or 0) <= 0:
+    line; of one that a signal ended where it was; "" where it said nothing."""
+    if fault.error or fault.cause != "WorkerExited" or not fault.exit_code:
         return fault.error or ""
+    if fault.exit_code < 0:
+        return _crash(fault.log_tail)[:_WORDS]
     lines = [_RANK.sub("", line.rstrip()) for line in fault.log_tail if line.strip()]
     # Warnings of what is torn down behind an exception often come last.
     frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
     raised = (line for line in lines[frames[-1] :] if not line.startswith(" ")) if frames else ()
     return next(iter(raised), lines[-1] if lines else "")[:_WORDS]
+
+
+def _crash(lines: Sequence[str]) -> str:
+    """``Segmentation fault in mine/read.py:12 tokens``, of what the interpreter's fault handler wrote, and what a C++
+    exception said that nobody caught; "" where there is neither."""
+    at = next((number for number, line in enumerate(lines) if line.startswith(FATAL)), len(lines))
+    words = "".join(lines[at : at + 1]).removeprefix(FATAL)
+    for file, line, function in (found.groups() for found in map(_FRAME.match, lines[at:]) if found):
+        words += f" in {'/'.join(file.split('/')[-2:])}:{line} {function}"
+        break
+    said = (found[1] for found in map(_UNCAUGHT.match, lines[:at]) if found)
+    return ": ".join(filter(None, (words, next(said, ""))))
 
 
 def may_be_hardware(error: str) -> bool:
