@@ -41,6 +41,7 @@ from lockstep_trainer.protocol.progress import Recovery, StepFold
 from lockstep_trainer.protocol.reports import Reports
 from lockstep_trainer.protocol.roster import Roster
 from lockstep_trainer.protocol.slow import SlowRanks
+from lockstep_trainer.protocol.stopping import Stopping
 from lockstep_trainer.protocol.verdicts import Verdicts
 
 
@@ -110,9 +111,7 @@ class Leader:
         self.slow = SlowRanks(plan.slow)
         self._store: tuple[str, int] | None = None
         self._store_asked = False
-        self._stopping: str | None = None
-        self._stop_until = now
-        """When a stop no longer waits for a last checkpoint."""
+        self.stopping = Stopping()
         self.formed_at = now
         """When the present forming began."""
         self.started_at = now
@@ -222,7 +221,7 @@ class Leader:
                 self.verdicts.accuse(suspect)
             return []  # between generations nothing runs that could fail
         self.verdicts.accuse(suspect)
-        effects = self._end_generation(f"{suspect.cause}, slot {suspect.slot}", now)
+        effects = self.end_generation(f"{suspect.cause}, slot {suspect.slot}", now)
         self.ledger.fault(suspect.noticed)
         if self.recovery:
             self.recovery.again(now)
@@ -230,7 +229,8 @@ class Leader:
             self.recovery = Recovery(suspect.at, suspect.noticed, self.ledger.highest)
         return effects
 
-    def _end_generation(self, cause: str, now: float) -> list[Effect]:
+    def end_generation(self, cause: str, now: float) -> list[Effect]:
+        """All workers of the running one are to leave."""
         assert self.running is not None
         self.abandoned = self.running.term
         self.running = self.examination = None
@@ -277,24 +277,22 @@ class Leader:
         quiet = self.roster.all_quiet
         if quiet:  # whoever has not told of a step will not any more
             effects += self.reports.late(self, self.steps.rest(), now)
-        out_of_time = self._stopping is not None and now >= self._stop_until
         # Who is to blame for a cut may be the leader's own pod: the chain has to know of it before that is given up.
         cut_off = quiet and (self.durability.known or not self.keeping.cuts(self.abandoned))
-        if self.verdicts.suspects and (cut_off or self.verdicts.fatal or out_of_time):
+        if self.verdicts.suspects and (cut_off or self.verdicts.fatal or self.stopping.out_of_time(now)):
             effects += self._judge(now)
-        if self._stopping is not None and not self.finished and self.verdicts.gone and not self._uploads_first(now):
-            return effects + self._end(self._stopped(self._stopping), now)  # nobody takes their places any more
+        if not self.finished and self.verdicts.gone and self.stopping.ends_with_pods_gone(self, now):
+            return effects + self._end(self.stopping.finished(self), now)
         if self.finished or not quiet:
             return effects
         if self.recovery and self.recovery.quiesced_at is None:
             self.recovery.quiesced_at = now
         effects += beginning.rescue(self, now)
         ready, memory = beginning.choose(self, now)
-        if self._uploads_first(now):
+        if self.stopping.uploads_first(self, now):
             return effects
-        saved = memory is None or self.durability.committed(memory.state)
-        if self._stopping is not None and (out_of_time or (ready and saved)):
-            return effects + self._end(self._stopped(self._stopping), now)
+        if self.stopping.ends(self, memory, ready=ready, now=now):
+            return effects + self._end(self.stopping.finished(self), now)
         if self._store is None:
             if not self._store_asked:
                 self._store_asked = True
@@ -303,13 +301,6 @@ class Leader:
         if self.verdicts.gone or not ready:
             return effects
         return effects + self._start(memory, now)
-
-    def _uploads_first(self, now: float) -> bool:
-        """A stop has time for a state that is on its way to the chain. Agents bring it there, without workers."""
-        return self._stopping is not None and now < self._stop_until and self.keeping.in_flight(self)
-
-    def _stopped(self, reason: str) -> Finished:
-        return Finished(self.plan.job_uid, self.term, "stopped", "Stopped", reason)
 
     def _start(self, memory: MemoryPoint | None, now: float) -> list[Effect]:
         """The next generation. Its number is written before anybody hears of it."""
@@ -334,7 +325,7 @@ class Leader:
         self._fresh = False
         self.last_start = self.running
         self.keeping.started(self, self.running)
-        if self._stopping is not None and memory is not None:  # only to bring this to the store
+        if self.stopping.ordered and memory is not None:  # only to bring this to the store
             self.keeping.uploads.asked = memory.state.step - 1
         self.steps = StepFold(self.plan.nodes)
         self.slow.started()
@@ -417,20 +408,9 @@ class Leader:
                 self.spares = self.spares if spares is None else spares
                 return [Persist()]
             case Stop() as stop if stop.epoch >= self.epoch and not self.finished:
-                return self._stop(stop, now)
+                return self.stopping.order(self, stop, now)
             case _:
                 return []
-
-    def _stop(self, stop: Stop, now: float) -> list[Effect]:
-        """End, with a last checkpoint where there is time for one."""
-        first = self._stopping is None
-        self._stopping = stop.reason
-        self._stop_until = now + stop.seconds if first else min(self._stop_until, now + stop.seconds)
-        if not self.running:
-            return []
-        if not self.plan.checkpoints or self._stop_until <= now:
-            return self._end_generation(stop.reason, now)
-        return self.keeping.take(self, now, hold=stop.hold) if first else []
 
     # ---------------------------------------------------------------------------------------- time
 
@@ -439,8 +419,7 @@ class Leader:
         if not self.finished and not self.superseded:
             effects += self.roster.invite(now)
             effects += watch.watch(self, now) if self.running else watch.wait(self, now)
-            if self.running and self._stopping and (self.keeping.assured(self) or now >= self._stop_until):
-                effects += self._end_generation(self._stopping, now)
+            effects += self.stopping.tick(self, now)
             effects += self.durability.push(self.term, now) + self.keeping.repeat(self, now)
         effects += watch.repeat(self, now)
         return effects + self.reports.tick(self, now)
