@@ -337,7 +337,7 @@ class TrainingJobStatus(StatusModel):
     incarnations: dict[str, int] = Field(default_factory=dict)
     """Ordinal → incarnation of its newest pod, where that is not 0: names are never used twice."""
     faults: list[Fault] = Field(default_factory=list)
-    """The last ten."""
+    """The last ten; of pods lost in the minute before the newest all, 64 more at most."""
     verdicts: list[Verdict] = Field(default_factory=list)
     """Slow and corrupt ranks, and unusual figures: the last 10 findings, those that are over among them."""
     injections: list[Injection] = Field(default_factory=list)

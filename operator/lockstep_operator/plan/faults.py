@@ -16,6 +16,9 @@ from lockstep_operator.plan.pool import bump
 from lockstep_operator.plan.times import rfc3339, unix
 
 KEPT_FAULTS = 10
+KEPT_TOGETHER, TOGETHER_SECONDS = 64, 60.0
+"""So many more losses of pods are kept, those of so long before the newest fault: each node of a rack is to be excluded
+and remembered, and 2 % of 2,048 nodes are 40 (see ``jobwide.breaker``)."""
 _FIELD = {"inProcess": "in_process"}
 """Rungs whose counters have another name in Python."""
 PLANNED = frozenset({"NodeDrained", "NodeLeaving", "Straggler"})
@@ -64,9 +67,17 @@ def record(
             "incarnations": bump(status.incarnations, [loss.ordinal for loss in lost]),
             "restarts": restarts,
             "budgets_used": used,
-            "faults": faults[-KEPT_FAULTS:],
+            "faults": _kept(faults),
         }
     )
+
+
+def _kept(faults: list[Fault]) -> list[Fault]:
+    """The newest of them; what is kept beyond ten is so without the last words, which are large."""
+    since = unix(faults[-1].at) - TOGETHER_SECONDS if faults else 0.0
+    together = [one for one in faults[:-KEPT_FAULTS] if one.rung in POD_GIVEN_UP and unix(one.at) >= since]
+    short = [one.model_copy(update={"log_tail": []}) if one.log_tail else one for one in together[-KEPT_TOGETHER:]]
+    return [*short, *faults[-KEPT_FAULTS:]]
 
 
 def _costs(cause: str) -> bool:
@@ -141,7 +152,7 @@ def _fold_report(status: TrainingJobStatus, report: FaultReport, nodes: dict[str
         update={
             "restarts": restarts,
             "budgets_used": used,
-            "faults": faults[-KEPT_FAULTS:],
+            "faults": _kept(faults),
             "fault_cursor": f"{report.term.epoch}/{report.term.generation}",
         }
     )

@@ -74,6 +74,24 @@ def test_of_a_large_jobs_nodes_a_share_may_be_unfit(limit: int, most: int) -> No
     assert ("2 % of the job's nodes (5) were" in held[0]) == (limit == 4)
 
 
+def test_all_nodes_of_a_rack_that_is_unfit_are_excluded_at_once() -> None:
+    """More of them than the record of faults keeps otherwise: on those that are forgotten the next pods would fail."""
+    world = World(make_job(nodes=2048, resilience={"budgets": {"pod": 0}}))
+    world.step()
+    rack = [f"node-{ordinal}" for ordinal in range(40)]
+    for ordinal in range(40):
+        fails(world, f"run-{ordinal}-0")
+    world.step()
+    assert sorted(one.node for one in world.status.excluded_nodes) == sorted(rack)
+    assert world.status.phase != "Failed"
+    assert world.status.budgets_used.pod == 0
+    world.now += 300
+    fails(world, "run-40-0")
+    world.step()
+    assert [one.node for one in world.status.faults[-2:]] == ["node-39", "node-40"]
+    assert len(world.status.faults) == 10, "the last ten stay"
+
+
 def test_where_every_node_fails_the_job_ends_with_what_was_found() -> None:
     """What they share is at fault: an image, a driver, the template. The breaker holds further exclusions."""
     world = World(make_job(nodes=2, resilience={"budgets": {"pod": 3}, "nodes": {"excludePerHour": 2}}))
