@@ -1,5 +1,6 @@
 """Why a job could not run although the API server takes it: what is the trainer's to know, as far as it is known
-without tokenizer, data and devices. Nothing here needs torch."""
+without tokenizer, data and devices. It goes by the manifest alone, so it holds on this machine as in a cluster; what a
+path leads to is only known where the job runs. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from lockstep_api.v1alpha1 import TrainerSpec, TrainingJob, TrainingJobSpec
 from lockstep_api.v1alpha1.widths import obstacle
+from lockstep_cli.errors import ManifestError
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.model import presets
 from lockstep_trainer.model.config import DecoderConfig
@@ -15,6 +17,13 @@ from lockstep_trainer.parallel.layout import Layout
 
 _ANYWHERE = "file://{stdlib}"
 """How a source begins that every machine has."""
+
+
+def checked(job: TrainingJob, source: str) -> TrainingJob:
+    """The job that was read from ``source``, which can run; raises ManifestError with all that is in its way."""
+    if found := problems(job):
+        raise ManifestError(source, found)
+    return job
 
 
 def problems(job: TrainingJob) -> list[str]:

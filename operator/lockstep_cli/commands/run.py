@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lockstep_api.v1alpha1 import Phase, TrainingJob, TrainingJobStatus
-from lockstep_cli import interruption, journal, live, manifest, statustable, store, target
+from lockstep_cli import interruption, journal, live, manifest, runnable, statustable, store, target
 from lockstep_cli.commands import report
 from lockstep_cli.errors import CliError, RunFailedError
 from lockstep_cli.output import Output
@@ -51,7 +51,7 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
 
 def handle(arguments: argparse.Namespace, output: Output) -> int:
     """Runs the job to its end."""
-    loaded = manifest.load(arguments.file, arguments.set)
+    loaded = runnable.checked(manifest.load(arguments.file, arguments.set), arguments.file)
     folder: Path = arguments.workdir or _new_folder(loaded.name)
     run = _local_run()
     job = prepare(loaded, folder)

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from typing import Any
 
-from lockstep_cli import manifest, target
+from lockstep_cli import manifest, runnable, target
 from lockstep_cli.output import Output
 
 
@@ -25,7 +25,7 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     from lockstep_cli import cluster
 
     document = manifest.override(manifest.read(arguments.file), arguments.set)
-    manifest.parse(document, arguments.file)
+    runnable.checked(manifest.parse(document, arguments.file), arguments.file)
     created = asyncio.run(cluster.submit(document, arguments))
     output.result(
         {"job": created.name, "namespace": created.namespace, "uid": created.uid},

@@ -23,9 +23,7 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
 def handle(arguments: argparse.Namespace, output: Output) -> int:
     """Prints what the job would use, or every mistake."""
     try:
-        job = manifest.load(arguments.file, arguments.set)
-        if problems := runnable.problems(job):
-            raise ManifestError(arguments.file, problems)
+        job = runnable.checked(manifest.load(arguments.file, arguments.set), arguments.file)
     except ManifestError as error:
         if not output.as_json and len(error.problems) > 1:
             for problem in error.problems:

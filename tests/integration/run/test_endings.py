@@ -57,8 +57,7 @@ def test_a_torchrun_script_runs(tmp_path: Path, crash_at: int | None, says: str)
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("trainer.model.preset=llama-imaginary", "llama-imaginary"),
-        ("trainer.model.overrides={layerz: 2}", "layerz"),
+        ("trainer.model={module: 'imaginary:model'}", "imaginary"),
         ("trainer.data.sources.0.uri=file:///nowhere/*.txt", "file:///nowhere/*.txt"),
     ],
 )
@@ -101,9 +100,17 @@ def test_ending_the_command_leaves_no_process(tmp_path: Path, number: signal.Sig
     assert failed.message in said
 
 
-def test_a_file_that_is_no_manifest_ends_before_anything_starts(tmp_path: Path) -> None:
-    with LocalRun(tmp_path, ["nodes=0"]) as run:
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("nodes=0", "spec.nodes"),
+        ("trainer.model.preset=llama-imaginary", "llama-imaginary"),
+        ("trainer.model.overrides={layerz: 2}", "layerz"),
+    ],
+)
+def test_a_job_that_can_not_run_ends_before_anything_starts(tmp_path: Path, override: str, says: str) -> None:
+    with LocalRun(tmp_path, [override]) as run:
         result = run.finish(20)
     assert result.code == 2
-    assert "spec.nodes" in result.errors
+    assert says in result.errors
     assert not run.state.exists()

@@ -1,4 +1,4 @@
-"""`lockstep validate` knows what the trainer would refuse, and takes what it would take."""
+"""`lockstep validate`, `run` and `submit` know what the trainer would refuse, and takes what it would take."""
 
 from __future__ import annotations
 
@@ -80,10 +80,16 @@ def test_the_examples_can_run(file: str) -> None:
     assert runnable.problems(manifest.load(str(REPOSITORY / "examples" / file))) == []
 
 
-def test_validate_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["validate", "run", "submit"])
+def test_it_is_said_before_anything_starts(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     file = str(REPOSITORY / "examples" / "quickstart.yaml")
-    assert main(["validate", file, "--set", "trainer.model.preset=lama"]) == 2
+    assert main([command, file, "--set", "trainer.model.preset=lama"]) == 2
     assert f"lockstep: {file}: spec.trainer.model.preset: 'lama' is unknown" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_takes_no_torch() -> None:
