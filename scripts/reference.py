@@ -226,7 +226,8 @@ def cli_page() -> str:
         "# Command line",
         "",
         "`lockstep`, or `kubectl lockstep`. Exit status: 0 done, 1 an error, said in one sentence on standard error, "
-        "2 a wrong manifest or wrong usage, 130 Ctrl-C. Every command works without a terminal.",
+        "2 a wrong manifest or wrong usage, 130 Ctrl-C, 141 whoever read the output went away. "
+        "Every command works without a terminal.",
     ]
     return "\n".join([*lines, *_command_lines("lockstep", cli.parser())]) + "\n"
 

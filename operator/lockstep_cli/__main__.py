@@ -1,7 +1,7 @@
 """The command line: ``lockstep``, and ``kubectl lockstep`` through the ``kubectl-lockstep`` entry.
 
 Exit status: 0 done, 1 an error (one sentence on standard error), 2 a wrong manifest or wrong usage, 130 Ctrl-C,
-143 SIGTERM.
+141 whoever read the output went away, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -63,6 +64,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    try:
+        status = _command(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `lockstep logs … | head`
+        _mute()
+        return 141  # as of a process that SIGPIPE has ended
+    return status
+
+
+def _command(argv: Sequence[str] | None) -> int:
     arguments = parser().parse_args(argv)
     output = Output.open(arguments.output)
     try:
@@ -74,9 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except asyncio.CancelledError:  # SIGTERM, after `run` has cleaned up
         return 143
-    except BrokenPipeError:  # `lockstep logs … | head`
-        sys.stderr.close()
-        return 0
+
+
+def _mute() -> None:
+    """Nobody reads: what is still in buffers goes nowhere, where the interpreter would complain of it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _complain(error: CliError, output: Output) -> None:

@@ -17,6 +17,13 @@ from rich.text import Text
 _WIDE = 400
 
 
+class _Console(Console):
+    """Of a reader that went away it tells whoever prints; the plain one ends the process where it stands."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """Where a command's results go. Results are on standard output; progress and errors on standard error."""
@@ -31,7 +38,7 @@ class Output:
         # A file or a pipe has no width: lines are left whole there.
         width = None if sys.stdout.isatty() else _WIDE
         # Most of what is shown is not ours: a path, an error's text. Nothing in it is markup or the name of an emoji.
-        plain = partial(Console, highlight=False, markup=False, emoji=False)
+        plain = partial(_Console, highlight=False, markup=False, emoji=False)
         return cls(output == "json", plain(width=width), plain(stderr=True))
 
     @property

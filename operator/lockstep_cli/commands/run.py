@@ -61,7 +61,7 @@ def handle(arguments: argparse.Namespace, output: Output) -> int:
     start = partial(run, job, state_dir=folder, fault_injection=arguments.fault_injection)
     try:
         status = asyncio.run(_run(start, job, output))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except (KeyboardInterrupt, asyncio.CancelledError, BrokenPipeError):
         if how := interruption.record(folder, time.time()):
             output.errors.print(f"lockstep: {how}", soft_wrap=True)
         raise
@@ -135,8 +135,7 @@ async def _run(start: _Run, job: TrainingJob, output: Output) -> TrainingJobStat
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     started = time.time()
     if not output.live:
-        lines = live.Lines(output.note, started)
-        return await start(on_status=lambda status: lines.show(status, time.time()))
+        return await _in_lines(start, live.Lines(output.note, started), task)
     history = live.History(started)
     with Live(console=output.console, auto_refresh=False, transient=True) as screen:
         show = _shower(job, history, screen)
@@ -145,6 +144,29 @@ async def _run(start: _Run, job: TrainingJob, output: Output) -> TrainingJobStat
             return await start(on_status=show)
         finally:
             ticker.cancel()
+
+
+async def _in_lines(start: _Run, lines: live.Lines, task: asyncio.Task[Any]) -> TrainingJobStatus:
+    """Runs the job and tells of it in lines. Where nobody reads them any more the job is ended, as by Ctrl-C, and
+    BrokenPipeError raised."""
+    unread = False
+
+    def show(status: TrainingJobStatus) -> None:
+        nonlocal unread
+        if unread:
+            return
+        try:
+            lines.show(status, time.time())
+        except BrokenPipeError:  # `lockstep run … | head`
+            unread = True
+            task.cancel()
+
+    try:
+        return await start(on_status=show)
+    except asyncio.CancelledError:
+        if unread:
+            raise BrokenPipeError from None
+        raise
 
 
 def _shower(job: TrainingJob, history: live.History, screen: Live) -> Callable[[TrainingJobStatus | None], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,24 @@ def test_a_name_that_is_neither_folder_nor_job_is_said_to_be_neither(
     if command != "logs":
         assert main([command, "no/such"]) == 1
         assert capsys.readouterr().err == "lockstep: there is no folder no/such\n"
+
+
+@pytest.mark.parametrize("command", [["validate"], ["validate", "--output", "json"], ["logs"]])
+def test_a_reader_that_goes_away_ends_it_quietly(command: list[str], good: str, tmp_path: Path) -> None:
+    """As in `lockstep logs … | head`, whether a line is written at once or waits in a buffer."""
+    pods = tmp_path / "run" / "pods"
+    pods.mkdir(parents=True)
+    (pods / "a-0-0.log").write_text("[rank 0] import\n")
+    (pods.parent / "status.json").write_text(json.dumps(GOOD))
+    name = good if "validate" in command else str(pods.parent)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-m", "lockstep_cli", *command, name],
+            stdout=nobody, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("number", ["0", "-1"])

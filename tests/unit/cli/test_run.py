@@ -1,18 +1,23 @@
-"""How `lockstep run` begins: the run's folder, and what must be there before anything is written into it."""
+"""How `lockstep run` begins: the run's folder, and what must be there before anything is written into it; and how it
+ends where nobody reads what it says."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from lockstep_api.v1alpha1 import TrainingJob
+from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
 from lockstep_cli import store
 from lockstep_cli.__main__ import main
+from lockstep_cli.commands import run
 from lockstep_cli.commands.run import prepare
 from lockstep_cli.errors import CliError
+from lockstep_cli.output import Output
 from unit.cli.test_manifest import GOOD
 
 
@@ -53,3 +58,25 @@ def test_what_can_not_start_does_not_use_the_folder(
     assert main([*command, f"checkpoint.uri=file://{tmp_path}/ck"]) == 1
     assert "install lockstep[operator,trainer]" in capsys.readouterr().err
     assert not (tmp_path / "run" / "status.json").exists()
+
+
+def test_a_run_that_nobody_reads_is_ended_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    async def start(on_status: Callable[[TrainingJobStatus], None]) -> TrainingJobStatus:
+        try:
+            on_status(TrainingJobStatus.model_validate({"phase": "Running"}))
+            await asyncio.sleep(60)
+        finally:
+            on_status(TrainingJobStatus.model_validate({"phase": "Pending"}))
+            await asyncio.sleep(0)  # processes are waited for
+            ended.append("all")
+        return TrainingJobStatus()
+
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Output, "note", gone)
+    with pytest.raises(BrokenPipeError):
+        asyncio.run(run._run(start, job("s3://ck"), Output.open("text")))
+    assert ended == ["all"]
