@@ -195,7 +195,7 @@ def _jobs_table(found: list[tuple[str, Job]]) -> Table:
 def handle_verify(arguments: argparse.Namespace, output: Output) -> int:
     """Reads all bytes; 1 where one is wrong."""
     where, job = _one_job(arguments)
-    name = arguments.step or where.step
+    name = _named(arguments, where)
     chosen = [_chosen(job, name)] if name and not arguments.all else _newest(job, everything=arguments.all)
     if chosen[0].place.value != "chain":
         raise CliError(
@@ -232,7 +232,7 @@ def _newest(job: Job, *, everything: bool) -> list[Checkpoint]:
 def handle_export(arguments: argparse.Namespace, output: Output) -> int:
     """Writes the model."""
     where, job = _one_job(arguments)
-    chosen = _chosen(job, arguments.step or where.step)
+    chosen = _chosen(job, _named(arguments, where))
     trainer = _trainer(arguments, where, chosen)
     to = store.as_uri(arguments.to)
     request = _request("export", job, where, [chosen]) | {
@@ -281,7 +281,7 @@ def handle_rm(arguments: argparse.Namespace, output: Output) -> int:
     from lockstep_trainer.checkpoint.garbage import abort_uploads
 
     where, job = _one_job(arguments)
-    name = arguments.step or where.step
+    name = _named(arguments, where)
     if arguments.garbage and name:
         raise CliError(
             f"rm: --garbage is for a whole job, and {arguments.where} is one checkpoint: leave one of them out"
@@ -327,6 +327,18 @@ def _one_job(arguments: argparse.Namespace) -> tuple[Where, Job]:
     where = checkpoints.find(arguments)
     with sentences():
         return where, read_job(single(where.open()))
+
+
+def _named(arguments: argparse.Namespace, where: Where) -> str:
+    """The checkpoint that --step names, or the folder that is pointed at; "" where neither does. Raises CliError where
+    they are two."""
+    from lockstep_trainer.checkpoint.manifest import parse_step_folder
+
+    step: str = arguments.step or ""
+    pointed = parse_step_folder(where.step)
+    if step and pointed and step not in (where.step, str(pointed.step)):
+        raise CliError(f"--step {step}: {arguments.where} is another checkpoint: leave one of them out")
+    return where.step or step
 
 
 def _chosen(job: Job, name: str | None) -> Checkpoint:

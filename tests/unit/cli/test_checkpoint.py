@@ -426,6 +426,25 @@ def test_export_refuses_what_it_can_not_know(root: Path, tmp_path: Path, capsys:
 # --- rm -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", [("verify",), ("export", "--to", "out"), ("rm", "--yes", "--force")])
+def test_a_folder_and_another_step_are_refused(
+    root: Path, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = root / "checkpoints" / RUN / "step-20-e1-g1"
+    for step in ("10", "step-20-e2-g1"):
+        assert run(command[0], folder, *command[1:], "--step", step) == 1
+        told = capsys.readouterr().err
+        assert f"lockstep: --step {step}: {folder} is another checkpoint: leave one of them out" in told
+    assert len(folders(root)) == 4
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_and_its_own_step_are_one_checkpoint(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in ("20", "step-20-e1-g1"):
+        assert run("verify", root / "checkpoints" / RUN / "step-20-e1-g1", "--step", step) == 0
+        assert [each["folder"] for each in answer(capsys)["checkpoints"]] == ["step-20-e1-g1"]
+
+
 def folders(root: Path) -> set[str]:
     return {path.name for path in (root / "checkpoints" / RUN).glob("step-*")}
 
