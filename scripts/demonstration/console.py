@@ -1,4 +1,7 @@
-"""What the demonstration says while it works: one line per step with the time it took, and a live line in between."""
+"""What the demonstration says while it works: one line per step with the time it took, and a live line in between.
+
+A string is shown as it is; what has a style is a ``Text``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 
 @dataclass
@@ -17,7 +21,9 @@ class Story:
     """The story so far, with a clock."""
 
     console: Console = field(
-        default_factory=lambda: Console(highlight=False, width=None if sys.stdout.isatty() else 400)
+        default_factory=lambda: Console(
+            highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 400
+        )
     )
     began: float = field(default_factory=time.monotonic)
     _status: Status | None = None
@@ -30,11 +36,11 @@ class Story:
 
     def chapter(self, title: str) -> None:
         """A heading."""
-        self.console.print(f"\n[bold]{title}[/]  [dim]{_clock(self.elapsed)}[/]")
+        self.console.print(Text.assemble("\n", (title, "bold"), "  ", (_clock(self.elapsed), "dim")))
 
-    def say(self, text: str) -> None:
+    def say(self, text: str | Text) -> None:
         """A line of its own."""
-        self.console.print(f"  {text}", soft_wrap=True)
+        self.console.print(Text.assemble("  ", text), soft_wrap=True)
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
@@ -42,21 +48,25 @@ class Story:
         started = time.monotonic()
         if not self.console.is_terminal:
             self.console.print(f"  … {title}")
-        with self.console.status(f"{title} …", spinner="dots") as status:
+        with self.console.status(Text(f"{title} …"), spinner="dots") as status:
             self._status = status
             try:
                 yield
             except BaseException:
-                self.console.print(f"  [red]✗[/] {title}  [dim]{time.monotonic() - started:.1f} s[/]")
+                self._mark("✗", "red", title, started)
                 raise
             finally:
                 self._status = None
-        self.console.print(f"  [green]✓[/] {title}  [dim]{time.monotonic() - started:.1f} s[/]")
+        self._mark("✓", "green", title, started)
+
+    def _mark(self, sign: str, colour: str, title: str, started: float) -> None:
+        took = f"{time.monotonic() - started:.1f} s"
+        self.console.print(Text.assemble("  ", (sign, colour), f" {title}  ", (took, "dim")))
 
     def progress(self, text: str) -> None:
         """What the present step is at; without a terminal a line every ten seconds."""
         if self._status is not None and self.console.is_terminal:
-            self._status.update(text)
+            self._status.update(Text(text))
         elif time.monotonic() - self._said > 10:
             self._said = time.monotonic()
             self.console.print(f"    {_clock(self.elapsed)}  {text}", soft_wrap=True)

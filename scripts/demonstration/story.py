@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from checker.check import Verdict, check
 from checker.stores import BucketObjects
 from demonstration import faults, install
@@ -44,10 +46,10 @@ def main() -> int:
     try:
         demonstration.run()
     except (DemoError, ClusterError) as error:
-        story.console.print(f"\n[red]demo:[/] {error}", soft_wrap=True, markup=True)
+        story.console.print(Text.assemble("\n", ("demo:", "red"), f" {error}"), soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        story.console.print("\n[yellow]stopped[/]")
+        story.console.print("\nstopped", style="yellow")
         return 130
     finally:
         demonstration.clean_up()
@@ -69,9 +71,8 @@ class Demonstration:
         ready = time.monotonic()
         job = self.train(target)
         self.prove(target, job)
-        self.story.say(
-            f"[bold]shown in {time.monotonic() - ready:.0f} s[/] after set-up; report: {self.arguments.report}"
-        )
+        shown = (f"shown in {time.monotonic() - ready:.0f} s", "bold")
+        self.story.say(Text.assemble(shown, f" after set-up; report: {self.arguments.report}"))
 
     def set_up(self) -> Target:
         """A cluster with Lockstep in it."""
@@ -114,7 +115,7 @@ class Demonstration:
                 )
             victim = faults.pods(target, NAMESPACE, name)[0]["metadata"]["name"]
             told = faults.kill_worker(target, NAMESPACE, victim)
-            story.say(f"[red]kill -9[/] of the worker of rank {told['rank']} in pod {victim}")
+            story.say(Text.assemble(("kill -9", "red"), f" of the worker of rank {told['rank']} in pod {victim}"))
             with story.step(f"the job mends itself and trains to step {second}"):
                 job.until(
                     lambda j: j.status.progress.step >= second and j.status.restarts.total >= 1,
@@ -126,10 +127,11 @@ class Demonstration:
             victim = pod["metadata"]["name"]
             if target.cluster:
                 faults.cut_node(target, node)
-                story.say(f"[red]power cut[/] of {node} under pod {victim} (the operator is on {operator})")
+                where = f" of {node} under pod {victim} (the operator is on {operator})"
+                story.say(Text.assemble(("power cut", "red"), where))
             else:
                 faults.lose_pod(target, NAMESPACE, victim)
-                story.say(f"[red]deleted by force[/]: pod {victim} on {node}")
+                story.say(Text.assemble(("deleted by force", "red"), f": pod {victim} on {node}"))
             with story.step("the job mends itself and trains to its end"):
                 return job.until(lambda j: j.status.phase == "Succeeded", JOB_SECONDS, "its end", self._progress)
 
@@ -163,10 +165,10 @@ class Demonstration:
         if told.texts:
             text = told.texts[-1]
             story.say("it writes:")
-            story.console.print(text.prompt + text.text.removeprefix(text.prompt), style="italic", markup=False)
+            story.console.print(text.prompt + text.text.removeprefix(text.prompt), style="italic")
         story.chapter("kubectl get trainingjob")
         story.console.print(target.kubectl("get", "trainingjob", "-n", NAMESPACE).rstrip())
-        story.say(f"[dim]lockstep why:[/] {explain.why(job, time.time())}")
+        story.say(Text.assemble(("lockstep why:", "dim"), f" {explain.why(job, time.time())}"))
         self._judge(job, told, verdict)
 
     def write_report(self, target: Target, job: TrainingJob, uri: str) -> journal.Journal:
@@ -179,9 +181,13 @@ class Demonstration:
     def _losses(self, told: journal.Journal) -> None:
         last = told.evaluations[-1] if told.evaluations else None
         if last and last.bigram_loss is not None:
+            bigram = f"{last.bigram_loss:.3f}: {last.bigram_loss - last.loss:.2f} better"
             self.story.say(
-                f"loss on unseen files [bold]{last.loss:.3f}[/] nats per token; a tuned interpolated bigram model of "
-                f"the same tokens has {last.bigram_loss:.3f}: {last.bigram_loss - last.loss:.2f} better"
+                Text.assemble(
+                    "loss on unseen files ",
+                    (f"{last.loss:.3f}", "bold"),
+                    f" nats per token; a tuned interpolated bigram model of the same tokens has {bigram}",
+                )
             )
 
     def _judge(self, job: TrainingJob, told: journal.Journal, verdict: Verdict) -> None:

@@ -42,8 +42,9 @@ def main() -> int:
 
         from lockstep_trainer.health.show import tables
 
-        # A file or a pipe has no width: lines are left whole there.
-        Console(highlight=False, width=None if sys.stdout.isatty() else 400).print(tables(report), soft_wrap=True)
+        # A file or a pipe has no width: lines are left whole there. What a driver says is text, no markup.
+        width = None if sys.stdout.isatty() else 400
+        Console(highlight=False, markup=False, emoji=False, width=width).print(tables(report), soft_wrap=True)
     return FATAL if report.fatal else 0
 
 
