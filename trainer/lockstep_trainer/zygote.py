@@ -216,7 +216,12 @@ class Zygote:
             if folder is not None:
                 _kill_group(ended.si_pid)  # what it has left behind, while its zombie still holds the group's number
                 result = {"pid": ended.si_pid, "code": code, "at": time.time()}
-                write_json(folder / "exit.json", result)
+                try:
+                    write_json(folder / "exit.json", result)
+                except OSError as error:  # an agent that is done with it has removed the folder: no cause to end all
+                    print(
+                        f"zygote: the end of process {ended.si_pid} is not kept: {error}", file=sys.stderr, flush=True
+                    )
                 for connection in self.connections:
                     connection.send({"event": "exited", "folder": str(folder), **result})
             os.waitpid(ended.si_pid, 0)
