@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from lockstep_api.constants import STOP_SUSPENDED
 from lockstep_cli.errors import NotFoundError
 
 Line = Mapping[str, Any]
@@ -61,6 +62,15 @@ class Fault:
     recovered_at: float | None = None  # first new step after it
     seconds: dict[str, float] = field(default_factory=dict)  # part of the recovery → seconds
     steps_lost: int | None = None
+    mended_with: int | None = None  # place of an earlier fault, whose recovery was this one's too: it has the cost
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """The job was suspended: its workers were told to end, and until it was resumed it had no pods."""
+
+    at: float
+    until: float | None = None  # None: it still is
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,7 @@ class Journal:
 
     steps: tuple[Step, ...] = ()
     faults: tuple[Fault, ...] = ()
+    suspensions: tuple[Suspension, ...] = ()
     memberships: tuple[Membership, ...] = ()
     starts: tuple[Start, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
@@ -207,6 +218,7 @@ class _Folding:
         self.steps: list[Step] = []
         self.faults: list[Fault] = []
         self.open_faults: list[int] = []
+        self.suspensions: list[Suspension] = []
         self.memberships: list[Membership] = []
         self.starts: list[Start] = []
         self.checkpoints: list[Checkpoint] = []
@@ -279,7 +291,9 @@ class _Folding:
         if self.memberships and self.memberships[-1].epoch == epoch and self.memberships[-1].slots == slots:
             return
         self.outcome, self.message = None, ""  # one that was stopped before, or had failed, goes on
-        lost = self._lost(slots)
+        lost = None if self._suspended else self._lost(slots)
+        if self._suspended:
+            self.suspensions[-1] = replace(self.suspensions[-1], until=float(line["at"]))
         if lost is not None and not self.open_faults:
             # The leader that saw it went down with it: the change of members is all that tells of the fault.
             slot, (_, node) = lost
@@ -290,6 +304,10 @@ class _Folding:
                       step=self.highest_step)
             )  # fmt: skip
         self.memberships.append(Membership(float(line["at"]), epoch, slots, str(line.get("cause") or "")))
+
+    @property
+    def _suspended(self) -> bool:
+        return bool(self.suspensions) and self.suspensions[-1].until is None
 
     def _lost(self, slots: dict[int, tuple[str, str]]) -> tuple[int, tuple[str, str]] | None:
         """The first slot whose pod is another one than before."""
@@ -303,13 +321,13 @@ class _Folding:
     def on_recovered(self, line: Line) -> None:
         seconds = {str(part): float(value) for part, value in (line.get("seconds") or {}).items()}
         for index in self.open_faults:
-            fault = self.faults[index]
-            self.faults[index] = replace(
-                fault,
-                recovered_at=float(line["at"]),
-                seconds={**fault.seconds, **seconds},
-                steps_lost=line.get("steps_lost"),
-            )
+            fault = replace(self.faults[index], recovered_at=float(line["at"]))
+            first = self.open_faults[0]
+            if index == first:
+                fault = replace(fault, seconds={**fault.seconds, **seconds}, steps_lost=line.get("steps_lost"))
+            else:  # the stopwatch began with the first of them, and runs once
+                fault = replace(fault, seconds={}, mended_with=first)
+            self.faults[index] = fault
         self.open_faults.clear()
 
     def on_checkpoint(self, line: Line) -> None:
@@ -349,6 +367,8 @@ class _Folding:
     def on_finished(self, line: Line) -> None:
         self.outcome = str(line.get("outcome"))
         self.message = str(line.get("message") or "")
+        if self.message == STOP_SUSPENDED and not self._suspended:
+            self.suspensions.append(Suspension(float(line["at"])))
 
     def journal(self) -> Journal:
         ledger: dict[str, float] = {}
@@ -358,6 +378,7 @@ class _Folding:
         return Journal(
             steps=tuple(self.steps),
             faults=tuple(self.faults),
+            suspensions=tuple(self.suspensions),
             memberships=tuple(self.memberships),
             starts=tuple(self.starts),
             checkpoints=tuple(self.checkpoints),

@@ -102,11 +102,12 @@ def _holders(journal: Journal, slot: int) -> list[tuple[float, float, str, str]]
     """(from, until, pod, node) of the pods that held ``slot`` one after another."""
     held: list[tuple[float, float, str, str]] = []
     ends = [m.at for m in journal.memberships[1:]] + [journal.end]
-    for membership, end in zip(journal.memberships, ends, strict=True):
+    for membership, next_at in zip(journal.memberships, ends, strict=True):
+        end = min([next_at, *(each.at for each in journal.suspensions if each.at >= membership.at)])
         if slot not in membership.slots:
             continue
         pod, node = membership.slots[slot]
-        if held and held[-1][2] == pod:
+        if held and held[-1][1:3] == (membership.at, pod):
             held[-1] = (held[-1][0], end, pod, node)
         else:
             held.append((membership.at, end, pod, node))
@@ -148,11 +149,14 @@ def _curves(panel: Panel, journal: Journal, value: Callable[[Step], float]) -> s
     return "".join(drawn)
 
 
-def hover_data(journal: Journal) -> list[list[float]]:
-    """[seconds since begin, step, loss, step seconds, recomputed] for the readout under the cursor."""
+def hover_data(journal: Journal) -> list[list[float | str]]:
+    """[seconds since begin, step, loss, step seconds, recomputed, time as on the axis] for the readout under the
+    cursor."""
     every = -(-len(journal.steps) // 4000) or 1
     return [_hover(step, journal.begin) for step in journal.steps[::every]]
 
 
-def _hover(step: Step, begin: float) -> list[float]:
-    return [round(step.at - begin, 2), step.step, round(step.loss, 4), round(step.seconds, 4), int(step.recomputed)]
+def _hover(step: Step, begin: float) -> list[float | str]:
+    at = step.at - begin
+    again = int(step.recomputed)
+    return [round(at, 2), step.step, round(step.loss, 4), round(step.seconds, 4), again, scale.clock(at)]

@@ -44,6 +44,7 @@ def render(journal: Journal, heading: Heading, ledger: dict[str, float] | None =
 {charts.step_time(journal)}{charts.tokens(journal)}{charts.members(journal)}<div id="readout" hidden></div></section>
 <section><h2>Where the time went</h2>{sections.ledger_section(classes)}</section>
 <section><h2>Faults</h2>{sections.fault_section(journal)}</section>
+<section>{sections.suspension_section(journal)}</section>
 <section>{sections.step_section(journal)}</section>
 <section class="columns"><div><h2>Checkpoints</h2>{sections.checkpoint_section(journal)}</div>
 <div>{sections.evaluation_section(journal)}</div></section>
@@ -62,6 +63,8 @@ def _loss_legend(journal: Journal) -> str:
         keys.append(("held-out", "held-out loss"))
     if journal.faults:
         keys.append(("recovery", "fault until first new step"))
+    if journal.suspensions:
+        keys.append(("suspension", "suspended"))
     if journal.checkpoints:
         keys.append(("checkpoint", "durable checkpoint"))
     return "".join(f'<span class="key"><span class="mark {css}"></span>{name}</span>' for css, name in keys)

@@ -98,7 +98,7 @@ class Panel:
             f'role="img" aria-label="{escape(self.title)}">'
             f'<text class="title" x="{LEFT}" y="13">{escape(self.title)}'
             f'<tspan class="unit" dx="6">{escape(self.unit)}</tspan></text>'
-            f"{grid}{self._faults(floor, numbered=y_ticks)}{body}"
+            f"{grid}{self._suspensions(floor)}{self._faults(floor, numbered=y_ticks)}{body}"
             f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>{times}'
             f'<line class="cursor" x1="0" x2="0" y1="{TOP - 4}" y2="{floor}"/></svg>'
         )
@@ -108,11 +108,24 @@ class Panel:
         marks = []
         for number, fault in enumerate(self.journal.faults, 1):
             left = self.x(fault.at - self.journal.begin)
-            right = self.x((fault.recovered_at or self.journal.end) - self.journal.begin)
+            shade = self._shade("recovery", fault.at, fault.recovered_at, floor) if fault.mended_with is None else ""
             marks.append(
-                f'<rect class="recovery" x="{left:.1f}" y="{TOP - 4}" width="{max(right - left, 1):.1f}" '
-                f'height="{floor - TOP + 4}"/>'
-                f'<line class="fault" x1="{left:.1f}" x2="{left:.1f}" y1="{TOP - 4}" y2="{floor}"/>'
+                f'{shade}<line class="fault" x1="{left:.1f}" x2="{left:.1f}" y1="{TOP - 4}" y2="{floor}"/>'
                 + (f'<text class="fault-label" x="{left + 4:.1f}" y="{TOP + 6}">{number}</text>' if numbered else "")
             )
         return "".join(marks)
+
+    def _suspensions(self, floor: float) -> str:
+        return "".join(
+            self._shade("suspension", each.at, each.until, floor, tip="suspended") for each in self.journal.suspensions
+        )
+
+    def _shade(self, css: str, begin: float, end: float | None, floor: float, tip: str = "") -> str:
+        """A stretch of time over the whole height; without ``end``, to the end of the journal."""
+        left = self.x(begin - self.journal.begin)
+        right = self.x((end or self.journal.end) - self.journal.begin)
+        title = f"<title>{tip}</title>" if tip else ""
+        return (
+            f'<rect class="{css}" x="{left:.1f}" y="{TOP - 4}" width="{max(right - left, 1):.1f}" '
+            f'height="{floor - TOP + 4}">{title}</rect>'
+        )

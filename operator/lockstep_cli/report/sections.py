@@ -128,17 +128,6 @@ def fault_section(journal: Journal) -> str:
     longest = max(sum(_parts(fault).values()) for fault in journal.faults) or 1.0
     rows = []
     for number, fault in enumerate(journal.faults, 1):
-        parts = _parts(fault)
-        width = 100 * sum(parts.values()) / longest
-        seconds = sum(parts.values())
-        cost = (
-            f'<div class="cost" style="width:{width:.1f}%">{charts.bar(parts, height=12)}</div>'
-            f'<div class="parts">{_named(parts)}</div>'
-            if parts
-            else "–"
-        )
-        # Recomputation goes on after the first new step: what the job waited is the time until that step.
-        waited = fault.recovered_at - fault.at if fault.recovered_at is not None else None
         rows.append(
             (
                 f"<b>{number}</b>",
@@ -147,8 +136,7 @@ def fault_section(journal: Journal) -> str:
                 + (f"<br>{escape(fault.message)}" if fault.message else ""),
                 escape(fault.rung)
                 + (f"<br><span class='dim'>seen by {escape(fault.witness)}</span>" if fault.witness else ""),
-                cost,
-                f"{seconds:.1f} s" if parts else (f"{waited:.1f} s" if waited is not None else "not recovered"),
+                *_cost(fault, longest),
                 "–" if fault.steps_lost is None else str(fault.steps_lost),
             )
         )
@@ -166,6 +154,19 @@ def fault_section(journal: Journal) -> str:
         if fault.log_tail
     )
     return f"{table}<p class='legend'>{legend}</p>{logs}"
+
+
+def _cost(fault: Fault, longest: float) -> tuple[str, str]:
+    """What the recovery cost, in parts and in all, where the longest took so many seconds."""
+    if fault.mended_with is not None:
+        return f"<span class='dim'>one recovery with fault {fault.mended_with + 1}, which has its cost</span>", "–"
+    parts = _parts(fault)
+    if parts:
+        seconds = sum(parts.values())
+        bar = f'<div class="cost" style="width:{100 * seconds / longest:.1f}%">{charts.bar(parts, height=12)}</div>'
+        return f'{bar}<div class="parts">{_named(parts)}</div>', f"{seconds:.1f} s"
+    # Recomputation goes on after the first new step: what the job waited is the time until that step.
+    return "–", f"{fault.recovered_at - fault.at:.1f} s" if fault.recovered_at is not None else "not recovered"
 
 
 def _parts(fault: Fault) -> dict[str, float]:
@@ -194,6 +195,21 @@ def _where(fault: Fault) -> str:
         f"step {fault.step}" if fault.step is not None else "",
     ]
     return ", ".join(part for part in parts if part) or "the whole job"
+
+
+def suspension_section(journal: Journal) -> str:
+    """When the job had no pods because it was suspended; nothing where it never was."""
+    if not journal.suspensions:
+        return ""
+    rows = [
+        (
+            scale.clock(each.at - journal.begin),
+            "not yet" if each.until is None else scale.clock(each.until - journal.begin),
+            "–" if each.until is None else scale.duration(each.until - each.at),
+        )
+        for each in journal.suspensions
+    ]
+    return "<h2>Suspended</h2>" + _table(("at", "resumed at", "for"), rows, "rrr", "narrow")
 
 
 def checkpoint_section(journal: Journal) -> str:

@@ -194,7 +194,7 @@ def suspend(job: TrainingJob, status: TrainingJobStatus, observed: Observed, lea
         return Plan(status=status, events=_suspended_event(job, status))
     status = status.model_copy(update={"phase": Phase.SUSPENDING})
     if status.slots and leads and not losses.stopped(status, observed) and now < since + STOP_SECONDS:
-        stop = Stop(job.uid, status.epoch, "spec.suspend is true", seconds=FINAL_CHECKPOINT_SECONDS)
+        stop = Stop(job.uid, status.epoch, constants.STOP_SUSPENDED, seconds=FINAL_CHECKPOINT_SECONDS)
         return Plan(status=status, send=(stop,), again_at=since + STOP_SECONDS)
     status = let_go(job, status, observed).model_copy(update={"elastic": ElasticStatus()})
     return Plan(status=status, delete=delete_all(job, observed, "The job is suspended", now), again_at=now + 2)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 import synthetic
+from lockstep_api import constants
 from lockstep_api.v1alpha1 import Fault
 from lockstep_cli import journal
 from lockstep_cli.report import faults
@@ -69,6 +70,53 @@ def test_a_run_that_goes_on_after_it_was_stopped_has_not_ended() -> None:
     assert (ended.outcome, ended.message) == ("stopped", "spec.suspend is true")
     resumed = journal.fold([first, end, {**first, "at": 9.0, "epoch": 2}])
     assert (resumed.outcome, resumed.message) == (None, "")
+
+
+def line(kind: str, at: float, epoch: int = 1, **fields: object) -> dict[str, object]:
+    """A line of the journal."""
+    return {"kind": kind, "at": at, "epoch": epoch, "generation": 1, **fields}
+
+
+def suspended_and_resumed() -> list[dict[str, object]]:
+    """Two hours without pods; the pods that come then are new ones, with a leader that tells of its start."""
+    slots = [{str(slot): {"pod": f"demo-{slot}-{life}", "node": "n"} for slot in (0, 1)} for life in (0, 1)]
+    return [
+        line("membership", 0.0, slots=slots[0], cause="first members"),
+        line("finished", 60.0, outcome="stopped", reason="Stopped", message=constants.STOP_SUSPENDED),
+        line("membership", 7260.0, 2, slots=slots[1], cause="slot 0 goes to demo-0-1"),
+        line("recovered", 7280.0, 2, seconds={"restart": 15.0, "restore": 5.0}, steps_lost=0),
+        line("ledger", 7300.0, 2, classes={}),
+    ]
+
+
+def test_a_suspension_is_no_fault() -> None:
+    told = journal.fold(suspended_and_resumed())
+    assert told.faults == ()
+    assert told.suspensions == (journal.Suspension(60.0, 7260.0),)
+    assert journal.fold(suspended_and_resumed()[:2]).suspensions == (journal.Suspension(60.0),)
+
+
+def test_a_pod_that_is_lost_after_a_suspension_is_a_fault() -> None:
+    third = {str(slot): {"pod": f"demo-{slot}-2", "node": "n"} for slot in (0, 1)}
+    told = journal.fold([*suspended_and_resumed(), line("membership", 7400.0, 3, slots=third, cause="gone")])
+    assert [fault.cause for fault in told.faults] == ["gone"]
+    assert told.suspensions == (journal.Suspension(60.0, 7260.0),)
+
+
+def test_faults_of_one_recovery_have_its_cost_once() -> None:
+    told = journal.fold(
+        [
+            line("fault", 1.0, cause="WorkerExited", rung="process", detect_seconds=0.1),
+            line("fault", 2.0, cause="WorkerExited", rung="process", detect_seconds=0.2),
+            line("recovered", 9.0, seconds={"detect": 0.1, "restart": 7.0}, steps_lost=3),
+            line("fault", 20.0, cause="WorkerExited", rung="process"),
+            line("recovered", 24.0, seconds={"restart": 4.0}, steps_lost=1),
+        ]
+    )
+    assert [fault.recovered_at for fault in told.faults] == [9.0, 9.0, 24.0]
+    assert [sum(fault.seconds.values()) for fault in told.faults] == [7.1, 0.0, 4.0]
+    assert [fault.steps_lost for fault in told.faults] == [3, None, 1]
+    assert [fault.mended_with for fault in told.faults] == [None, 0, None]
 
 
 def test_a_torn_last_line_is_passed_over() -> None:

@@ -13,7 +13,8 @@ import synthetic
 from lockstep_cli import journal, store
 from lockstep_cli.__main__ import main
 from lockstep_cli.errors import NotFoundError
-from lockstep_cli.report import page, scale, series
+from lockstep_cli.report import charts, page, scale, series
+from unit.cli.test_journal import suspended_and_resumed
 
 VOID = {"meta", "br"}
 
@@ -89,6 +90,34 @@ def a_step(number: int, **fields: object) -> dict[str, object]:
         "seconds": 1.0,
         **fields,
     }
+
+
+def test_a_suspension_is_shown_as_one() -> None:
+    html = page.render(journal.fold(suspended_and_resumed()), page.Heading("demo", "x"))
+    assert "Nothing broke" in html
+    assert 'class="recovery"' not in html
+    assert html.count('<rect class="suspension"') == 4  # one in each chart
+    assert '<td class="r">1:00</td><td class="r">2:01:00</td><td class="r">2 h 00 min</td>' in html
+    assert html.count('<rect class="held held-0"') == html.count('<rect class="held held-1"') == 2  # a gap in between
+    assert 'class="suspension"' not in page.render(journal.fold(synthetic.lines()), page.Heading("demo", "x"))
+
+
+def test_faults_of_one_recovery_show_its_cost_once() -> None:
+    lines = synthetic.lines()
+    first = next(line for line in lines if line["kind"] == "fault")
+    lines.insert(lines.index(first) + 1, {**first, "rank": 2})
+    html = page.render(journal.fold(lines), page.Heading("demo", "x"))
+    assert html.count("restart 0.7") == 1
+    assert html.count("one recovery with fault 1, which has its cost") == 1
+    assert html.count('<rect class="recovery"') == 2 * 4  # of two recoveries in four charts
+
+
+def test_the_cursor_tells_the_time_as_the_axis_does() -> None:
+    told = journal.fold([a_step(0), a_step(3755)])
+    assert [row[-1] for row in charts.hover_data(told)] == ["0:00", "1:02:35"]
+    html = page.render(told, page.Heading("demo", "x"))
+    assert ">1:00:00</text>" in html
+    assert '"1:02:35"]' in html
 
 
 def test_text_of_a_run_can_not_become_markup() -> None:

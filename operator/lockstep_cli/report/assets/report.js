@@ -14,14 +14,13 @@
     }
     return low && time - steps[low - 1][0] < steps[low][0] - time ? steps[low - 1] : steps[low];
   };
-  const clock = (t) => `${Math.floor(t / 60)}:${String(Math.floor(t % 60)).padStart(2, "0")}`;
 
   const move = (event) => {
     const panel = event.currentTarget, box = panel.getBoundingClientRect();
     const left = +panel.dataset.left, right = +panel.dataset.right;
     const x = (event.clientX - box.left) / box.width * panel.viewBox.baseVal.width;
     if (x < left || x > right) return leave();
-    const [at, step, loss, seconds, again] = nearest((x - left) / (right - left) * span);
+    const [at, step, loss, seconds, again, clock] = nearest((x - left) / (right - left) * span);
     const snapped = left + at / span * (right - left);
     for (const each of panels) {
       const cursor = each.querySelector(".cursor");
@@ -29,7 +28,7 @@
       cursor.setAttribute("x2", snapped);
       cursor.style.visibility = "visible";
     }
-    readout.textContent = `${clock(at)}   step ${step}${again ? " (done again)" : ""}   loss ${loss.toFixed(3)}   ${(seconds * 1000).toFixed(0)} ms`;
+    readout.textContent = `${clock}   step ${step}${again ? " (done again)" : ""}   loss ${loss.toFixed(3)}   ${(seconds * 1000).toFixed(0)} ms`;
     readout.hidden = false;
     const within = holder.getBoundingClientRect();
     const place = event.clientX - within.left + 14;
