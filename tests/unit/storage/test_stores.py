@@ -152,6 +152,18 @@ def test_a_uri_whose_path_would_be_cut_is_refused(uri: str) -> None:
     assert open_store("file:///run%232").uri == "file:///run%232"
 
 
+@pytest.mark.parametrize("root", ["s3://bucket", "file://"])
+@pytest.mark.parametrize(
+    "name", ["my runs", "50%25 off", "50%2520", "köln", "k%C3%B6ln", "run%232", "a%3Fb", "plain-1_2.3~"]
+)
+def test_the_uri_of_a_store_leads_to_it(root: str, name: str) -> None:
+    opened = open_store(f"{root}/a/{name}")
+    again = open_store(opened.uri)
+    assert again.uri == opened.uri
+    assert vars(again) == vars(opened)
+    assert vars(open_store(opened.below("ns/job").uri)) == vars(opened.below("ns/job"))
+
+
 @pytest.mark.parametrize(("error", "temporary"), [(errno.ESTALE, True), (errno.EIO, True), (errno.EACCES, False)])
 def test_a_folder_that_can_not_be_read_is_not_an_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, temporary: bool

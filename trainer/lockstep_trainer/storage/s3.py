@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from lockstep_api.v1alpha1 import S3Spec
 from lockstep_trainer.errors import Corrupt, NotFound, PreconditionFailed, StoreError
@@ -37,7 +38,7 @@ class S3Store:
 
     @property
     def uri(self) -> str:
-        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+        return f"s3://{self._bucket}/{quote(self._prefix)}".rstrip("/")
 
     def forget(self, key: str, before: float) -> int:
         return 0
