@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lockstep_trainer.agent import output
-from lockstep_trainer.agent.containerlog import ContainerLog
+from lockstep_trainer.agent.containerlog import ContainerLog, Records
 from lockstep_trainer.agent.output import Output
 
 MIB = 1024 * 1024
@@ -173,3 +174,32 @@ def test_a_log_that_nobody_reads_any_more_takes_everything(tmp_path: Path, pipe:
     own.forward(1)
     settle(pipe.log, own)
     assert (tmp_path / "output.position").read_text() == str(len(LINE))
+
+
+def test_the_agent_does_not_wait_for_whoever_reads_its_own_log(pipe: Pipe) -> None:
+    """A node whose container runtime stands still would else lose its member: it would not answer its leader."""
+    handler = Records(pipe.log)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+
+    def note(text: str) -> None:
+        handler.handle(logging.LogRecord("agent", logging.INFO, "agent.py", 1, "%s", (text,), None))
+
+    for number in range(40_000):
+        note(f"{number} {'x' * 100}")
+    assert pipe.log.unwritten < 2 * MIB
+    assert len(pipe.read(f"{_last_whole(pipe)} {'x' * 100}".encode())) < 20_000
+    note("heard again")
+    said = pipe.read(b"heard again")
+    assert said[-2].endswith(" lines of the agent are left out here: nobody has read its log")
+    assert int(said[-2].split()[0]) + len(said) - 2 == 40_000
+
+
+def _last_whole(pipe: Pipe) -> int:
+    """Number of the last line that was not left out: each has the same place in what was given."""
+    given = pipe.log.unwritten + pipe.log.written
+    number = size = 0
+    while size < given:
+        size += len(f"INFO {number} {'x' * 100}\n")
+        number += 1
+    assert size == given
+    return number - 1

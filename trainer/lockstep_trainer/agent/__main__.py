@@ -19,9 +19,12 @@ import sys
 
 from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_trainer.agent.agent import Agent, listen
+from lockstep_trainer.agent.containerlog import STDERR, Records
 from lockstep_trainer.agent.preflight import Unfit, preflight
 from lockstep_trainer.agent.settings import Job, Settings, SettingsError
 from lockstep_trainer.agent.trust import Trust
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def main() -> None:
@@ -32,7 +35,7 @@ def main() -> None:
     _stand_by()
     name_process(AGENT_NAME)
     level = os.environ.get("LOCKSTEP_LOG_LEVEL", "INFO").upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=level, format=_FORMAT, stream=sys.stderr)
     try:
         settings = Settings.from_env()
         job = Job.read(settings.config_dir / "job.json")
@@ -58,7 +61,13 @@ def _stand_by() -> None:
 
 
 async def _run(settings: Settings, job: Job, trust: Trust, sockets: tuple[socket.socket, socket.socket]) -> None:
-    await Agent(settings, job, trust).run(*sockets)
+    logging.basicConfig(
+        format=_FORMAT, handlers=[Records(STDERR)], force=True
+    )  # from here on others wait for this loop
+    try:
+        await Agent(settings, job, trust).run(*sockets)
+    finally:
+        STDERR.settle()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from lockstep_api import heap
 from lockstep_api.constants import PREFLIGHT_EXIT_CODE
 from lockstep_api.messages import Committed, Finished, Inventory, Start, Term, ToOperator
 from lockstep_trainer.agent import sockets, streams
-from lockstep_trainer.agent.containerlog import STDOUT
+from lockstep_trainer.agent.containerlog import STDERR, STDOUT
 from lockstep_trainer.agent.copies import Copies
 from lockstep_trainer.agent.durable import DurableStore
 from lockstep_trainer.agent.memory import Volume
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
 _END_SECONDS = 10.0
-_LOG_SECONDS = 2.0
-"""How long the container's log may take for the last lines of the workers."""
 _LAST_WORDS_SECONDS = 15.0
 """How long the end of the job is held back from the operator for the journal's last lines."""
 
@@ -194,7 +192,7 @@ class Agent:
         for task in self._tasks:
             task.cancel()
         self.durable.close()
-        await STDOUT.flush(_LOG_SECONDS)
+        await STDOUT.flush()
 
     # ---------------------------------------------------------------------------------------------
 
@@ -236,6 +234,7 @@ class Agent:
             if not task.cancelled() and (error := task.exception()):
                 log.error("the agent can't go on", exc_info=error)
                 if fatal:  # a new agent adopts the workers; this one would only be half alive
+                    STDERR.settle()
                     os._exit(1)
 
         task.add_done_callback(done)
@@ -257,7 +256,8 @@ class Agent:
                 async with asyncio.timeout(_END_SECONDS):
                     if self.node.leader:
                         await self.durable.flush()
-            await STDOUT.flush(_LOG_SECONDS)
+            await STDOUT.flush()
+            STDERR.settle()
             os._exit(PREFLIGHT_EXIT_CODE)
         finally:
             self._looking = False
