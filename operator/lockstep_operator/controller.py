@@ -175,7 +175,7 @@ class JobController:
             self.wake()  # the condition still tells of it
         if decided.again_at is not None:
             due.append(max(0.0, decided.again_at - self._clock()))
-        return min(*due, *self._until_names_are_tried())
+        return min([*due, *self._until_names_are_tried()])
 
     def _observe(self, now: float) -> Observed:
         pods = self._backend.pods(self.job)

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
-from lockstep_operator.controller import RENEWAL_PAUSE_SECONDS, JobController
+from lockstep_operator.controller import RENEWAL_PAUSE_SECONDS, RESYNC_SECONDS, JobController
 from lockstep_operator.credentials import Credentials, MasterKeys
 from lockstep_operator.errors import AlreadyExistsError, ConflictError, NotRenewedError, RefusedError, UnavailableError
 from lockstep_operator.links import Links
@@ -217,6 +217,11 @@ def test_a_refusal_of_what_is_not_needed_any_more_is_forgotten() -> None:
     assert told[1] == "CreationRefused"
     assert told[-1] == "PodsPending"
     assert 0.0 not in pauses[-3:]
+
+
+def test_where_nothing_is_due_the_next_pass_comes_by_itself() -> None:
+    pauses = passes(Recorder(), 2, make_job(managedBy="example.com/other"))
+    assert pauses == [RESYNC_SECONDS, RESYNC_SECONDS]
 
 
 def test_another_controllers_job_is_not_touched() -> None:
