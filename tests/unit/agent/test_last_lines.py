@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lockstep_api.tails import LAST_LINES, LINE_CHARACTERS, TAIL_BYTES
+from lockstep_api.v1alpha1.resilience import RetryRule
 from lockstep_trainer.agent.output import Output
 
 
@@ -58,3 +59,8 @@ def test_of_a_crash_the_innermost_of_its_stack_is_kept(
     assert kept[crash - 1] == "step 99"
     assert kept[crash + 2 :] == stack[: len(kept) - crash - 2]
     assert len(kept) == LAST_LINES
+
+
+def test_the_rules_on_output_say_how_many_lines_they_see() -> None:
+    description = RetryRule.model_fields["log_pattern"].description or ""
+    assert f"one of its last {LAST_LINES} lines" in description
