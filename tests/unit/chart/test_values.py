@@ -48,6 +48,12 @@ def test_every_value_is_described() -> None:
     assert len(described) > 40  # the reader of values.yaml has not lost most of them
 
 
+def test_no_section_hides_its_values_in_a_row_of_its_own() -> None:
+    described = {value.path for value in reference.read_values((CHART / "values.yaml").read_text())}
+    closed = {".".join(path) for path, _ in sections(SCHEMA)} - {"resources"}
+    assert not closed & described
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
