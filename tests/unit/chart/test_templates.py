@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -312,4 +313,8 @@ def test_the_notes_say_how_to_go_on(helm: Path) -> None:
     assert result.returncode == 0, result.stderr
     notes = result.stdout.partition("NOTES:")[2]
     assert "kubectl explain trainingjob.spec" in notes
+    named = re.findall(r"\S+\.(?:md|yaml)\b", notes)
+    assert named
+    assert [file for file in named if not (REPOSITORY / file).exists()] == []
+    assert "examples/demo.yaml" not in named  # its image and its store are those of `make demo`
     assert "kubectl delete crd trainingjobs.lockstep.dev" in notes
