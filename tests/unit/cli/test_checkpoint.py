@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lockstep_api.messages import StateId, Term
-from lockstep_api.v1alpha1 import TokenizerTraining
+from lockstep_api.v1alpha1 import S3Spec, TokenizerTraining
 from lockstep_cli.__main__ import main
 from lockstep_cli.checkpoints import sentences
 from lockstep_trainer.checkpoint import tool
@@ -284,6 +285,17 @@ def test_verify_needs_a_checkpoint(root: Path, capsys: pytest.CaptureFixture[str
         (root / "checkpoints" / RUN / f"step-{step}-e1-g1/manifest.json").unlink()
     assert run("verify", root / "checkpoints") == 1
     assert "none of its checkpoints is whole: step-30-e1-g1, step-20-e1-g1, step-10-e1-g1" in capsys.readouterr().err
+
+
+def test_without_torch_verify_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = tool.Request(do="verify", uri="file:///any", s3=S3Spec(), folders=("step-1-e1-g1",))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(request.model_dump_json()))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert tool.main() == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["error"].startswith("verify needs torch; install the trainer's packages: `make setup` in ")
 
 
 @pytest.mark.usefixtures("here")

@@ -108,6 +108,15 @@ def test_mlflow_finds_its_run_again_and_keeps_each_step_once(tmp_path: Path) -> 
     assert [point.step for point in client.get_metric_history(run.info.run_id, "eval/loss")] == [6]
 
 
+@pytest.mark.parametrize(("module", "package"), [("mlflow", "mlflow-skinny"), ("wandb", "wandb")])
+def test_a_tracker_that_is_not_there_names_its_package(
+    module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=f"{module} is not installed where the job runs; pip install {package}$"):
+        make(module)
+
+
 def test_mlflow_without_a_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

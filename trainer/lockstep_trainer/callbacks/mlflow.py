@@ -41,7 +41,7 @@ class MLflow(Callback):
         flush_seconds: float = 5.0,
     ) -> None:
         if importlib.util.find_spec("mlflow") is None:
-            raise UserError("trainer.callbacks: mlflow is not installed in the image; `pip install lockstep[trackers]`")
+            raise UserError("trainer.callbacks: mlflow is not installed where the job runs; pip install mlflow-skinny")
         if not uri and not os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
                 "trainer.callbacks: mlflow has no server; set its option uri, or MLFLOW_TRACKING_URI in the template"

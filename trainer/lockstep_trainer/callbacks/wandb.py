@@ -36,7 +36,7 @@ class WeightsAndBiases(Callback):
         folder: str | None = None,
     ) -> None:
         if importlib.util.find_spec("wandb") is None:
-            raise UserError("trainer.callbacks: wandb is not installed in the image; `pip install lockstep[trackers]`")
+            raise UserError("trainer.callbacks: wandb is not installed where the job runs; pip install wandb")
         if mode is not None and mode not in _MODES:
             raise UserError(f"trainer.callbacks: mode of wandb is {mode!r}; choose one of {', '.join(_MODES)}")
         self._project, self._entity, self._name, self._group = project, entity, name, group

@@ -46,7 +46,8 @@ def main() -> int:
     try:
         import torch  # noqa: F401 (the only package that this may lack)
     except ModuleNotFoundError:
-        _say(error=f"{request.do} needs torch; install the trainer's packages with: pip install 'lockstep[trainer]'")
+        how = "`make setup` in Lockstep's repository, or pip install '.[trainer]' there"
+        _say(error=f"{request.do} needs torch; install the trainer's packages: {how}")
         return 0
     from lockstep_trainer.errors import TrainerError
 
