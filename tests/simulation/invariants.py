@@ -1,4 +1,4 @@
-"""What must hold whatever fails (PROTOCOLS §3), checked at every join, step and commit."""
+"""What must hold whatever fails (docs/design/membership.md), checked at every join, step and commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invariants (a)-(f) of PROTOCOLS §3, and those of §5 and §6, over half of ten thousand schedules: jobs that run on
+"""The invariants of docs/design/membership.md and checkpoints.md, over half of ten thousand schedules: jobs that run on
 and jobs that end among the faults. LOCKSTEP_SIMULATION_SEEDS says how many seeds, two schedules each."""
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Frozen dataclasses, so that protocol cores can use them without I/O libraries; ``lockstep_api.wire`` turns them into
 JSON and back and refuses what does not fit. Each message names the job, epoch and generation it belongs to:
-receivers compare (epoch, generation) first and drop what is older (PROTOCOLS: invariant a).
+receivers compare (epoch, generation) first and drop what is older (docs/design/membership.md, (a)).
 
 Directions::
 

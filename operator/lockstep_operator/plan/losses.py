@@ -19,7 +19,7 @@ from lockstep_operator.plan.slots import FRESH_ANSWER
 from lockstep_operator.plan.times import unix
 
 AGREED_SILENCE = 5.0
-"""Seconds of silence after which a leader is lost if a second witness agrees (PROTOCOLS §3.5: leaderDeadline)."""
+"""Seconds of silence after which a leader is lost if a second witness agrees: rule 5 of docs/design/membership.md."""
 LEAST_SILENCE = 2.0
 """An operator that has just taken over has tried to reach the leader for so long at least. Seconds that the members'
 silence is beyond AGREED_SILENCE need no waiting of its own: both together count as twice that."""
