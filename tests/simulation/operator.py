@@ -1,5 +1,5 @@
-"""The operator's half, as docs/design/membership.md asks for it: names members, vacates slots on two witnesses, raises the
-epoch.
+"""The operator's half, as docs/design/membership.md asks for it: names members, vacates slots on two witnesses, raises
+the epoch.
 
 The real one is ``lockstep_operator.plan``; here it is as small as the rules allow, so that what the simulation finds is
 a fault of agents or of the rules.
