@@ -226,27 +226,29 @@ def cli_page() -> str:
         "# Command line",
         "",
         "`lockstep`, or `kubectl lockstep`. Exit status: 0 done, 1 an error, said in one sentence on standard error, "
-        "2 a wrong manifest or wrong usage, 130 Ctrl-C, 141 whoever read the output went away. "
-        "Every command works without a terminal.",
+        "2 a wrong manifest or wrong usage, 130 Ctrl-C, 141 whoever read the output went away, 143 "
+        "SIGTERM. Every command works without a terminal.",
     ]
     return "\n".join([*lines, *_command_lines("lockstep", cli.parser())]) + "\n"
 
 
 def _command_lines(prefix: str, parser: argparse.ArgumentParser) -> list[str]:
-    """A section for each command of ``parser``, or for each command of a command."""
+    """A section for each command of ``parser``, or for each command of a command, and for itself where it is one."""
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     summaries = {choice.dest: choice.help for choice in commands._choices_actions}
     lines = []
     for name, command in commands.choices.items():
-        if any(isinstance(action, argparse._SubParsersAction) for action in command._actions):
+        inner = next((one for one in command._actions if isinstance(one, argparse._SubParsersAction)), None)
+        if inner and inner.required:
             lines += _command_lines(f"{prefix} {name}", command)
             continue
-        rows = [
-            _row(f"`{_spelling(action)}`", _meaning(action)) for action in command._actions if action.dest != "help"
-        ]
+        own = [action for action in command._actions if action is not inner and action.dest != "help"]
+        rows = [_row(f"`{_spelling(action)}`", _meaning(action)) for action in own]
         summary = summaries.get(name) or ""
         text = command.description or f"{summary[:1].upper()}{summary[1:]}."
         lines += ["", f"## {prefix} {name}", "", text, "", _row("Argument", "Meaning"), "|---|---|", *rows]
+        if inner:
+            lines += _command_lines(f"{prefix} {name}", command)
     return lines
 
 

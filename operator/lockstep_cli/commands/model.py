@@ -40,7 +40,7 @@ def register(commands: argparse._SubParsersAction[Any]) -> argparse.ArgumentPars
     """Adds the command."""
     parser: argparse.ArgumentParser = commands.add_parser("model", help="describe the built-in architectures")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="list them")
+    listing = actions.add_parser("list", help="list the built-in architectures")
     listing.set_defaults(handler=handle_list)
     describe = actions.add_parser("describe", help="show every weight, and the memory of a GPU at a layout")
     _add_describe_arguments(describe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import requirements as pins
-from reference import Value, agent_metrics, operator_metrics, read_constants, read_values
+from reference import Value, agent_metrics, cli_page, operator_metrics, read_constants, read_values
 
 
 def test_values_with_their_comments_and_defaults() -> None:
@@ -41,6 +41,11 @@ def test_metrics_with_their_labels() -> None:
     assert metrics["lockstep_operator_reconcile_errors_total"].labels == ("error",)
     assert metrics["lockstep_operator_reconcile_seconds"].kind == "histogram"
     assert all(metric.text for metric in metrics.values())
+
+
+def test_a_command_that_works_without_an_action_has_a_section_as_its_actions_have() -> None:
+    headings = [line for line in cli_page().splitlines() if line.startswith("## lockstep nodes")]
+    assert headings == ["## lockstep nodes", "## lockstep nodes exclude", "## lockstep nodes clear"]
 
 
 def test_constants_with_their_docstrings() -> None:
