@@ -80,7 +80,13 @@ class LocalRun:
     def __enter__(self) -> LocalRun:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """Ends it. What the operator could not do, and tried again, fails a test that has nothing else against it."""
+        self._end()
+        trouble = self.errors_file.read_text(errors="replace")
+        assert kind or "Traceback" not in trouble, trouble[-6000:]
+
+    def _end(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
