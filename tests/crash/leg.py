@@ -123,7 +123,8 @@ class Leg:
             return None
         self._damaged.update(harm.damaged)
         struck = time.monotonic()
-        step = run.status.progress.step
+        # Of the workers' own records: the status may lag behind the checkpoints of before the strike.
+        step = max(self._witness.newest(), run.status.progress.step)
         goal = step + 2 * EVERY
         after = run.until(
             lambda status: over(status) or durable_step(status) >= goal,

@@ -83,6 +83,12 @@ class Witness:
             lost = sum(each.steps.lost for each in self._watched.values() if each.steps is not None)
             return replace(self._testimony, lost=lost)
 
+    def newest(self) -> int:
+        """The highest step that was ever done."""
+        losses = self.look().losses
+        with self._lock:
+            return max((step for _, step in losses), default=0)
+
     def _follow(self) -> None:
         while not self._end.wait(_POLL_SECONDS):
             self.look()
