@@ -10,7 +10,7 @@ from lockstep_trainer.protocol import effects, events
 from lockstep_trainer.protocol.member import Identity
 from lockstep_trainer.protocol.node import Node
 from lockstep_trainer.protocol.policy import CORRUPTION, SUSPECTED
-from simulation.storage import Refused, Superseded, Unavailable
+from simulation.storage import Missing, Refused, Superseded, Unavailable
 from simulation.transfers import Transfers
 from simulation.written import Written
 
@@ -372,6 +372,8 @@ class Agent:
                 answer = events.CommitFailed(effect.term, effect.state, "superseded", superseded=True)
             except Refused:
                 answer = events.CommitFailed(effect.term, effect.state, "refused")
+            except Missing:
+                answer = events.CommitFailed(effect.term, effect.state, "not there", lost=True)
             except Unavailable:
                 answer = events.CommitFailed(effect.term, effect.state, "no answer")
             clockwork.after(clockwork.between(0.01, 0.3), lambda: self.tell(answer))

@@ -317,8 +317,8 @@ GUARDS = (
         test="unit/protocol/test_resting.py",
     ),
     Mutation(
-        "end-without-a-last-checkpoint", "leader",
-        "(out_of_time or (ready and saved))", "True",
+        "end-without-a-last-checkpoint", "stopping",
+        "(self.out_of_time(now) or (ready and saved))", "True",
         "a job that is stopped leaves its newest state in the store, where there is time",
         test="unit/protocol/test_guards.py",
     ),
@@ -394,6 +394,18 @@ GUARDS = (
         "return origin is None or term_of(state) >= origin.term or state.step <= origin.step", "return True",
         "a copy that the newest generation does not descend from is not started from",
         test="unit/protocol/test_lineage.py",
+    ),
+    Mutation(
+        "believe-what-was-brought-before", "uploads",
+        " or message.again != self.order.again:", ":",
+        "where a file was lost, only what was brought behind that counts",
+        test="unit/protocol/test_lost_files.py",
+    ),
+    Mutation(
+        "bring-what-is-lost-for-ever", "uploads",
+        "if kept == self.lost:", "if False:",
+        "a state whose files are lost twice is given up for the next one",
+        test="unit/protocol/test_lost_files.py",
     ),
     Mutation(
         "forget-the-cut", "holdings",

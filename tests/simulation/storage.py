@@ -28,6 +28,10 @@ class Refused(Exception):
     """The state does not descend from the chain."""
 
 
+class Missing(Exception):
+    """A file of the state is not there."""
+
+
 class Unavailable(Exception):
     """No answer; nobody knows what happened."""
 
@@ -52,6 +56,9 @@ class SimulatedStore:
     slowness: float = 0.0
     """Seconds more that a commit takes."""
     faulty: bool = True
+    forgetful: bool = False
+    """Of some states a file is lost before they are committed; once of each, and what is brought again stays."""
+    forgot: set[StateId] = field(default_factory=set)
     on_commit: Callable[[RestorePoint, RestorePoint | None], None] = lambda *_: None
 
     def put(self, state: StateId, slot: int, file: StoredFile) -> None:
@@ -59,6 +66,9 @@ class SimulatedStore:
         lost_answer = self._call(latest=False)
         known = self.folders.setdefault(state, {}).setdefault(slot, file)
         assert known == file, "put with other content"
+        if self.forgetful and state not in self.forgot and self.clockwork.random.random() < 0.1:
+            self.forgot.add(state)
+            self.folders[state].pop(slot)
         if lost_answer:
             raise Unavailable
 
@@ -94,6 +104,8 @@ class SimulatedStore:
         assert self.term.epoch == term.epoch, "committed without a fence"
         assert (state.epoch, state.generation) <= (term.epoch, term.generation), "committed by an older term"
         whole = [self.folders[state].get(slot) for slot in range(self.nodes_of(state))]
+        if state in self.forgot and None in whole:
+            raise Missing
         assert sorted(effect.files, key=lambda file: file.name) == whole, "a torn folder"
         point = RestorePoint(state, f"step-{state.step}-e{state.epoch}-g{state.generation}", "sha")
         if point.state in self.lineage():

@@ -68,6 +68,7 @@ class World:
         self.store = SimulatedStore(
             self.clockwork, nodes_of=self.invariants.nodes_of, on_commit=self.invariants.committed
         )
+        self.store.forgetful = seed % 13 == 4
         self.workers = Workers(self)
         self.pods: dict[str, Pod] = {}
         self.by_address: dict[str, Pod] = {}

@@ -53,6 +53,10 @@ class Corrupt(CheckpointError):
     """Bytes of a checkpoint are missing or differ from what its manifest names."""
 
 
+class NotStored(CheckpointError):
+    """A file that was uploaded is not in the store, or not whole: the state can't be committed."""
+
+
 class Superseded(CheckpointError):
     """``latest`` belongs to a newer term: whoever gets this must stop committing."""
 

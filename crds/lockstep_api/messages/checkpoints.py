@@ -67,6 +67,7 @@ class Upload:
     state: StateId
     parent: RestorePoint | None
     slots: tuple[int, ...] = ()  # whose ranks' copies to bring; empty: the member's own
+    again: bool = False  # what was brought before is not in the store any more
     kind: Literal["Upload"] = "Upload"
 
 
@@ -82,6 +83,7 @@ class Uploaded:
     files: tuple[StoredFile, ...]
     header: str | None = None
     slots: tuple[int, ...] = ()  # of the order that this answers: another one of the same state may want other files
+    again: bool = False  # as in that order
     kind: Literal["Uploaded"] = "Uploaded"
 
 

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockstep_api.messages import Cut, RestorePoint, Term
 from lockstep_trainer.agent.spoil import spoil_store
-from lockstep_trainer.errors import Corrupt, PreconditionFailed, StoreError, Superseded, TrainerError, UserError
+from lockstep_trainer.errors import (
+    Corrupt,
+    NotStored,
+    PreconditionFailed,
+    StoreError,
+    Superseded,
+    TrainerError,
+    UserError,
+)
 from lockstep_trainer.protocol import events
 from lockstep_trainer.protocol.effects import Commit
 from lockstep_trainer.supervisor import write_json
@@ -165,7 +173,8 @@ class DurableStore:
             done = await self._call(lambda: self._commit_now(order, begun))
         except TrainerError as error:
             log.warning("commit of step %d: %s", state.step, error)
-            self._tell(events.CommitFailed(order.term, state, str(error), superseded=isinstance(error, Superseded)))
+            superseded, lost = isinstance(error, Superseded), isinstance(error, NotStored)
+            self._tell(events.CommitFailed(order.term, state, str(error), superseded=superseded, lost=lost))
             return
         except Exception as error:  # a task that ends without a word would be waited for for ever
             log.exception("commit of step %d", state.step)
@@ -202,7 +211,10 @@ class DurableStore:
         from lockstep_trainer.checkpoint.upload import check_stored, listing_of
 
         chain = self._open()
-        listing = listing_of(order.header, order.parent, order.files)
+        try:
+            listing = listing_of(order.header, order.parent, order.files)
+        except Corrupt as error:
+            raise NotStored(str(error)) from error
         check_stored(chain.store, listing)
         restore = chain.commit(listing, order.term, self._nonce)
         uri, seconds = f"{chain.store.uri}/{restore.manifest}", time.monotonic() - begun

@@ -17,7 +17,7 @@ from typing import Any
 from lockstep_api.messages import RestorePoint, StateId, StoredFile
 from lockstep_trainer.checkpoint.manifest import METADATA, FileEntry, Listing, Ranges, ranges_file, step_folder
 from lockstep_trainer.checkpoint.snapshots import Reading, Snapshot, reading, real_parent, sample_lines
-from lockstep_trainer.errors import CheckpointError, Corrupt, NotFound
+from lockstep_trainer.errors import CheckpointError, Corrupt, NotFound, NotStored
 from lockstep_trainer.storage import ObjectStore
 from lockstep_trainer.storage.checksum import EMPTY, combine, crc64nvme
 
@@ -98,7 +98,7 @@ def listing_of(header: str, parent: RestorePoint | None, files: Iterable[StoredF
 
 
 def check_stored(store: ObjectStore, listing: Listing) -> None:
-    """Raise CheckpointError where ``store``, rooted at the job's prefix, lacks a file of the listing or has it at
+    """Raise NotStored where ``store``, rooted at the job's prefix, lacks a file of the listing or has it at
     another size: of a folder that the pods do not share each sees its own, and nobody could restore the state."""
     sizes = {entry.key: entry.size for entry in store.list(f"{listing.folder}/")}
     for file in listing.files:
@@ -108,12 +108,12 @@ def check_stored(store: ObjectStore, listing: Listing) -> None:
             try:
                 size = store.head(key).size
             except NotFound:
-                raise CheckpointError(
+                raise NotStored(
                     f"checkpoint.uri: {store.uri}/{key} is not there, though a pod has stored it; name a bucket, or a "
                     "folder on a file system that all pods share"
                 ) from None
         if size != file.size:
-            raise CheckpointError(f"{store.uri}/{key} has {size} bytes, and {file.size} were stored: not committed")
+            raise NotStored(f"{store.uri}/{key} has {size} bytes, and {file.size} were stored: not committed")
 
 
 def _file_checksum(held: Reading, number: int) -> tuple[str, tuple[tuple[int, int, str], ...]]:

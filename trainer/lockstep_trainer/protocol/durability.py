@@ -16,6 +16,9 @@ from lockstep_trainer.protocol.lineage import Lineage, excluded, is_cut_off
 
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds before a failed commit is tried again."""
+_LOST_TRIES = 4
+"""So many commits in a row must miss files before those count as lost, which takes 7 s: a network file system may show
+other nodes a file as it was seconds ago (NFS: acregmin, 3 s)."""
 PATIENCE_SECONDS = 5.0
 """How long the chain may leave a question open before a generation starts from memory without the answer."""
 
@@ -172,16 +175,20 @@ class Durability:
         self._retry_at = 0.0
         self._forget_what_is_cut_off()
 
-    def failed(self, problem: str, superseded: bool, now: float) -> None:
-        """It is not, or nobody knows: it is tried again, unless another leader holds the chain."""
+    def failed(self, problem: str, superseded: bool, now: float, *, lost: bool = False) -> bool:
+        """It is not, or nobody knows: it is tried again, unless another leader holds the chain. ``lost``: files of it
+        are not in the store; True where they count as lost by now and it is not tried again."""
         self.problem = problem
         self.superseded = superseded
-        if self._waiting is None:
+        given_up = lost and self._failures + 1 >= _LOST_TRIES
+        if self._waiting is None and not given_up:
             self._waiting = self._committing
         self._committing = None
-        self._retry_at = now + _PAUSES[min(self._failures, len(_PAUSES) - 1)]
+        # What comes next is another state, or other files.
+        self._retry_at = now if given_up else now + _PAUSES[min(self._failures, len(_PAUSES) - 1)]
         self._failures += 1
         self._forget_what_is_cut_off()
+        return given_up
 
     def exclude(self, cut: Cut) -> None:
         """The generation is over, and these states must not be started from: the chain goes back behind them."""

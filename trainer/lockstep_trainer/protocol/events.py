@@ -269,12 +269,13 @@ class CommitDone:
 @dataclass(frozen=True, slots=True)
 class CommitFailed:
     """It does not, or nobody knows. ``superseded``: a newer term holds the chain and this leader must never commit
-    again."""
+    again. ``lost``: a file of the state is not in the store as it was uploaded."""
 
     term: Term  # of the commit
     state: StateId
     problem: str
     superseded: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,8 @@ class Holdings:
         if upload := self.memory.upload:
             state = upload.order.state
             if upload.files is not None:
-                said.append(Uploaded(job_uid, term, slot, state, upload.files, upload.header, upload.order.slots))
+                order = upload.order
+                said.append(Uploaded(job_uid, term, slot, state, upload.files, upload.header, order.slots, order.again))
             elif upload.gone:
                 said.append(UploadProblem(job_uid, term, slot, state, upload.gone, gone=True))
             elif self._problem and self._problem.state == state:
@@ -300,8 +301,11 @@ class Holdings:
 
 
 def _gives_way(known: UploadOrder, order: Upload) -> bool:
-    """Whether an order of the same leader counts although its state is not newer: behind one for a state that is gone,
-    and wherever a few members bring the copies of all, since another one's copy of the newer state may be damaged."""
+    """Whether an order of the same leader counts although its state is not newer: to bring the same again, behind one
+    for a state that is gone, and wherever a few members bring the copies of all, since another one's copy of the newer
+    state may be damaged."""
+    if order.again and not known.order.again and order.state == known.order.state:
+        return True
     if order.slots:
         return (order.state, order.slots) != (known.order.state, known.order.slots)
     return bool(known.gone) and order.state != known.order.state

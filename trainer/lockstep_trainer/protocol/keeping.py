@@ -135,11 +135,21 @@ class Keeping:
         """A slot's files do not get there."""
         self.uploads.failed(message)
         leader.reports.dirty = True
-        order = self.uploads.order
-        if self.uploads.shares and order and (said := self.uploads.problems.get(message.slot)) and said.gone:
+        order, said = self.uploads.order, self.uploads.problems.get(message.slot)
+        if order and said and order.again:  # where a file of that name is there, of another size, it will never be
+            return self.missed(leader, order.state, now)
+        if self.uploads.shares and order and said and said.gone:
             self.tries[order.state] = TRIES  # the next older one, then
             self.uploads.drop()
         return self.go_on(leader, now)
+
+    def missed(self, leader: Leader, state: StateId, now: float) -> list[Effect]:
+        """Files of it are not in the store although all slots have brought theirs: once more. Where that is in vain the
+        next newer state is brought there in its place, and behind the last step that is made again."""
+        alone = bool(self.uploads.shares) or (self.plan.steps is not None and state.step >= self.plan.steps)
+        if self.uploads.miss(state) and alone:
+            self.tries[state] = TRIES
+        return [Persist(), *self.go_on(leader, now)]
 
     def leaving(self, leader: Leader, message: Leaving, now: float) -> list[Effect]:
         """A pod is about to end: a last state before it does."""
@@ -196,8 +206,11 @@ class Keeping:
         return self.uploads.order is not None or leader.durability.pending
 
     def last_is_gone(self) -> bool:
-        """All workers have ended well, and a slot has the last state no more: it was to upload it, or to keep it."""
+        """All workers have ended well, and the last state will not be durable: a slot has it no more, which was to
+        upload it, or to keep it; or the store has it no more."""
         last = self.plan.steps or 0
+        if self.uploads.lost is not None and self.uploads.lost.step >= last:
+            return True
         lost = any(said.gone and said.state.step >= last for said in self.snapshots.at.values())
         return (lost and self.last_is_nowhere()) or any(said.gone for said in self.uploads.problems.values())
 
@@ -254,7 +267,7 @@ class Keeping:
         """A generation starts: what it does not descend from is forgotten."""
         self._fell_back = self._hold = False
         self.restore_problem = None
-        self.uploads.asked = None
+        self.uploads.asked = self.uploads.lost = None
         self._descend(leader, begun_from(start))
 
     def ended(self, leader: Leader, fault: Fault) -> None:

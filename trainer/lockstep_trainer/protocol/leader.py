@@ -376,10 +376,10 @@ class Leader:
     def _commit_failed(self, event: events.CommitFailed, now: float) -> list[Effect]:
         if not self.durability.awaits(event.state, event.term):
             return []
-        self.durability.failed(event.problem, event.superseded, now)
+        lost = self.durability.failed(event.problem, event.superseded, now, lost=event.lost)
         if not self.running:
             self.durability.abandon()
-        return []
+        return self.keeping.missed(self, event.state, now) if lost else []
 
     def finish(self, now: float) -> list[Effect]:
         """All workers have ended well. The job has succeeded once its last state is durable."""

@@ -33,6 +33,8 @@ class Uploads:
     """Where the order is for a state of another number of nodes: member's slot → slots whose copies it brings."""
     done: dict[int, Uploaded] = field(default_factory=dict)
     problems: dict[int, UploadProblem] = field(default_factory=dict)
+    lost: StateId | None = None
+    """Its files were brought to the store twice, and are not there: it is given up for the next one."""
 
     @property
     def problem(self) -> str | None:
@@ -43,6 +45,8 @@ class Uploads:
     def due(self, kept: StateId, durable: RestorePoint | None, interval: float, now: float) -> bool:
         """True where ``kept`` is to be brought to the store."""
         since = durable.state.step if durable else 0
+        if kept == self.lost:
+            return False
         if durable is not None and kept.step <= since:
             return False
         if (self.last is not None and kept.step >= self.last) or self.wanted(kept, since):
@@ -82,8 +86,8 @@ class Uploads:
         """A slot's files are there; returns what is to be committed once all are."""
         if self.order is None or message.state != self.order.state:
             return None
-        if message.slots != (self.shares.get(message.slot) if self.shares else ()):
-            return None  # to an order of another number of nodes: it says nothing of the files that are wanted now
+        if message.slots != (self.shares.get(message.slot) if self.shares else ()) or message.again != self.order.again:
+            return None  # to an order before: it says nothing of the files that are wanted now
         self.problems.pop(message.slot, None)
         known, wanted = len(self.done), len(self.shares) or slots
         self.done[message.slot] = message
@@ -99,6 +103,19 @@ class Uploads:
         order = self.order_for(message.slot)
         if order is not None and message.state == order.state:
             self.problems[message.slot] = message
+
+    def miss(self, state: StateId) -> bool:
+        """Files of it are not in the store although all slots have brought theirs. They do it once more; True where
+        they have."""
+        order = self.order
+        if order is None or order.state != state or order.again:
+            self.drop()
+            self.lost = state
+            return True
+        self.order = replace(order, again=True)
+        self.done.clear()
+        self.problems.clear()
+        return False
 
     def drop(self) -> None:
         """The order is fulfilled, or its state is on no lineage any more."""

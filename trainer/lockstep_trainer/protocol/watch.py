@@ -39,7 +39,8 @@ def watch(leader: Leader, now: float) -> list[Effect]:
         waited = now - leader.done_at > FINAL_SAVE_SECONDS
         lost = leader.keeping.last_is_gone() or (waited and leader.keeping.last_is_nowhere())
         if leader.plan.checkpoints and lost and not leader.durability.pending:
-            return leader.fault(leader.suspect("FinalCheckpointMissing", "progress", now), now)
+            suspect = leader.suspect("FinalCheckpointMissing", "progress", now)
+            return leader.fault(replace(suspect, error=leader.keeping.problem(leader)), now)
         return []
     if leader.plan.reports_steps:
         sections = {peer.section for peer in leader.roster.members.values()}
