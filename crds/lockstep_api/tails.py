@@ -12,6 +12,11 @@ TAIL_BYTES = 8 * 1024
 FATAL = "Fatal Python error: "
 """So begins what the interpreter's fault handler writes of a signal that ends it; the stack follows, its innermost
 frame first."""
+_OF_A_DUMP = (
+    FATAL, "Python runtime state: ", "Current thread", "Thread 0x", "Stack (most recent call first)", "  File ",
+    "  Binary file ", "  Garbage-collecting", "  <", "  ...", "...", "Extension modules: ",
+)  # fmt: skip
+"""So begin the lines of what it writes, unless they are empty."""
 
 
 def tail(lines: Sequence[str]) -> list[str]:
@@ -31,3 +36,8 @@ def as_shown(lines: Iterable[str]) -> list[str]:
     """The lines that a terminal would have shown one after the other: a carriage return ends one too, as between the
     states of a progress bar."""
     return [part for line in lines for part in ([one for one in line.split("\r") if one] or [""])]
+
+
+def of_a_dump(line: str) -> bool:
+    """Whether the fault handler may have written the line, where it comes behind others of its."""
+    return not line or line.startswith(_OF_A_DUMP)

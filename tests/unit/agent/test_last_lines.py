@@ -61,6 +61,43 @@ def test_of_a_crash_the_innermost_of_its_stack_is_kept(
     assert len(kept) == LAST_LINES
 
 
+CHILDS = [
+    "Fatal Python error: Segmentation fault",
+    "",
+    "Current thread 0x00007f2bfb45db80 (most recent call first):",
+    *(f'  File "reader.py", line {number} in read' for number in range(60)),
+    "",
+    "Thread 0x00007f2bfa400640 (most recent call first):",
+    "  <no Python frame>",
+    "",
+    "Extension modules: numpy.core._multiarray_umath (total: 1)",
+]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_child_that_crashed_leaves_room_for_what_the_worker_says_later(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], size: int
+) -> None:
+    """It lives on, for days maybe, in whichever pieces all of it comes."""
+    later = [f"step {number}" for number in range(3, 60)]
+    lines = ["step 2", *CHILDS, *later[:9]]
+    kept = last(
+        tmp_path, *("".join(f"{line}\n" for line in lines[at : at + size]) for at in range(0, len(lines), size))
+    )
+    assert kept[-9:] == later[:9]
+    assert kept[-10].startswith("  File "), "of a deep stack the innermost"
+    assert CHILDS[3] in kept
+    assert last(tmp_path, *(f"{line}\n" for line in later), "RuntimeError: boom") == [
+        *later[-39:],
+        "RuntimeError: boom",
+    ]
+
+
+def test_of_two_crashes_the_newer_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    own = ["Fatal Python error: Aborted", "", *(f'  File "train.py", line {number} in step' for number in range(60))]
+    assert last(tmp_path, "".join(f"{line}\n" for line in [*CHILDS, *own]))[-30:] == own[:30]
+
+
 def test_the_rules_on_output_say_how_many_lines_they_see() -> None:
     description = RetryRule.model_fields["log_pattern"].description or ""
     assert f"one of its last {LAST_LINES} lines" in description

@@ -51,6 +51,18 @@ WATCHDOG = "[PG 0 Rank 3] Process group watchdog thread terminated with exceptio
 UNCAUGHT = ("terminate called after throwing an instance of 'c10::DistBackendError'", f"  what():  {WATCHDOG}")
 
 
+CHILDS = (
+    "  what():  bad archive",
+    "Fatal Python error: Bus error",
+    "",
+    "Stack (most recent call first):",
+    '  File "/home/me/mine/loader.py", line 3 in fetch',
+    "",
+    "Extension modules: numpy.core._multiarray_umath (total: 1)",
+)
+"""What one of the worker's processes wrote that crashed."""
+
+
 def fault(**changes: object) -> Fault:
     return replace(CRASH, **changes)  # type: ignore[arg-type]
 
@@ -192,6 +204,10 @@ def test_a_crash_loop_of_a_script_is_told_with_its_last_words() -> None:
         (run(exit_code=-11, log_tail=CRASHED), "Segmentation fault in mine/read.py:12 tokens"),
         (run(exit_code=-6, log_tail=(*UNCAUGHT, "Fatal Python error: Aborted")), f"Aborted: {WATCHDOG}"),
         (run(exit_code=-6, log_tail=UNCAUGHT), WATCHDOG),
+        (run(exit_code=-11, log_tail=(*CHILDS, "step 4", *CRASHED)), "Segmentation fault in mine/read.py:12 tokens"),
+        (run(exit_code=-11, log_tail=(*CHILDS, *CRASHED[1:])), "Segmentation fault in mine/read.py:12 tokens"),
+        (run(exit_code=-9, log_tail=(*CHILDS, "step 4")), ""),  # a child's: the worker has gone on
+        (run(exit_code=-6, log_tail=(*CHILDS, "step 4", *UNCAUGHT)), WATCHDOG),
         (run(error="OutOfMemoryError: CUDA"), "OutOfMemoryError: CUDA"),
         (fault(cause="Hang", exit_code=None, error="rank 3 did not come", log_tail=("frame",)), "rank 3 did not come"),
     ],

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from pathlib import Path
 
-from lockstep_api.tails import FATAL, LAST_LINES, as_shown
+from lockstep_api.tails import FATAL, LAST_LINES, as_shown, of_a_dump
 from lockstep_api.tails import tail as newest
 from lockstep_trainer.agent.containerlog import STDOUT, ContainerLog
 from lockstep_trainer.supervisor import write_whole
@@ -29,6 +29,7 @@ _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _PAGE = 4096
 _CRASH_LINES = 30
 """Of the fault handler's, the innermost of the stack; the rest of LAST_LINES is what came before."""
+_FATAL = FATAL.encode()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -48,7 +49,7 @@ class Output:
         self._punched = 0
         self._partial = b""
         self.last: list[str] = []  # kept for the fault record
-        self._crash_lines = 0  # how many of them are a fault handler's
+        self._dumped = 0  # lines of the fault handler's dump that goes on; 0 where there is none
 
     @property
     def waiting(self) -> bool:
@@ -100,15 +101,19 @@ class Output:
         self._keep(lines)
 
     def _keep(self, lines: list[bytes]) -> None:
-        """The newest for the fault record; of a crash those where its stack begins."""
-        fatal = FATAL.encode()
-        if not self._crash_lines:
-            crash = next((number for number, line in enumerate(lines) if line.startswith(fatal)), len(lines))
-            before, lines = lines[:crash], lines[crash:]
-            self.last = newest([*self.last, *as_shown(line.decode(errors="replace") for line in before[-LAST_LINES:])])
-        lines = lines[: _CRASH_LINES - self._crash_lines]
-        self._crash_lines += len(lines)
-        self.last = newest([*self.last, *(line.decode(errors="replace") for line in lines)])
+        """The newest for the fault record; of a crash those where its stack begins. It may be a child's that crashed,
+        and the worker goes on: what is no part of the dump ends it."""
+        if not self._dumped and not any(line.startswith(_FATAL) for line in lines):
+            lines = lines[-LAST_LINES:]  # of a worker that prints much the others need not be looked at
+        kept = deque(self.last, LAST_LINES)
+        for line in as_shown(line.decode(errors="replace") for line in lines):
+            if line.startswith(FATAL):
+                self._dumped = 1
+            elif self._dumped:
+                self._dumped = self._dumped + 1 if of_a_dump(line) else 0
+            if self._dumped <= _CRASH_LINES:
+                kept.append(line)
+        self.last = newest(list(kept))
 
     def _settle(self) -> None:
         """Note what is written by now, and give its memory back."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
-from lockstep_api.tails import FATAL
+from lockstep_api.tails import FATAL, of_a_dump
 
 USER_ERROR_EXIT = 65
 """EX_DATAERR of sysexits.h: the worker says that its configuration or data is wrong."""
@@ -324,15 +324,26 @@ def last_words(fault: Fault) -> str:
 
 
 def _crash(lines: Sequence[str]) -> str:
-    """``Segmentation fault in mine/read.py:12 tokens``, of what the interpreter's fault handler wrote, and what a C++
-    exception said that nobody caught; "" where there is neither."""
-    at = next((number for number, line in enumerate(lines) if line.startswith(FATAL)), len(lines))
-    words = "".join(lines[at : at + 1]).removeprefix(FATAL)
-    for file, line, function in (found.groups() for found in map(_FRAME.match, lines[at:]) if found):
-        words += f" in {'/'.join(file.split('/')[-2:])}:{line} {function}"
+    """``Segmentation fault in mine/read.py:12 tokens``, of what the interpreter's fault handler wrote last, and what a
+    C++ exception said that nobody caught; "" where there is neither.
+
+    A dump that other output follows was a child's, which the worker has outlived; so is what was said before it.
+    """
+    dump: list[str] = []
+    said = ""
+    for line in lines:
+        begins = line.startswith(FATAL)
+        if dump and (begins or not of_a_dump(line)):
+            dump, said = [], ""
+        if dump or begins:
+            dump.append(line)
+        elif found := _UNCAUGHT.match(line):
+            said = said or found[1]
+    words = "".join(dump[:1]).removeprefix(FATAL)
+    for file, number, function in (found.groups() for found in map(_FRAME.match, dump) if found):
+        words += f" in {'/'.join(file.split('/')[-2:])}:{number} {function}"
         break
-    said = (found[1] for found in map(_UNCAUGHT.match, lines[:at]) if found)
-    return ": ".join(filter(None, (words, next(said, ""))))
+    return ": ".join(filter(None, (words, said)))
 
 
 def may_be_hardware(error: str) -> bool:
