@@ -1,5 +1,6 @@
-"""The last lines of a worker's output, as messages and a job's status carry them. Both ends keep to these bounds: a
-status that grows beyond what etcd takes can't be written any more, and its job not be mended."""
+"""The last lines of a worker's output, as messages and a job's status carry them. Whoever takes them in keeps to these
+bounds, whatever it is told: a status that grows beyond what etcd takes can't be written any more, and its job not be
+mended."""
 
 from __future__ import annotations
 
@@ -9,6 +10,11 @@ LAST_LINES = 40
 LINE_CHARACTERS = 500
 TAIL_BYTES = 8 * 1024
 """Of all lines together, in UTF-8."""
+SEARCHED_CHARACTERS = 4096
+SEARCHED_BYTES = 64 * 1024
+"""Likewise, of what an agent tells its leader, which looks for the patterns of resilience.retry in it: a structured
+logger writes a whole stack into a line, and the error behind it. The leader keeps no more than above of what is judged:
+thousands of workers may end at once."""
 FATAL = "Fatal Python error: "
 """So begins what the interpreter's fault handler writes of a signal that ends it; the stack follows, its innermost
 frame first."""
@@ -21,10 +27,18 @@ _OF_A_DUMP = (
 
 def tail(lines: Sequence[str]) -> list[str]:
     """The newest of ``lines``, as many as may be kept, the newest last; of a longer line its beginning."""
+    return _newest(lines, LINE_CHARACTERS, TAIL_BYTES)
+
+
+def searched(lines: Sequence[str]) -> list[str]:
+    """Likewise, as many as are looked through for patterns."""
+    return _newest(lines, SEARCHED_CHARACTERS, SEARCHED_BYTES)
+
+
+def _newest(lines: Sequence[str], characters: int, left: int) -> list[str]:
     kept: list[str] = []
-    left = TAIL_BYTES
     for line in reversed(lines[-LAST_LINES:]):
-        short = line if len(line) <= LINE_CHARACTERS else line[: LINE_CHARACTERS - 1] + "…"
+        short = line if len(line) <= characters else line[: characters - 1] + "…"
         left -= len(short.encode(errors="replace"))
         if left < 0:
             break

@@ -87,6 +87,6 @@ class WorkerExited:
     exit_code: int  # minus the signal
     error: str | None = None  # a sentence for people, where the worker left one
     user_error: bool = False  # bad configuration or data: a restart can't help
-    log_tail: tuple[str, ...] = ()
+    log_tail: tuple[str, ...] = ()  # see tails.searched; where no rule has a pattern, tails.tail
     at: float = 0.0
     kind: Literal["WorkerExited"] = "WorkerExited"

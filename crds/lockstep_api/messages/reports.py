@@ -63,7 +63,7 @@ class FaultReport:
     exit_code: int | None = None  # minus the signal
     detect_seconds: float = 0.0
     step: int = 0  # newest step when it happened
-    log_tail: tuple[str, ...] = ()
+    log_tail: tuple[str, ...] = ()  # see tails.tail
     message: str = ""  # what is known of it, a sentence for people
     blame: Literal["", "Suspected", "Named"] = ""  # of the node: its GPU or fabric may be at fault; a rule says it is
     kind: Literal["FaultReport"] = "FaultReport"

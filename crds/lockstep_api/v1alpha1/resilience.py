@@ -77,7 +77,8 @@ class RetryRule(Model):
     exit_codes: list[Annotated[int, Field(ge=1, le=255)]] | None = Field(default=None, min_length=1, max_length=64)
     """Exit codes, any of which it must have; left out: any end."""
     log_pattern: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    """Regular expression that one of its last 40 lines of output, or its error, must contain; left out: any text."""
+    """Regular expression that one of its last 40 lines of output, or its error, must contain; left out: any text.
+    Of a line its first 4,096 characters are looked at, of all lines together the last 64 KiB."""
     action: RetryAction
     """Action."""
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from lockstep_api.tails import LAST_LINES, LINE_CHARACTERS, TAIL_BYTES
+from lockstep_api.messages import Term
+from lockstep_api.tails import LAST_LINES, LINE_CHARACTERS, SEARCHED_BYTES, SEARCHED_CHARACTERS, TAIL_BYTES, tail
 from lockstep_api.v1alpha1.resilience import RetryRule
 from lockstep_trainer.agent.output import Output
+from lockstep_trainer.agent.process import Exit
+from lockstep_trainer.agent.settings import Job, Settings
+from lockstep_trainer.agent.worker import Worker
+from lockstep_trainer.agent.workers import Workers
+from lockstep_trainer.agent.zygote_client import ZygoteClient
+from lockstep_trainer.protocol import events
 
 
 def last(folder: Path, *written: str) -> list[str]:
@@ -28,19 +36,31 @@ def test_a_progress_bar_leaves_room_for_the_error(tmp_path: Path, capfd: pytest.
     kept = last(tmp_path, *bars, "\nTraceback (most recent call last):\nRuntimeError: boom\n")
     assert kept[-3:] == [bars[-1][1:], "Traceback (most recent call last):", "RuntimeError: boom"]
     assert len(kept) <= LAST_LINES
-    assert sum(len(line.encode()) for line in kept) <= TAIL_BYTES
+    assert sum(len(line.encode()) for line in tail(kept)) <= TAIL_BYTES
 
 
 def test_a_long_line_keeps_its_beginning_and_empty_ones_stay(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kept = last(tmp_path, f"shapes: {'x' * 100_000}\r\n\nthe end\r\n")
     assert [line[:8] for line in kept[-3:]] == ["shapes: ", "", "the end"]
-    assert max(map(len, kept)) == LINE_CHARACTERS
+    assert max(map(len, kept)) == SEARCHED_CHARACTERS
+    assert max(map(len, tail(kept))) == LINE_CHARACTERS
 
 
 def test_of_long_lines_the_last_are_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    kept = last(tmp_path, "".join(f"{number:03} {'x' * 400}\n" for number in range(100)))
+    kept = last(tmp_path, "".join(f"{number:03} {'x' * 4000}\n" for number in range(100)))
     assert kept[-1].startswith("099 ")
     assert 10 < len(kept) < LAST_LINES
+    assert sum(len(line.encode()) for line in kept) <= SEARCHED_BYTES
+    assert 0 < len(tail(kept)) < LAST_LINES
+
+
+def test_an_error_far_behind_in_its_line_is_kept_for_the_rules(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """So a structured logger writes it, and a message of many long lines may follow."""
+    error = json.dumps({"level": "ERROR", "stack": "x" * 3000, "error": "DataContractError: column gone"})
+    kept = last(tmp_path, f"{error}\n", *(f"{'y' * 499}\n" for _ in range(LAST_LINES - 1)))
+    assert kept[0] == error
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -98,6 +118,28 @@ def test_of_two_crashes_the_newer_is_kept(tmp_path: Path, capfd: pytest.CaptureF
     assert last(tmp_path, "".join(f"{line}\n" for line in [*CHILDS, *own]))[-30:] == own[:30]
 
 
+@pytest.mark.parametrize(
+    ("rules", "characters"),
+    [([{"action": "Fail", "logPattern": "x"}], 1000), ([{"action": "Fail", "exitCodes": [3]}], LINE_CHARACTERS)],
+)
+def test_long_lines_are_told_where_a_rule_looks_through_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], rules: list[dict[str, object]], characters: int
+) -> None:
+    """The leader of thousands of workers that end at once need not read them all for nothing."""
+    names = ("POD_NAME", "POD_UID", "HOST", "BIND", "CONFIG_DIR", "TOKEN_DIR", "DATA_DIR")
+    settings = Settings.from_env({"LOCKSTEP_RUN_DIR": str(tmp_path), **{f"LOCKSTEP_{name}": "any" for name in names}})
+    job = Job("job", "default", "uid", {"nodes": 1, "gpusPerNode": 1, "resilience": {"retry": rules}})
+    said: list[events.Event] = []
+    workers = Workers(settings, job, ZygoteClient(tmp_path, 1, lambda _: None), said.append)
+    (tmp_path / "output.log").write_text("x" * 1000 + "\n")
+    workers._end(Worker(tmp_path, Term(1, 1), 0), Exit(3, 1.0))
+    (ended,) = said
+    assert isinstance(ended, events.WorkerEnded)
+    assert [len(line) for line in ended.log_tail] == [characters]
+
+
 def test_the_rules_on_output_say_how_many_lines_they_see() -> None:
     description = RetryRule.model_fields["log_pattern"].description or ""
     assert f"one of its last {LAST_LINES} lines" in description
+    assert f"first {SEARCHED_CHARACTERS:,} characters" in description
+    assert f"last {SEARCHED_BYTES // 1024} KiB" in description

@@ -12,8 +12,7 @@ import os
 from collections import deque
 from pathlib import Path
 
-from lockstep_api.tails import FATAL, LAST_LINES, as_shown, of_a_dump
-from lockstep_api.tails import tail as newest
+from lockstep_api.tails import FATAL, LAST_LINES, as_shown, of_a_dump, searched
 from lockstep_trainer.agent.containerlog import STDOUT, ContainerLog
 from lockstep_trainer.supervisor import write_whole
 
@@ -113,7 +112,7 @@ class Output:
                 self._dumped = self._dumped + 1 if of_a_dump(line) else 0
             if self._dumped <= _CRASH_LINES:
                 kept.append(line)
-        self.last = newest(list(kept))
+        self.last = searched(list(kept))
 
     def _settle(self) -> None:
         """Note what is written by now, and give its memory back."""

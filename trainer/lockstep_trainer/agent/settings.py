@@ -126,6 +126,11 @@ class Job:
         return str(self.spec.get("resilience", {}).get("preflight", "Quick"))
 
     @property
+    def searches_output(self) -> bool:
+        """Whether a rule of resilience.retry has a pattern that workers' last lines are looked through for."""
+        return any(rule.get("logPattern") for rule in self.spec.get("resilience", {}).get("retry", ()))
+
+    @property
     def checkpoint_prefix(self) -> str:
         """Below checkpoint.uri."""
         return f"{self.namespace}/{self.name}/{self.uid}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep_api.messages import RankWork, Start, StepSummary, Term
+from lockstep_api.tails import tail
 from lockstep_trainer.agent.examine import examine
 from lockstep_trainer.agent.orders import script_environment, worker_orders
 from lockstep_trainer.agent.process import UNKNOWN_EXIT, Exit, Watched, read_exit
@@ -254,6 +255,7 @@ class Workers:
             worker.close()
         message, user_error = worker.error()
         self._look()
+        last = worker.output.last
         self._tell(
             WorkerEnded(
                 term=worker.term,
@@ -262,7 +264,7 @@ class Workers:
                 at=end.at,
                 error=message or problem,
                 user_error=user_error,
-                log_tail=tuple(worker.output.last),
+                log_tail=tuple(last if self._job.searches_output else tail(last)),
             )
         )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
-from lockstep_api.tails import FATAL, of_a_dump
+from lockstep_api.tails import FATAL, of_a_dump, tail
 
 USER_ERROR_EXIT = 65
 """EX_DATAERR of sysexits.h: the worker says that its configuration or data is wrong."""
@@ -55,8 +55,9 @@ class RetryRule:
         """Whether the worker ended like this."""
         if self.exit_codes is not None and fault.exit_code not in self.exit_codes:
             return False
-        lines = (fault.error or "", *fault.log_tail)
-        return self.pattern is None or any(re.search(self.pattern, line) for line in lines)
+        if self.pattern is None or self.pattern in fault.found:
+            return True
+        return _in(self.pattern, (fault.error or "", *fault.log_tail))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class Fault:
     error: str | None = None
     user_error: bool = False
     log_tail: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
+    """Patterns of rules that were in its output when that was judged, of which ``log_tail`` may have less since."""
     pod: str = ""
     """Of a rank that computes wrong numbers."""
     answer: str = ""
@@ -210,6 +213,18 @@ def decide(fault: Fault, earlier: Sequence[Fault], used: Used, ladder: Ladder, *
             f"fault: {fault.cause} {where}",
         )
     return Restart("process")
+
+
+def searched(fault: Fault, rules: Iterable[RetryRule]) -> Fault:
+    """With the patterns of ``rules`` that are in its output, and of that as much as is remembered and reported: it is
+    looked through once, and may be long."""
+    patterns = dict.fromkeys(rule.pattern for rule in rules if rule.pattern is not None)
+    found = tuple(pattern for pattern in patterns if _in(pattern, fault.log_tail))
+    return replace(fault, found=found, log_tail=tuple(tail(fault.log_tail)))
+
+
+def _in(pattern: str, lines: Iterable[str]) -> bool:
+    return any(re.search(pattern, line) for line in lines)
 
 
 def _of_corruption(fault: Fault, earlier: Iterable[Fault]) -> Decision:

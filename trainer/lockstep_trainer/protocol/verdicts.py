@@ -31,7 +31,8 @@ class Verdicts:
     """Slots whose pods are given up: only another membership helps."""
     suspects: list[Fault] = field(default_factory=list)
     """What ended the generation before, as far as it was told, and is not judged yet: the likeliest root of all that
-    was accused, alone. With all ranks' accounts, each with the end of its log, thousands would be gone through."""
+    was accused, alone. With all ranks' accounts, each with the end of its log, thousands would be gone through. It has
+    all that was told of its output; the history has what of it was found, and the last lines."""
     lost: dict[int, Loss] = field(default_factory=dict)
     """Slots that the operator is asked to fill anew: the condemned, and members that may still come back."""
     _asked_at: float = 0.0
@@ -57,6 +58,7 @@ class Verdicts:
         self.suspects.clear()
         if fault.slot in self.condemned:
             return None
+        fault = policy.searched(fault, self.ladder.rules)
         decision = policy.decide(fault, self.history, self.used, self.ladder, intact=intact)
         answer = decision.rung if isinstance(decision, policy.Restart) else "pod"
         self.history = [*self.history[1 - REMEMBERED_FAULTS :], replace(fault, answer=answer)]
