@@ -187,6 +187,27 @@ def test_a_folder_that_can_not_be_read_is_not_an_empty_one(
     assert len(store.list()) == 2
 
 
+def test_a_listing_reads_only_folders_whose_files_can_begin_with_the_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others may be many, and somebody else's: lost+found, say, which only root may read."""
+    store = open_store(f"file://{tmp_path}")
+    for key in ("step-1/a/x", "step-2/a", "lost+found/x", "step", "run/step-1/a", "run/step-12/b", "run/other/a"):
+        store.put(key, b"1")
+    real, read = os.scandir, set[str]()
+
+    def scandir(path: str | Path) -> Iterator[os.DirEntry[str]]:
+        read.add(Path(path).relative_to(tmp_path).as_posix())
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [entry.key for entry in store.list("step-")] == ["step-1/a/x", "step-2/a"]
+    assert read == {".", "step-1", "step-1/a", "step-2"}
+    read.clear()
+    assert [entry.key for entry in store.list("run/step-1")] == ["run/step-1/a", "run/step-12/b"]
+    assert read == {"run", "run/step-1", "run/step-12"}
+
+
 def test_a_listing_does_not_follow_links_to_folders(tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}/store")
     store.put("a/x", b"1")

@@ -186,14 +186,9 @@ class FolderStore:
 
     def _files(self, prefix: str) -> Iterator[tuple[Path, str, os.stat_result]]:
         """All files below the prefix as path, path within the store, stat; those under way and versions too."""
-        base = self._path(prefix)
-        # Walk only the folder that the prefix names, not the whole store.
-        top = base if prefix.endswith("/") or not prefix else base.parent
-        with _store_errors(f"list {base}"):
-            for path in _files_below(top):
-                key = path.relative_to(self._root).as_posix()
-                if not key.startswith(prefix):
-                    continue
+        with _store_errors(f"list {self._path(prefix)}"):
+            for key in _keys(self._root, prefix):
+                path = self._path(key)
                 try:
                     yield path, key, path.stat()
                 except FileNotFoundError:  # removed since the folder was read
@@ -258,19 +253,24 @@ def _link(source: Path, target: Path) -> None:
             raise PreconditionFailed(f"put {target}: it exists") from None
 
 
-def _files_below(folder: str | Path) -> Iterator[Path]:
-    """All files below ``folder``, links to folders not followed. Unlike ``os.walk`` it raises what goes wrong: a folder
-    that could not be read is not an empty one, and what it holds must not count as gone."""
+def _keys(root: Path, prefix: str) -> Iterator[str]:
+    """Keys of all files below ``root`` that begin with ``prefix``, links to folders not followed. Unlike ``os.walk`` it
+    raises what goes wrong: a folder that could not be read is not an empty one, and what it holds must not count as
+    gone. Folders whose files can't begin with the prefix are not read: they may be somebody else's."""
+    folder = prefix[: prefix.rfind("/") + 1]
     try:
-        with os.scandir(folder) as found:
+        with os.scandir(root / folder) as found:
             entries = list(found)
     except FileNotFoundError:  # removed since its name was read, or never made
         return
     for entry in entries:
+        key = f"{folder}{entry.name}"
+        if not key.startswith(prefix):
+            continue
         if not entry.is_dir():
-            yield Path(entry.path)
+            yield key
         elif not entry.is_symlink():
-            yield from _files_below(entry.path)
+            yield from _keys(root, f"{key}/")
 
 
 def _make_folders(path: Path) -> None:
