@@ -10,13 +10,14 @@ import torch
 
 from lockstep_api.v1alpha1 import TokenizerTraining
 from lockstep_trainer.data.tokenizer import train_tokenizer
-from lockstep_trainer.errors import StoreError, UserError
+from lockstep_trainer.errors import NotFound, StoreError, UserError
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.export import export_model
 from lockstep_trainer.model.pretrained import load_weights, read_config
 from lockstep_trainer.storage import ObjectStore, open_store
 from lockstep_trainer.storage.folder import FolderStore
+from lockstep_trainer.storage.store import Entry, Head
 
 CONFIG = DecoderConfig(dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48, vocab_size=96, qk_norm=True)
 
@@ -71,6 +72,63 @@ def test_an_export_that_fails_leaves_no_model(tmp_path: Path) -> None:
     assert [path.name[:11] for path in tmp_path.glob("*.safetensors")] == ["model-00001"]
     with pytest.raises(UserError, match=r"config\.json is missing"):
         read_config(FolderStore(tmp_path))
+
+
+class Guarded(FolderStore):
+    """A bucket whose policy allows to get and to put alone: as on AWS, what is not there is denied like a list."""
+
+    temporary = False
+
+    def _denied(self, doing: str) -> StoreError:
+        return StoreError(f"{doing}: Access Denied", temporary=self.temporary)
+
+    def list(self, prefix: str = "") -> tuple[Entry, ...]:
+        raise self._denied("list")
+
+    def delete(self, key: str) -> None:
+        raise self._denied("delete")
+
+    def head(self, key: str) -> Head:
+        try:
+            return super().head(key)
+        except NotFound:
+            raise self._denied("head") from None
+
+
+def test_an_export_needs_to_put_alone_where_no_model_is(tmp_path: Path) -> None:
+    model = Decoder(CONFIG).state_dict()
+    export_model(model, CONFIG, Guarded(tmp_path), tokenizer=None, file_bytes=20_000)
+    assert (tmp_path / "config.json").exists()
+    with pytest.raises(StoreError, match="delete: Access Denied"):
+        export_model(model, CONFIG, Guarded(tmp_path), tokenizer=None)
+    assert not (tmp_path / "model.safetensors").exists(), "it would be read in place of what config.json stands for"
+
+
+def test_an_export_that_may_not_list_replaces_an_earlier_one(tmp_path: Path) -> None:
+    class Deleting(Guarded):
+        def delete(self, key: str) -> None:
+            FolderStore.delete(self, key)
+
+    one, two = Decoder(CONFIG).state_dict(), Decoder(CONFIG).state_dict()
+    export_model(one, CONFIG, Deleting(tmp_path), tokenizer=None, dtype=torch.float32)
+    export_model(two, CONFIG, Deleting(tmp_path), tokenizer=None, dtype=torch.float32, file_bytes=20_000)
+    read = Decoder(CONFIG).state_dict()
+    load_weights(read, CONFIG, FolderStore(tmp_path))
+    assert all(torch.equal(two[name], read[name]) for name in read)
+
+
+def test_an_outage_while_an_earlier_export_is_removed_is_told(tmp_path: Path) -> None:
+    class Away(Guarded):
+        temporary = True
+
+    class AwayLater(Away):
+        def delete(self, key: str) -> None:
+            FolderStore.delete(self, key)
+
+    for store in (Away(tmp_path), AwayLater(tmp_path)):
+        with pytest.raises(StoreError, match="Access Denied"):
+            export_model(Decoder(CONFIG).state_dict(), CONFIG, store, tokenizer=None)
+        assert not list(tmp_path.iterdir())
 
 
 def test_one_file_counts_more_than_the_index_of_several(tmp_path: Path) -> None:
