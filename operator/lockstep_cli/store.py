@@ -33,9 +33,9 @@ class StoreSource:
             return self._store.get(key)
 
     def list(self, prefix: str) -> Iterable[str]:
-        """Keys that begin with ``prefix``, sorted."""
+        """Keys that begin with ``prefix``, sorted. Folders below it that may not be read are passed over."""
         with _sentences():
-            return [entry.key for entry in self._store.list(prefix)]
+            return [entry.key for entry in self._store.list(prefix, readable=True)]
 
 
 @contextmanager

@@ -180,9 +180,9 @@ class _Counted:
         self._after(key)
         return etag
 
-    def list(self, prefix: str = "") -> tuple[storage.Entry, ...]:
+    def list(self, prefix: str = "", **how: Any) -> tuple[storage.Entry, ...]:
         self._asked.append(f"list {prefix}")
-        return self._store.list(prefix)
+        return self._store.list(prefix, **how)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -194,7 +194,7 @@ class _Late(_Counted):
     def below(self, prefix: str) -> _Late:
         return _Late(self._store.below(prefix), self._asked, self._after)
 
-    def list(self, prefix: str = "") -> tuple[storage.Entry, ...]:
+    def list(self, prefix: str = "", **how: Any) -> tuple[storage.Entry, ...]:
         return ()
 
 

@@ -15,6 +15,7 @@ from lockstep_cli.__main__ import main
 from lockstep_cli.errors import NotFoundError
 from lockstep_cli.report import charts, page, scale, series
 from unit.cli.test_journal import suspended_and_resumed
+from unit.storage.test_stores import refused_reading
 
 VOID = {"meta", "br"}
 
@@ -177,6 +178,14 @@ def test_the_command_finds_the_newest_run_below_a_uri(tmp_path: Path, capsys: py
     assert capsys.readouterr().out.endswith(f" of {below}/demo/new/, the newest of 2 runs below {below}\n")
     assert main(["report", "--uri", str(below / "demo" / "old"), "-o", str(out), "--output", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["run"] == f"{below}/demo/old/"
+
+
+def test_a_run_is_found_beside_folders_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ns/demo/uid/journal/e1-g1-1.jsonl", "lost+found/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text('{"kind": "step", "at": 1.0}\n')
+    refused_reading(monkeypatch, "lost+found")
+    assert store.find_runs(store.open_uri(str(tmp_path)), str(tmp_path)) == ["ns/demo/uid/"]
 
 
 def test_a_place_without_a_journal_is_named(tmp_path: Path) -> None:

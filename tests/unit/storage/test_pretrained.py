@@ -82,7 +82,7 @@ class Guarded(FolderStore):
     def _denied(self, doing: str) -> StoreError:
         return StoreError(f"{doing}: Access Denied", temporary=self.temporary)
 
-    def list(self, prefix: str = "") -> tuple[Entry, ...]:
+    def list(self, prefix: str = "", *, readable: bool = False) -> tuple[Entry, ...]:
         raise self._denied("list")
 
     def delete(self, key: str) -> None:

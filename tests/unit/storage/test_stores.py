@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from lockstep_api.v1alpha1 import TokenizerTraining
+from lockstep_trainer.checkpoint.catalogue import jobs, nothing
+from lockstep_trainer.data.tokenizer import train_tokenizer
+from lockstep_trainer.data.writing import write_shards
 from lockstep_trainer.errors import NotFound, PreconditionFailed, StoreError, UserError
 from lockstep_trainer.storage import ObjectStore, open_store, put_once
 from lockstep_trainer.storage.probe import probe
@@ -185,6 +189,39 @@ def test_a_folder_that_can_not_be_read_is_not_an_empty_one(
         assert caught.value.temporary is temporary
     monkeypatch.undo()
     assert len(store.list()) == 2
+
+
+def refused_reading(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Folders of these names may not be read; root, as whom tests may run, could."""
+    real = os.scandir
+
+    def scandir(path: str | Path) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name in names:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_whoever_looks_around_passes_over_folders_that_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a volume's root lies lost+found, which only root may read."""
+    refused_reading(monkeypatch, "other-team", "lost+found")
+    store = open_store(f"file://{tmp_path}")
+    for key in ("ns/job/uid/latest", "ns/other-team/x", "lost+found/x", "made/0.tokens"):
+        store.put(key, b"1")
+    assert jobs(store) == ("ns/job/uid",)
+    assert [entry.key for entry in store.list("ns/", readable=True)] == ["ns/job/uid/latest"]
+    store.delete("ns/job/uid/latest")
+    assert nothing(store, "nothing is here").endswith(": nothing is here")
+    with pytest.raises(UserError, match="has token shards already"):
+        write_shards([], train_tokenizer([], TokenizerTraining(kind="bytes")), 256, store, shard_tokens=1)
+    store.delete("made/0.tokens")
+    write_shards([], train_tokenizer([], TokenizerTraining(kind="bytes")), 256, store, shard_tokens=1)
+    for ask in (store.list, lambda: store.list("ns/"), store.unfinished, lambda: jobs(store.below("lost+found"))):
+        with pytest.raises(StoreError, match="Permission denied"):
+            ask()
 
 
 def test_a_listing_reads_only_folders_whose_files_can_begin_with_the_prefix(

@@ -85,8 +85,9 @@ class Job:
 
 
 def jobs(store: ObjectStore) -> tuple[str, ...]:
-    """Prefixes of the jobs below ``store``: those of their ``latest``; "" for one that is right there."""
-    prefixes = {entry.key.rpartition("/") for entry in store.list()}
+    """Prefixes of the jobs below ``store``: those of their ``latest``; "" for one that is right there. Folders that may
+    not be read are passed over: above the jobs lies what others have, and at a volume's root lost+found."""
+    prefixes = {entry.key.rpartition("/") for entry in store.list(readable=True)}
     return tuple(sorted(before for before, _, name in prefixes if name == LATEST))
 
 
@@ -160,7 +161,7 @@ def single(store: ObjectStore) -> ObjectStore:
 def nothing(store: ObjectStore, otherwise: str) -> str:
     """A sentence on a store without any ``latest``: ``otherwise``, unless step folders are there all the same."""
     found = []
-    for entry in store.list():
+    for entry in store.list(readable=True):
         before, _, name = entry.key.rpartition("/")
         state = parse_step_folder(before.rpartition("/")[2])
         if state is not None and name == MANIFEST:

@@ -46,7 +46,7 @@ def write_shards(
     Each shard goes to the store when it is full, its .json last: one that is cut off is refused by whoever reads it.
     Raises UserError where a file holds no text, or the store has shards already.
     """
-    if any(entry.key.endswith(".tokens") for entry in to.list()):
+    if any(entry.key.endswith(".tokens") for entry in to.list(readable=True)):
         raise UserError(f"{to.uri} has token shards already; choose an empty folder")
     if any(format_of(file) == "tokens" for file in files):
         raise UserError("what is prepared must be text, JSONL or Parquet, and these are token shards")

@@ -141,9 +141,9 @@ class FolderStore:
             path.unlink(missing_ok=True)
             _remove_empty_folders(path.parent, self._root)
 
-    def list(self, prefix: str = "") -> tuple[Entry, ...]:
+    def list(self, prefix: str = "", *, readable: bool = False) -> tuple[Entry, ...]:
         entries: dict[str, Entry] = {}
-        for path, own_key, stat in self._files(prefix):
+        for path, own_key, stat in self._files(prefix, readable):
             if path.name.startswith(_TEMPORARY):
                 continue
             key, match = own_key, _VERSION.match(path.name)
@@ -184,15 +184,11 @@ class FolderStore:
             raise StoreError(f"{key!r} is no key: it leaves the folder {self._root}")
         return self._root / key
 
-    def _files(self, prefix: str) -> Iterator[tuple[Path, str, os.stat_result]]:
+    def _files(self, prefix: str, readable: bool = False) -> Iterator[tuple[Path, str, os.stat_result]]:
         """All files below the prefix as path, path within the store, stat; those under way and versions too."""
         with _store_errors(f"list {self._path(prefix)}"):
-            for key in _keys(self._root, prefix):
-                path = self._path(key)
-                try:
-                    yield path, key, path.stat()
-                except FileNotFoundError:  # removed since the folder was read
-                    continue
+            for key, stat in _files_below(self._root, prefix, readable):
+                yield self._path(key), key, stat
 
     def _versions(self, path: Path) -> Iterator[int]:
         try:
@@ -253,10 +249,13 @@ def _link(source: Path, target: Path) -> None:
             raise PreconditionFailed(f"put {target}: it exists") from None
 
 
-def _keys(root: Path, prefix: str) -> Iterator[str]:
-    """Keys of all files below ``root`` that begin with ``prefix``, links to folders not followed. Unlike ``os.walk`` it
-    raises what goes wrong: a folder that could not be read is not an empty one, and what it holds must not count as
-    gone. Folders whose files can't begin with the prefix are not read: they may be somebody else's."""
+def _files_below(root: Path, prefix: str, readable: bool) -> Iterator[tuple[str, os.stat_result]]:
+    """Key and stat of all files below ``root`` whose key begins with ``prefix``, links to folders not followed.
+
+    Unlike ``os.walk`` it raises what goes wrong: a folder that could not be read is not an empty one, and what it holds
+    must not count as gone. With ``readable`` only the folder that the prefix names must be one that may be read.
+    Folders whose files can't begin with the prefix are not read: they may be somebody else's.
+    """
     folder = prefix[: prefix.rfind("/") + 1]
     try:
         with os.scandir(root / folder) as found:
@@ -267,10 +266,16 @@ def _keys(root: Path, prefix: str) -> Iterator[str]:
         key = f"{folder}{entry.name}"
         if not key.startswith(prefix):
             continue
-        if not entry.is_dir():
-            yield key
-        elif not entry.is_symlink():
-            yield from _keys(root, f"{key}/")
+        try:
+            if not entry.is_dir():
+                yield key, os.stat(root / key)
+            elif not entry.is_symlink():
+                yield from _files_below(root, f"{key}/", readable)
+        except FileNotFoundError:  # removed since the folder was read
+            continue
+        except PermissionError:
+            if not readable:
+                raise
 
 
 def _make_folders(path: Path) -> None:

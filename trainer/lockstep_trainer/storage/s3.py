@@ -153,7 +153,7 @@ class S3Store:
         except NotFound:
             return
 
-    def list(self, prefix: str = "") -> tuple[Entry, ...]:
+    def list(self, prefix: str = "", *, readable: bool = False) -> tuple[Entry, ...]:
         root = self._key("")
         entries = []
         with store_errors(f"list {self.uri}/{prefix}"):

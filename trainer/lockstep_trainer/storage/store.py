@@ -121,8 +121,12 @@ class ObjectStore(Protocol):
         """Remove what an upload has stored so far; its writer, if it still lives, fails. No error where it is gone."""
         ...
 
-    def list(self, prefix: str = "") -> tuple[Entry, ...]:
-        """All objects whose key begins with ``prefix``, sorted by key."""
+    def list(self, prefix: str = "", *, readable: bool = False) -> tuple[Entry, ...]:
+        """All objects whose key begins with ``prefix``, sorted by key.
+
+        With ``readable`` what lies in folders that this process may not read is left out, for those who look around
+        among what others have; never where what is not listed counts as gone.
+        """
         ...
 
     def delete(self, key: str) -> None:
