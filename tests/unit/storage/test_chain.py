@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,25 @@ def test_a_folder_that_lacks_a_ranks_files_gets_no_listing() -> None:
     assert len(listing_of(header, None, files).files) == 4
     with pytest.raises(Corrupt, match="step-10-e1-g1 lacks the files of 2 ranks, the first is rank 1"):
         listing_of(header, None, [files[0], files[3]])
+
+
+def test_a_manifest_names_costs_only_where_the_pipeline_was_split_by_them(store: ObjectStore) -> None:
+    """A version that does not know the field takes a manifest that has it for damaged."""
+    chain, points = chain_of(store, 1)
+    assert "costs" not in json.loads(chain.store.get(points[0].manifest)[0])
+    assert "costs" not in listing(10).model_dump(mode="json"), "what a snapshot's header has of it"
+    measured = listing(20, parent=points[0]).model_copy(update={"costs": (1.0, 2.0)})
+    point = chain.commit(measured, ONE, "leader")
+    assert [chain.manifest(each).costs for each in (points[0], point)] == [None, (1.0, 2.0)]
+
+
+def test_a_manifest_with_a_field_that_says_nothing_is_read(store: ObjectStore) -> None:
+    """As some versions wrote it: its checksum is that of the bytes that are there."""
+    chain, (point,) = chain_of(store, 1)
+    data = json.dumps({**json.loads(chain.store.get(point.manifest)[0]), "costs": None}).encode()
+    chain.store.put(point.manifest, data)
+    found = chain.manifest(replace(point, sha256=hashlib.sha256(data).hexdigest()))
+    assert found.state == point.state
 
 
 def test_a_new_job_has_no_checkpoint_and_can_be_fenced(store: ObjectStore) -> None:

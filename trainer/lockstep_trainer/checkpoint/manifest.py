@@ -172,8 +172,9 @@ class Listing(Document):
     agreed: int | None = None
     """The last step up to this state whose replay gave the same bits on all ranks; None where there was none. A state
     that is not beyond such a step is verified by it."""
-    costs: tuple[float, ...] | None = None
-    """Of embedding, each layer and head (``Costs``), where they were measured and the pipeline was split by them."""
+    costs: tuple[float, ...] | None = Field(default=None, exclude_if=lambda costs: costs is None)
+    """Of embedding, each layer and head (``Costs``), where they were measured and the pipeline was split by them. Where
+    it is None it is not written: versions that do not know the field read what has no need of it."""
 
     @model_validator(mode="after")
     def _files_are_distinct(self) -> Self:
