@@ -94,6 +94,18 @@ class Guarded(FolderStore):
         except NotFound:
             raise self._denied("head") from None
 
+    def get(self, key: str) -> tuple[bytes, str]:
+        try:
+            return super().get(key)
+        except NotFound:
+            raise self._denied(f"get {key}") from None
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        try:
+            return super().get_range(key, offset, length)
+        except NotFound:
+            raise self._denied(f"get {key}") from None
+
 
 def test_an_export_needs_to_put_alone_where_no_model_is(tmp_path: Path) -> None:
     model = Decoder(CONFIG).state_dict()
@@ -129,6 +141,30 @@ def test_an_outage_while_an_earlier_export_is_removed_is_told(tmp_path: Path) ->
         with pytest.raises(StoreError, match="Access Denied"):
             export_model(Decoder(CONFIG).state_dict(), CONFIG, store, tokenizer=None)
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file_bytes", [20_000, 2**30])
+def test_weights_are_read_by_those_who_may_not_list(tmp_path: Path, file_bytes: int) -> None:
+    written, read = Decoder(CONFIG).state_dict(), Decoder(CONFIG).state_dict()
+    store = FolderStore(tmp_path)
+    export_model(written, CONFIG, store, tokenizer=None, dtype=torch.float32, file_bytes=file_bytes)
+    load_weights(read, CONFIG, Guarded(tmp_path))
+    assert all(torch.equal(written[name], read[name]) for name in read)
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        store.delete(name)
+    with pytest.raises(StoreError, match=r"get model\.safetensors: Access Denied"):
+        load_weights(read, CONFIG, Guarded(tmp_path))
+
+
+def test_an_outage_while_weights_are_looked_for_is_no_other_layout(tmp_path: Path) -> None:
+    class Away(Guarded):
+        temporary = True
+
+    model = Decoder(CONFIG).state_dict()
+    export_model(model, CONFIG, FolderStore(tmp_path), tokenizer=None, file_bytes=20_000)
+    with pytest.raises(StoreError, match=r"get model\.safetensors: Access Denied") as caught:
+        load_weights(model, CONFIG, Away(tmp_path))
+    assert caught.value.temporary
 
 
 def test_one_file_counts_more_than_the_index_of_several(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lockstep_trainer.agreement import by_first
-from lockstep_trainer.errors import NotFound, UserError
+from lockstep_trainer.errors import NotFound, StoreError, UserError
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.files import CONFIG, INDEX, SINGLE
 from lockstep_trainer.model.huggingface import FAMILIES, Counterpart, Family, counterparts, from_json
@@ -80,12 +79,23 @@ def _config_json(store: ObjectStore) -> dict[str, Any]:
 
 def _stored(store: ObjectStore) -> dict[str, Stored]:
     """All tensors of the checkpoint by name. As in `transformers`, one file counts more than the index of several."""
-    with suppress(NotFound):
+    refused = None
+    try:
         return read_header(store, SINGLE)
+    except NotFound:
+        pass
+    except StoreError as error:  # S3 denies what is not there to those who may not list
+        if error.temporary:
+            raise
+        refused = error
     try:
         files = sorted(set(json.loads(store.get(INDEX)[0])["weight_map"].values()))
     except NotFound:
-        raise UserError(f"{_where(store, SINGLE)} is missing") from None
+        raise refused or UserError(f"{_where(store, SINGLE)} is missing") from None
+    except StoreError as error:
+        if error.temporary or refused is None:
+            raise
+        raise refused from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{_where(store, INDEX)} can't be read: {error}") from None
     found: dict[str, Stored] = {}
