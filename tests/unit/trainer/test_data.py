@@ -221,3 +221,17 @@ def test_pods_agree_on_a_unigram_tokenizer_through_their_store(tmp_path: Path) -
         for pod in ("one", "two")
     ]
     assert pods[0] == pods[1]
+
+
+def test_an_upgrade_keeps_the_tokenizer_that_pods_agreed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its training would give another, and the job would be refused its own data."""
+    wanted = spec().model_dump(by_alias=True, exclude_none=True)
+    wanted["tokenizer"] = {"train": {"kind": "unigram", "vocabSize": 300}}
+    shared = open_store(f"file://{tmp_path}/store")
+    made = []
+    for version in (2, 3, 4):
+        monkeypatch.setattr("lockstep_trainer.data.prepare._FORMAT", version)
+        made.append(prepare(TrainerSpec.model_validate(wanted), S3Spec(), tmp_path / "data", shared).meta.fingerprint)
+    assert len(list((tmp_path / "data").glob("*/meta.json"))) == 3
+    assert len(shared.list()) == 1
+    assert len(set(made)) == 1

@@ -83,6 +83,19 @@ def test_a_compressed_text_is_what_was_compressed(tmp_path: Path, name: str) -> 
     assert texts_of(f"file://{tmp_path}/*") == [text]
 
 
+def test_what_an_earlier_version_made_of_compressed_text_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took the bytes as they lie for text; a local run keeps its tokens."""
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(TEXTS[0].encode() * 9))
+    wanted = spec(f"file://{tmp_path}/*.gz")
+    with monkeypatch.context() as earlier:
+        earlier.setattr("lockstep_trainer.data.prepare._FORMAT", 2)
+        earlier.setattr("lockstep_trainer.data.documents._compression", lambda _: None)
+        assert decoded(prepare(wanted, S3Spec(), tmp_path / "data"), 0) != [TEXTS[0] * 9]
+    assert decoded(prepare(wanted, S3Spec(), tmp_path / "data"), 0) == [TEXTS[0] * 9]
+
+
 @pytest.mark.parametrize(
     "name", ["x.jsonl.bz2", "x.txt.xz", "x.lz4", "x.zip", "x.7z", "x.tar", "x.tgz", "x.tar.gz", "x.parquet.gz"]
 )

@@ -47,7 +47,8 @@ from lockstep_trainer.storage import ObjectStore
 TRAINING_CHARACTERS = 1 << 30
 """Of text that a tokenizer is trained on at most, in equal parts from all sources: more changes nothing, and takes
 memory."""
-_FORMAT = 2  # raised when the files or their meaning change
+_FORMAT = 3  # raised when the files or their meaning change
+_AGREED = 2  # the same for the tokenizer that the pods of a job agree on
 PARTS = ("train", "holdout")
 
 __all__ = ["Corpus", "prepare"]
@@ -61,7 +62,7 @@ def prepare(spec: TrainerSpec, s3: S3Spec, data_dir: Path, shared: ObjectStore |
     evaluate, StoreError where it can't be read.
     """
     files = _Files(spec, s3)
-    key = _key(spec, files)
+    key = _key(spec, files, _FORMAT)
     folder = data_dir / key
     data_dir.mkdir(parents=True, exist_ok=True)
     with _locked(data_dir / f"{folder.name}.lock"):
@@ -165,7 +166,8 @@ class _Preparation:
 
     def _agreed(self, shared: ObjectStore) -> Tokenizer:
         """The tokenizer that the first pod of the job trained."""
-        key = f"tokenizer-{self.folder.name}.json"
+        # Not the folder's key: a job that goes on after an upgrade keeps the tokenizer that it began with.
+        key = f"tokenizer-{_key(self.spec, self.files, _AGREED)}.json"
         assert self.spec.tokenizer.train is not None
         if not shared.list(key):
             trained = train_tokenizer(self._training_texts(), self.spec.tokenizer.train)
@@ -240,10 +242,10 @@ class _Preparation:
         return read_meta((self.building / f"{name}.json").read_bytes(), name)
 
 
-def _key(spec: TrainerSpec, files: Iterable[SourceFile]) -> str:
+def _key(spec: TrainerSpec, files: Iterable[SourceFile], version: int) -> str:
     """Names everything that goes in. Python's version counts since {stdlib} is its text."""
     data = spec.data
-    digest = hashlib.sha256(f"{_FORMAT} {sys.version}\n".encode())
+    digest = hashlib.sha256(f"{version} {sys.version}\n".encode())
     digest.update(spec.tokenizer.model_dump_json().encode())
     packing = f"{data.packing} {data.sequence_length}" if data.packing == "bestFit" else data.packing
     digest.update(f"{data.holdout} {packing} {data.module}\n".encode())
