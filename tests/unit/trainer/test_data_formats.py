@@ -108,6 +108,15 @@ def test_what_is_packed_otherwise_is_refused(tmp_path: Path, name: str) -> None:
     assert texts_of(f"file://{tmp_path}/*", exclude=["x.*"]) == ["text"]
 
 
+@pytest.mark.parametrize(
+    ("name", "format"), [("OpenSubtitles.br-fr.br", "auto"), ("notes.sz", "auto"), ("Makefile.Z", "text")]
+)
+def test_a_text_is_read_whatever_its_ending_may_mean(tmp_path: Path, name: str, format: str) -> None:
+    """Files of corpora are named by their language, and .br is Breton."""
+    (tmp_path / name).write_text("Demat d'an holl")
+    assert texts_of(f"file://{tmp_path}/*", format=format) == ["Demat d'an holl"]
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
 @pytest.mark.parametrize(("ending", "kind"), [("gz", "gzip"), ("zst", "zstd")])
 def test_a_compressed_file_that_is_damaged_is_named(tmp_path: Path, name: str, ending: str, kind: str) -> None:

@@ -22,9 +22,10 @@ _WILDCARD = re.compile(r"[*?\[]")
 _NEVER = ("site-packages/**", "dist-packages/**", "**/__pycache__/**")
 """Left out of {stdlib}: installed packages differ from machine to machine, byte code is no text."""
 _PACKED = re.compile(
-    r"\.(bz2|xz|lzma|lz4|br|sz|snappy|Z|zip|7z|rar|tar|tgz|tbz2?|txz|tzst)$|\.(tar|parquet|tokens)\.(gz|zst)$"
+    r"\.(bz2|xz|lzma|lz4|snappy|Z|zip|7z|rar|tar|tgz|tbz2?|txz|tzst)$|\.(tar|parquet|tokens)\.(gz|zst)$"
 )
-"""Endings of files whose text can't be read as they are: another compression, or an archive of many files."""
+"""Endings of files whose text can't be read as they are: another compression, or an archive of many files. None that
+plain text has, too: corpora name files by their language, and .br is Breton."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ def find_files(
     sources: Sequence[DataSource], s3: S3Spec, field: str = "trainer.data.sources[{}].uri"
 ) -> list[SourceFile]:
     """All files of all sources, in their order; raises UserError where a source has none, or one that is packed so that
-    its text can't be read, naming ``field`` with the source's number in place of {}."""
+    its text can't be read, naming ``field`` with the source's number in place of {}. What the source says is text is
+    not packed."""
     files: list[SourceFile] = []
     for number, source in enumerate(sources):
         found = list(_files_of(source, s3))
@@ -62,10 +64,10 @@ def find_files(
                 "check the path, the volume, and the wildcards (** crosses folders, * does not)"
             )
         packed = next((file for file in found if _PACKED.search(file.path)), None)
-        if packed and source.format in ("auto", "text", "jsonl"):
+        if packed and source.format in ("auto", "jsonl"):
             raise UserError(
                 f"{field.format(number)}: {packed.uri} is packed; unpack it, or leave it out with exclude (text and "
-                "JSON lines in .gz or .zst are read as they are)"
+                "JSON lines in .gz or .zst are read as they are); if it is plain text, set format: text"
             )
         files += found
     return files
