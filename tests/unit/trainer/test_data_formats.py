@@ -109,12 +109,12 @@ def test_what_is_packed_otherwise_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "format"), [("OpenSubtitles.br-fr.br", "auto"), ("notes.sz", "auto"), ("Makefile.Z", "text")]
+    ("name", "kind"), [("OpenSubtitles.br-fr.br", "auto"), ("notes.sz", "auto"), ("Makefile.Z", "text")]
 )
-def test_a_text_is_read_whatever_its_ending_may_mean(tmp_path: Path, name: str, format: str) -> None:
+def test_a_text_is_read_whatever_its_ending_may_mean(tmp_path: Path, name: str, kind: str) -> None:
     """Files of corpora are named by their language, and .br is Breton."""
     (tmp_path / name).write_text("Demat d'an holl")
-    assert texts_of(f"file://{tmp_path}/*", format=format) == ["Demat d'an holl"]
+    assert texts_of(f"file://{tmp_path}/*", format=kind) == ["Demat d'an holl"]
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
