@@ -158,7 +158,8 @@ def test_a_uri_whose_path_would_be_cut_is_refused(uri: str) -> None:
 
 @pytest.mark.parametrize("root", ["s3://bucket", "file://"])
 @pytest.mark.parametrize(
-    "name", ["my runs", "50%25 off", "50%2520", "köln", "k%C3%B6ln", "run%232", "a%3Fb", "plain-1_2.3~"]
+    "name",
+    ["my runs", "50%25 off", "50%2520", "köln", "k%C3%B6ln", "run%232", "a%3Fb", "plain-1_2.3~", "a=b:1+2@c,!$&'()*;"],
 )
 def test_the_uri_of_a_store_leads_to_it(root: str, name: str) -> None:
     opened = open_store(f"{root}/a/{name}")
@@ -166,6 +167,12 @@ def test_the_uri_of_a_store_leads_to_it(root: str, name: str) -> None:
     assert again.uri == opened.uri
     assert vars(again) == vars(opened)
     assert vars(open_store(opened.below("ns/job").uri)) == vars(opened.below("ns/job"))
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/team=ml/run:1", "s3://bucket/a+b@c,d/(e)!$&'*;~", "s3://bucket"])
+def test_the_uri_of_a_bucket_is_one_that_other_tools_find(uri: str) -> None:
+    """`aws s3` takes it as it is written."""
+    assert open_store(uri).uri == uri
 
 
 @pytest.mark.parametrize(("error", "temporary"), [(errno.ESTALE, True), (errno.EIO, True), (errno.EACCES, False)])

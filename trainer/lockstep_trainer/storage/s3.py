@@ -27,6 +27,10 @@ from lockstep_trainer.storage.verify import holds
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+_PLAIN = "/=:+@,!$&'()*;~"
+"""What stays as it is in a URI beside letters and digits: other tools take an s3:// URI as it is written, and would
+look for %3D in place of =."""
+
 
 class S3Store:
     """ObjectStore in a bucket below a prefix. One client per process, made at first use, shared by its threads."""
@@ -38,7 +42,7 @@ class S3Store:
 
     @property
     def uri(self) -> str:
-        return f"s3://{self._bucket}/{quote(self._prefix)}".rstrip("/")
+        return f"s3://{self._bucket}/{quote(self._prefix, safe=_PLAIN)}".rstrip("/")
 
     def forget(self, key: str, before: float) -> int:
         return 0
