@@ -49,6 +49,10 @@ WRITERS: dict[str, Write] = {
     "x.jsonl.zst": lambda path: path.write_bytes(zstd(rows())) and None,
     "x.ndjson.gz": lambda path: path.write_bytes(gzip.compress(rows())) and None,
     "x.parquet": write_parquet,
+    # Some tools give a file nothing but the ending.
+    ".jsonl": lambda path: path.write_bytes(rows()) and None,
+    ".jsonl.gz": lambda path: path.write_bytes(gzip.compress(rows())) and None,
+    ".parquet": write_parquet,
 }
 
 

@@ -48,8 +48,8 @@ def format_of(file: SourceFile) -> str:
     """text, jsonl, parquet or tokens: as the source says, or by the file's ending, that of its compression aside."""
     if file.format != "auto":
         return file.format
-    path = PurePosixPath(file.path)
-    return _ENDINGS.get((path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix, "text")
+    path = file.path.rpartition(".")[0] if _compression(file) else file.path
+    return next((kind for ending, kind in _ENDINGS.items() if path.endswith(ending)), "text")
 
 
 def documents(file: SourceFile) -> Iterator[Document]:
