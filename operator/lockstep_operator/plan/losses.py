@@ -33,6 +33,10 @@ REFUSED_SECONDS = 10.0
 """So long after a refused pod was made comes the next: the scheduler does not know what its kubelet knows, a device
 plugin that has just been restarted say, and would put it there again at once. Kubernetes' Job controller begins with
 the same delay."""
+LOOPING_SECONDS = 60.0
+"""So long after it was made a pod that came for a vacant slot, and whose container loops, is given up. Its kubelet starts
+the container again after 10, 20 and 40 s: a port that the pod before still had, say, is free by then. With the default
+budget a job has some minutes, longer than it waits before it shrinks."""
 PATIENCE_SECONDS = (10.0, 120.0)
 """A member that does not come to its leader is given up at once the first time. Where the next one does not come
 either, and no step was made since, it is more likely the network between them than the pod: it has so long since the
@@ -95,6 +99,8 @@ def lost(
         elif (why := leaving.get(pod.name)) and settled(pod, now):
             reason = (why.cause, why.witness, why.why)
             found.append(Loss(pod.name, pod.ordinal, None, pod.node, *reason, counts=False))
+        elif loops_for_slot(pod, status) and now >= looping_until(pod):
+            found.append(Loss(pod.name, pod.ordinal, None, pod.node, "ContainerCrashLoop", "podStatus", pod.message))
     return found
 
 
@@ -148,6 +154,17 @@ def _deleted(pod: Pod, observed: Observed) -> tuple[str, str, str]:
 def refused_until(pod: Pod) -> float:
     """When a pod that its kubelet refused is given up for another."""
     return pod.created + REFUSED_SECONDS
+
+
+def loops_for_slot(pod: Pod, status: TrainingJobStatus) -> bool:
+    """Whether a pod that holds no slot keeps one vacant by its container's looping. A job that has never begun waits,
+    ``startupDeadlineSeconds`` is there for who wants an end; and to one that trains a spare that loops does no harm."""
+    return pod.waiting == "CrashLoopBackOff" and status.epoch > 0 and status.slot_map_hash is None
+
+
+def looping_until(pod: Pod) -> float:
+    """When a pod that loops for a vacant slot is given up for another."""
+    return pod.created + LOOPING_SECONDS
 
 
 def patient_until(status: TrainingJobStatus) -> float:

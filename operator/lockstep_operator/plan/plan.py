@@ -152,6 +152,7 @@ def plan(job: TrainingJob, observed: Observed, now: float) -> Plan:
         observed.refusal.retry_at if observed.refusal and observed.refusal.retry_at > now else None,
         *(time for pod in observed.pods if (time := losses.force_at(job, pod)) is not None and time > now),
         *(time for pod in observed.pods if pod.refused and (time := losses.refused_until(pod)) > now),
+        *(time for pod in live if losses.loops_for_slot(pod, status) and (time := losses.looping_until(pod)) > now),
     ]
     if probe or (observed.leader and not observed.leader.connected):
         times.append(now + PROBE_SECONDS)

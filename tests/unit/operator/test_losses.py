@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from lockstep_api.messages import Recovered, Term
+from lockstep_operator.plan.losses import LOOPING_SECONDS
 from lockstep_operator.plan.observed import Agent
-from unit.operator.builders import START, World, inventory, replace_request, running, summary
+from lockstep_operator.plan.status import find_condition
+from unit.operator.builders import START, World, inventory, make_job, replace_request, running, summary
 
 
 def silence_leader(world: World, seconds: float) -> None:
@@ -129,6 +131,58 @@ def test_a_member_whose_pod_can_not_go_on_is_given_up(change: dict[str, Any], ca
     assert world.status.faults[-1].cause == cause
     assert world.status.slots == {"0": "run-0-0", "1": "run-1-1"}
     assert world.status.restarts.pod == 1
+
+
+def loop(world: World) -> None:
+    """The containers of all pods that hold no slot loop."""
+    for name, pod in world.pods.items():
+        if name not in world.status.slots.values():
+            world.pods[name] = replace(pod, phase="Running", running=False, waiting="CrashLoopBackOff", message="back-off")
+
+
+def test_a_job_whose_containers_loop_ends_and_each_round_of_pods_is_charged_once() -> None:
+    """What all of them share breaks, a mount say: neither the members nor the pods that come for them stay up."""
+    world = running(nodes=4, resilience={"budgets": {"pod": 2}})
+    world.auto = False
+    for slot in range(4):
+        world.pods[f"run-{slot}-0"] = replace(world.pods[f"run-{slot}-0"], running=False, waiting="CrashLoopBackOff")
+        world.settle()
+    assert (world.status.budgets_used.pod, world.status.restarts.pod) == (1, 4)
+    loop(world)
+    assert world.settle().again_at == world.now + LOOPING_SECONDS
+    assert world.status.budgets_used.pod == 1, "what passes by itself has time for it"
+    for used in (2, 3):
+        loop(world)
+        world.now += LOOPING_SECONDS
+        world.settle()
+        assert world.status.budgets_used.pod == used
+    failed = find_condition(world.status, "Failed")
+    assert failed is not None
+    assert failed.reason == "PodBudgetExceeded"
+    assert "ContainerCrashLoop: back-off" in failed.message
+
+
+def test_a_job_that_has_never_begun_waits_for_containers_that_loop() -> None:
+    """As for all that its pods wait for: startupDeadlineSeconds is there for who wants an end."""
+    world = World(make_job(nodes=2), auto=False)
+    world.settle()
+    loop(world)
+    world.now += 3600
+    world.settle()
+    assert (world.status.budgets_used.pod, world.created) == (0, ["run-0-0", "run-1-0"])
+    ready = find_condition(world.status, "Ready")
+    assert ready is not None
+    assert (ready.reason, ready.message) == ("ContainerWaits", "run-0-0: CrashLoopBackOff. back-off")
+
+
+def test_a_spare_that_loops_costs_a_job_that_trains_nothing() -> None:
+    world = running(nodes=2, spares=1)
+    loop(world)
+    world.now += 3600
+    world.say(newest=summary(900, world.now))
+    world.settle()
+    assert (world.status.phase, world.status.budgets_used.pod) == ("Running", 0)
+    assert world.created == ["run-0-0", "run-1-0", "run-2-0"]
 
 
 def test_what_the_leader_gives_up_is_given_up_once() -> None:
