@@ -34,9 +34,9 @@ REFUSED_SECONDS = 10.0
 plugin that has just been restarted say, and would put it there again at once. Kubernetes' Job controller begins with
 the same delay."""
 LOOPING_SECONDS = 60.0
-"""So long after it was made a pod that came for a vacant slot, and whose container loops, is given up. Its kubelet starts
-the container again after 10, 20 and 40 s: a port that the pod before still had, say, is free by then. With the default
-budget a job has some minutes, longer than it waits before it shrinks."""
+"""So long after it was made a pod that came for a vacant slot, and whose container loops, is given up. Its kubelet
+starts the container again after 10, 20 and 40 s: a port that the pod before still had, say, is free by then. With the
+default budget a job has some minutes, longer than it waits before it shrinks."""
 PATIENCE_SECONDS = (10.0, 120.0)
 """A member that does not come to its leader is given up at once the first time. Where the next one does not come
 either, and no step was made since, it is more likely the network between them than the pod: it has so long since the

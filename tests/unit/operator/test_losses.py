@@ -137,7 +137,9 @@ def loop(world: World) -> None:
     """The containers of all pods that hold no slot loop."""
     for name, pod in world.pods.items():
         if name not in world.status.slots.values():
-            world.pods[name] = replace(pod, phase="Running", running=False, waiting="CrashLoopBackOff", message="back-off")
+            world.pods[name] = replace(
+                pod, phase="Running", running=False, waiting="CrashLoopBackOff", message="back-off"
+            )
 
 
 def test_a_job_whose_containers_loop_ends_and_each_round_of_pods_is_charged_once() -> None:
