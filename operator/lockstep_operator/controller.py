@@ -39,7 +39,10 @@ DEBOUNCE_SECONDS = 0.02
 FORGET_CREATION_SECONDS = 30.0
 """A pod that was created and is not seen for so long is believed gone."""
 REFUSAL_SECONDS = (5.0, 300.0)
-"""First and longest pause after the API server refused a pod, or could not create it; doubled each time."""
+"""First and longest pause after the API server refused a pod; doubled each time."""
+UNAVAILABLE_SECONDS = 10.0
+"""Longest pause where it only could not create it: nobody has to change anything, and whoever waits for the pod holds
+GPUs meanwhile."""
 CHILDREN_SECONDS = 30.0
 """Before pods are created the job's other objects are made sure of, if that was so long ago: none starts without."""
 TAKEN_PAUSE_SECONDS = 10.0
@@ -96,6 +99,7 @@ class JobController:
         self._fenced: Membership | None = None
         self._refusal: Refusal | None = None
         self._refusals = 0
+        self._unanswered: UnavailableError | None = None  # in this pass, to a pod's creation
         self._written = 0.0
         self._told: list[tuple[str, str | None, str]] = []
 
@@ -127,6 +131,7 @@ class JobController:
         """One pass; the seconds until the next one if nothing happens."""
         started = time.perf_counter()
         error: BaseException | None = None
+        self._unanswered = None
         try:
             return await self.reconcile()
         except ConflictError as failure:
@@ -145,7 +150,7 @@ class JobController:
             return 5.0
         finally:
             if self._reporter:
-                self._reporter.reconciled(self.job, time.perf_counter() - started, error)
+                self._reporter.reconciled(self.job, time.perf_counter() - started, error or self._unanswered)
 
     async def reconcile(self) -> float:
         """Observe, plan, write the status, act; the seconds until the next pass is due."""
@@ -259,12 +264,16 @@ class JobController:
     async def _create(self, pods: Iterable[NewPod]) -> None:
         results = await asyncio.gather(*(self._create_pod(new) for new in pods), return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
-        refusals: list[ApiError] = [failure for failure in failures if isinstance(failure, RefusedError)]
-        refusals += [failure for failure in failures if isinstance(failure, UnavailableError)]
-        if refusals:
-            pause = min(REFUSAL_SECONDS[0] * 2**self._refusals, REFUSAL_SECONDS[1])
+        refused = [failure for failure in failures if isinstance(failure, RefusedError)]
+        unanswered = [failure for failure in failures if isinstance(failure, UnavailableError)]
+        if refused or unanswered:
+            if not refused and len(failures) < len(results):
+                self._refusals = 0  # the server works; pods that came beside a refused one are taken away again
+            longest = REFUSAL_SECONDS[1] if refused else UNAVAILABLE_SECONDS
+            pause = min(REFUSAL_SECONDS[0] * 2**self._refusals, longest)
             self._refusals += 1
-            first = refusals[0]
+            self._unanswered = unanswered[0] if unanswered else None
+            first: ApiError = refused[0] if refused else unanswered[0]
             self._refusal = Refusal("A pod", first.code, first.message, self._clock() + pause)
             await self._backend.post_event(self.job, Event("Warning", "PodRefused", first.message))
             self.wake()

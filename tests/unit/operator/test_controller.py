@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -185,6 +186,96 @@ def test_a_server_that_can_not_create_pods_is_told_and_asked_again_later() -> No
     assert "UnavailableError" not in pauses
     assert backend.calls.count("event PodRefused") == 1
     assert backend.calls.count("run-1-0") == 1
+
+
+class Away(Recorder):
+    """One whose server can't create a job's first pods for a time, beginning with the first of them."""
+
+    def __init__(self, *failures: int) -> None:
+        super().__init__()
+        self.now = START
+        self.there: list[Pod] = []
+        self.tried: list[float] = []
+        self._failures, self._failing = list(failures), 0  # how many creations fail, in each pass that tries some
+
+    def pods(self, job: TrainingJob) -> tuple[Pod, ...]:
+        return tuple(self.there)
+
+    async def create_pod(self, job: TrainingJob, new: NewPod) -> None:
+        if self.now not in self.tried:
+            self.tried.append(self.now)
+            self._failing = self._failures.pop(0) if self._failures else 0
+        if self._failing:
+            self._failing -= 1
+            raise UnavailableError(500, "InternalError", "failed calling webhook")
+        self.there.append(Pod(new.name, f"uid-{new.name}", new.ordinal, new.incarnation, "Pending", START))
+
+    def pauses(self, nodes: int) -> list[float]:
+        """Seconds between the passes that tried, until a minute has passed."""
+
+        def later() -> None:
+            self.now += 1
+
+        passes(self, 60, make_job(nodes=nodes), clock=lambda: self.now, after=later)
+        return [after - before for before, after in pairwise(self.tried)]
+
+
+def test_a_server_that_answers_some_requests_is_asked_for_the_other_pods_soon() -> None:
+    """As where a webhook times out now and then: a job of many pods would take ten minutes to come up."""
+    backend = Away(5, 4, 3, 2, 1)
+    assert backend.pauses(nodes=6) == [5, 5, 5, 5, 5]
+    assert len(backend.there) == 6
+
+
+def test_a_server_that_was_away_for_long_is_found_back_soon() -> None:
+    """A job that waits for one pod holds the GPUs of all others."""
+    assert Away(2, 2, 2, 2).pauses(nodes=2) == [5, 10, 10, 10]
+
+
+def test_what_is_refused_beside_pods_that_are_created_is_tried_ever_less() -> None:
+    """Under a quota they would come and go without end."""
+    backend, times = Recorder(), [START]
+    create = backend.create_pod
+
+    async def full(job: TrainingJob, new: NewPod) -> None:
+        if new.ordinal == 1:
+            tried.append(times[-1])
+            raise RefusedError(403, "Forbidden", "exceeded quota: small")
+        await create(job, new)
+
+    tried: list[float] = []
+    backend.create_pod = full  # type: ignore[method-assign]
+    passes(backend, 60, clock=lambda: times[-1], after=lambda: times.append(times[-1] + 1))
+    assert [after - before for before, after in pairwise(tried)] == [5, 10, 20]
+
+
+def test_a_pass_in_which_the_server_could_not_create_pods_counts_as_an_error() -> None:
+    class Metrics:
+        def reconciled(self, job: TrainingJob, seconds: float, error: BaseException | None) -> None:
+            told.append(type(error).__name__ if error else "")
+            if len(told) == 2:
+                done.set()
+
+    async def main() -> None:
+        backend = Recorder()
+        backend.fails["run-1-0"] = UnavailableError(500, "InternalError", "failed calling webhook")
+        async with aiohttp.ClientSession() as session:
+            controller = JobController(
+                make_job(nodes=2),
+                backend,
+                lambda changed: Links(session, "token", changed, asyncio.Semaphore(), tls=CREDENTIALS.context(UID)),
+                pod_creations=asyncio.Semaphore(8),
+                reporter=Metrics(),
+            )
+            running = asyncio.create_task(controller.run())
+            await done.wait()
+            running.cancel()
+            await asyncio.wait({running})
+
+    told: list[str] = []
+    done = asyncio.Event()
+    asyncio.run(main())
+    assert told == ["UnavailableError", ""]
 
 
 class Meanwhile(Recorder):
