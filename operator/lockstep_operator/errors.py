@@ -10,7 +10,7 @@
         ├── TakenError            it is there, and is another's
         ├── NotFoundError         404
         ├── ExpiredError          410: the watch must start again with a list
-        ├── RefusedError          400, 403 or 422: quota, policy, or an object that can't be
+        ├── RefusedError          the server's own 400, 403 or 422: quota, policy, or an object that can't be
         │   └── NotRenewedError   the Secret with the job's certificate is there, and stays as it is
         └── UnavailableError      429, 5xx, or no connection, after retries
 """

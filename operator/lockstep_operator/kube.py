@@ -283,11 +283,11 @@ async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 def _error(code: int, text: str) -> ApiError:
     try:
         status = json.loads(text)
-        reason, message = status.get("reason", ""), status.get("message", text)
+        reason, message, own = status.get("reason", ""), status.get("message", text), status.get("kind") == "Status"
     except (ValueError, AttributeError):
-        reason, message = "", text.strip()
+        reason, message, own = "", text.strip(), False
     kind: type[ApiError] = {
-        400: RefusedError,
+        400: RefusedError if own else ApiError,  # proxies say it too, of a connection that they did not understand
         401: _UnauthorizedError,
         403: RefusedError,
         404: NotFoundError,

@@ -15,6 +15,7 @@ from lockstep_api import constants
 from lockstep_operator.cache import ClusterCache, trim_node, trim_pod
 from lockstep_operator.errors import (
     AlreadyExistsError,
+    ApiError,
     ConflictError,
     ExpiredError,
     NotFoundError,
@@ -54,7 +55,7 @@ class Server:
         if request.query.get("watch"):
             return await self._watch(request)
         status, body = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return web.Response(status=status, text=json.dumps(body))
+        return web.Response(status=status, text=body if isinstance(body, str) else json.dumps(body))
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -97,6 +98,27 @@ def test_errors_have_types_and_the_servers_words(code: int, error: type[Exceptio
         with pytest.raises(error, match="exceeded quota"):
             await client.get("api/v1/pods")
         assert len(server.requests) == 1  # the same question would get the same answer
+
+    run(server, test)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Client sent an HTTP request to an HTTPS server.",
+        '{"type": "error", "message": "bad request"}',
+        '["bad request"]',
+    ],
+)
+def test_what_a_proxy_does_not_understand_is_no_word_of_the_servers(answer: str) -> None:
+    """A template that is refused with 400 ends its job for good."""
+    server = Server()
+    server.answers = [(400, answer)]
+
+    async def test(client: KubeClient) -> None:
+        with pytest.raises(ApiError) as caught:
+            await client.create("api/v1/namespaces/team/pods", {})
+        assert not isinstance(caught.value, RefusedError)
 
     run(server, test)
 
