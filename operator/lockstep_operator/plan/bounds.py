@@ -15,6 +15,8 @@ LISTED = 32
 """Nodes, devices or checks of one verdict or checkpoint."""
 PARTS = 16
 """Of a recovery."""
+CLASSES = 32
+"""Of GPU time: leaders know about half as many."""
 
 
 def name(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lockstep_api.v1alpha1 import LedgerState, Phase, TrainingJobStatus
+from lockstep_operator.plan import bounds
 from lockstep_operator.plan.observed import Pod
 from lockstep_operator.plan.pool import incarnation_of
 
@@ -44,7 +45,7 @@ def fold(
         return status
     state = status.ledger_state
     held = _held(status, pods, gpus_per_node, state.at, now)
-    totals = dict(leader_totals) if leader_totals is not None else state.leader
+    totals = _bounded(leader_totals) if leader_totals is not None else state.leader
     base, member_seconds = _add(state.base, held.others), state.member_seconds + held.members
     if sum(totals.values()) < sum(state.leader.values()) - 1e-6:
         # The leader's agent started its count again: what it had counted is closed.
@@ -116,4 +117,13 @@ def _class_of(pod: Pod, status: TrainingJobStatus) -> str:
 
 
 def _add(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
-    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in {**left, **right}}
+    return _bounded({name: left.get(name, 0.0) + right.get(name, 0.0) for name in {**left, **right}})
+
+
+def _bounded(totals: Mapping[str, float]) -> dict[str, float]:
+    """As many classes as a status can hold, the first ones; the time of all others is unattributed."""
+    kept: dict[str, float] = {}
+    for name, value in ((bounds.name(name), value) for name, value in totals.items()):
+        fits = name in kept or len(kept) < bounds.CLASSES
+        kept[name if fits else UNATTRIBUTED] = kept.get(name if fits else UNATTRIBUTED, 0.0) + value
+    return kept

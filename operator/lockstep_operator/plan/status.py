@@ -96,7 +96,7 @@ def follow(status: TrainingJobStatus, job: TrainingJob, observed: Observed, now:
         eval_loss=heard.eval_loss if heard.eval_loss is not None else old.eval_loss,
         tokens_per_second=round(heard.tokens_per_second, 1) if heard.tokens_per_second is not None else None,
         mfu=round(newest.mfu, 4) if newest and newest.mfu is not None else None,
-        other_data=heard.other_data or old.other_data,
+        other_data=bounds.sentence(heard.other_data) or old.other_data,
         at=rfc3339(newest.at) if newest else old.at,
     )
     update: dict[str, object] = {"progress": progress}

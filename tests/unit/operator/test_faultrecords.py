@@ -91,7 +91,7 @@ def test_whatever_an_agent_says_the_status_can_still_be_written() -> None:
     everywhere = CorruptVerdict(
         "Permanent", tuple(range(100_000)), (), (long,) * 10_000, (long,) * 10_000, 1, 1, 1, 1.0, long, START
     )
-    world.say(newest=summary(11, world.now), corrupt=(everywhere,) * 20)
+    world.say(newest=summary(11, world.now), corrupt=(everywhere,) * 20, other_data=long, ledger=seconds)
     world.step()
     assert len(world.status.faults) == 10
     assert world.status.faults[-1].log_tail[-1] == "the last"

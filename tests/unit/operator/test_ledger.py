@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lockstep_operator.plan import ledger
-from unit.operator.builders import World, finished, make_job, replace_request, summary
+from unit.operator.builders import World, finished, make_job, replace_request, running, summary
 
 
 def held(world: World, last: dict[str, float]) -> None:
@@ -48,6 +48,22 @@ def test_the_classes_sum_to_the_time_that_pods_were_held(seed: int) -> None:
     world.settle()
     assert sum(world.status.ledger.values()) == pytest.approx(last["total"], abs=0.1)
     assert all(value >= 0 for value in world.status.ledger.values())
+
+
+def test_whatever_classes_leaders_name_some_are_kept_and_all_time_is_counted() -> None:
+    """Each epoch's are added to those before: without a bound the status would outgrow what etcd takes."""
+    world = running(nodes=1)
+    for epoch in range(4):
+        world.now += 100
+        totals = {f"{epoch} {number} {'x' * 1000}": 2.0 for number in range(100)}
+        world.say(newest=summary(11, world.now), ledger=totals)
+        world.step()
+        assert sum(world.status.ledger.values()) == pytest.approx(200.0 * (epoch + 1))
+        del world.pods[world.status.slots["0"]]
+        world.settle()
+    assert len(world.status.ledger) <= 33
+    assert len(world.status.ledger_state.base) <= 33
+    assert max(map(len, world.status.ledger)) == 253
 
 
 def test_goodput_leaves_waiting_for_room_out() -> None:
