@@ -205,9 +205,11 @@ class Fault(StatusModel):
     message: str = ""
     """What is known of it: a worker's error, or where a stuck one stands."""
     seconds: dict[str, float] = Field(default_factory=dict)
-    """Seconds per part of the recovery: detect, decide, restart, restore, recompute."""
+    """Seconds per part of the recovery: detect, decide, restart, restore, recompute. Of several faults that were mended
+    together the newest has all but detect."""
     steps_lost: int | None = None
-    """Steps that had to be computed again."""
+    """Steps that had to be computed again; absent until that is known. Of several faults that were mended together the
+    newest has them, the others 0."""
     restored_from: str = ""
     """Where the state was that training went on from: memory, buddy (the memory of another pod) or store."""
     log_tail: list[str] = Field(default_factory=list)

@@ -182,20 +182,22 @@ def went_to(faults: list[Fault], rung: str) -> list[Fault]:
 
 
 def _fold_recovered(status: TrainingJobStatus, recovered: Recovered) -> TrainingJobStatus:
-    """The newest unfinished fault before that term gets what its recovery took."""
-    for index in range(len(status.faults) - 1, -1, -1):
-        fault = status.faults[index]
+    """What was unfinished before that term is mended now. The newest of it gets what the recovery took: several faults,
+    such as the losses of a rack's pods, had one recovery between them."""
+    faults, finished = list(status.faults), False
+    for index in range(len(faults) - 1, -1, -1):
+        fault = faults[index]
         if fault.steps_lost is None and Term(fault.epoch, fault.generation) < recovered.term:
-            faults = list(status.faults)
+            seconds = {} if finished else recovered.seconds
             faults[index] = fault.model_copy(
                 update={
-                    "seconds": bounds.seconds({**fault.seconds, **recovered.seconds}),
-                    "steps_lost": recovered.steps_lost,
+                    "seconds": bounds.seconds({**fault.seconds, **seconds}),
+                    "steps_lost": 0 if finished else recovered.steps_lost,
                     "restored_from": bounds.name(recovered.source),
                 }
             )
-            return status.model_copy(update={"faults": faults})
-    return status
+            finished = True
+    return status.model_copy(update={"faults": faults}) if finished else status
 
 
 def refill(status: TrainingJobStatus) -> TrainingJobStatus:

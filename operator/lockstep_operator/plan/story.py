@@ -81,10 +81,10 @@ def describe(fault: Fault, status: TrainingJobStatus, *, known: str = "") -> str
 
 def _answer(fault: Fault, status: TrainingJobStatus) -> str:
     done = _DONE.get(fault.rung, fault.rung)
-    if fault.steps_lost is not None:
+    if _has_cost(fault):
         return f"{done} in {sum(fault.seconds.values()):.1f} s{_redone(fault)}"
-    if _key(fault) != _key(status.faults[-1]):
-        return done  # the next one came before it was over
+    if fault.steps_lost is not None or _key(fault) != _key(status.faults[-1]):
+        return done  # another was mended with it, or came before it was over
     if status.phase == Phase.FAILED:
         return "the job ends"
     return _NEXT.get(fault.rung, done) if status.phase in _ACTIVE else done
@@ -122,7 +122,7 @@ def fault_events(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[E
         old = known.get(_key(fault))
         if old is None and fault.rung in ("inProcess", "process", "container"):
             events.append(Event("Warning", fault.cause, sentence(f"{broke(fault)}; {_NEXT[fault.rung]}")))
-        if fault.steps_lost is not None and (old is None or old.steps_lost is None):
+        if _has_cost(fault) and (old is None or old.steps_lost is None):
             parts = ", ".join(
                 f"{name.replace('_', ' ')} {fault.seconds[name]:.1f}" for name in _PARTS if fault.seconds.get(name)
             )
@@ -204,9 +204,12 @@ def _verdict_key(found: Verdict) -> tuple[str, str, tuple[int, ...]]:
     return found.at, found.cause, tuple(found.ranks)
 
 
+def _has_cost(fault: Fault) -> bool:
+    """Whether it is mended, and what that took stands with it, not with another that was mended together with it."""
+    return fault.steps_lost is not None and not fault.seconds.keys() <= {"detect"}
+
+
 def _redone(fault: Fault) -> str:
-    if fault.steps_lost is None:
-        return ""
     return f", {fault.steps_lost} step{'' if fault.steps_lost == 1 else 's'} redone"
 
 

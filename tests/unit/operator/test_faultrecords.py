@@ -8,6 +8,7 @@ from dataclasses import replace
 from lockstep_api.messages import CorruptVerdict, FaultAck, Recovered, Term
 from lockstep_operator.plan.nodes.blame import told_by
 from lockstep_operator.plan.nodes.score import THRESHOLD
+from lockstep_operator.plan.story import describe
 from unit.operator.builders import START, World, durable, fault, replace_request, running, summary
 
 
@@ -141,6 +142,30 @@ def test_a_recovery_tells_what_the_newest_fault_cost() -> None:
     (kept,) = world.status.faults
     assert kept.seconds == {"detect": 0.1, "restart": 0.5, "restore": 1.5}
     assert kept.steps_lost == 3
+
+
+def test_one_recovery_mends_all_losses_of_a_rack_and_is_counted_and_told_once() -> None:
+    """One for each pod, each with all the time and the steps, would be as many writes of a large status."""
+    world = running(nodes=100)
+    for slot in range(1, 41):
+        del world.pods[world.status.slots[str(slot)]]
+    world.settle()
+    world.say(newest=summary(9, world.now))
+    world.settle()
+    world.events.clear()
+    assert world.leader is not None
+    recovered = Recovered("6f0c-uid", Term(2, 1), {"restart": 10.0}, steps_lost=5, at=world.now, source="buddy")
+    world.leader = replace(world.leader, recovered=(recovered,))
+    world.step()
+    assert world.plan().status == world.status
+    *others, newest = world.status.faults
+    assert (newest.seconds, newest.steps_lost) == ({"detect": 0.0, "restart": 10.0}, 5)
+    assert len(others) == 39
+    assert all((one.seconds, one.steps_lost) == ({"detect": 0.0}, 0) for one in others)
+    assert {one.restored_from for one in world.status.faults} == {"buddy"}
+    assert [event.reason for event in world.events] == ["Recovered"]
+    assert describe(newest, world.status).endswith("a new pod took the slot in 10.0 s, 5 steps redone")
+    assert describe(others[0], world.status).endswith("a new pod took the slot")
 
 
 def test_a_loss_names_the_generation_that_it_ended() -> None:
