@@ -290,7 +290,8 @@ class JobController:
                     await self._backend.create_pod(self.job, new)
             except TakenError:
                 now = self._clock()
-                since = self._taken[new.name].since if new.name in self._taken else now
+                # A clock that was set back makes the wait begin anew, and not longer.
+                since = min(self._taken[new.name].since, now) if new.name in self._taken else now
                 self._taken[new.name] = _Taken(new.ordinal, new.incarnation, since, now)
                 if now - since >= TAKEN_SECONDS:
                     self.wake()

@@ -250,3 +250,15 @@ def test_a_wanted_name_that_becomes_free_is_used(api: Api) -> None:
     passes(api, TAKEN_PAUSE_SECONDS, 0, between=lambda: api.lose("of before"))
     assert api.pods() == ["run-0-0", "run-1-0"]
     assert not [one for one in api.said() if "takes its place" in one]
+
+
+def test_a_clock_that_was_set_back_does_not_make_the_wait_longer(api: Api) -> None:
+    def set_back() -> None:
+        passed.append(api.now)
+        if len(passed) == 15:
+            api.now -= 3600
+
+    passed: list[float] = []
+    api.objects[f"{PODS}/run-1-0"] = other("run-1-0")
+    passes(api, *[1] * int(15 + TAKEN_SECONDS + 3), between=set_back)
+    assert api.pods() == ["run-0-0", "run-1-1"]
