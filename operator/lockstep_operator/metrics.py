@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from lockstep_api.v1alpha1 import Phase, TrainingJob
 from lockstep_operator.plan import width
+from lockstep_operator.plan.ledger import PRODUCTIVE
 from lockstep_operator.plan.nodes.records import Records
 from lockstep_operator.plan.nodes.score import scores
 from lockstep_operator.plan.times import unix
@@ -138,6 +139,12 @@ def _checkpoint_time(job: TrainingJob) -> float | None:
     return unix(durable.at) if durable else None
 
 
+def _ledger(job: TrainingJob) -> Iterable[tuple[list[str], float]]:
+    """A trainer that has made no step yet was productive for no time; of a script without steps that is not known."""
+    classes = {PRODUCTIVE: 0.0, **job.status.ledger} if job.spec.trainer else job.status.ledger
+    return [([name], value) for name, value in classes.items()]
+
+
 _FAMILIES: tuple[tuple[str, str, list[str], _Values], ...] = (
     ("lockstep_job_nodes", "Nodes that the job wants", [], _one(lambda job: job.spec.nodes)),
     (
@@ -186,6 +193,6 @@ _FAMILIES: tuple[tuple[str, str, list[str], _Values], ...] = (
         "lockstep_job_ledger_gpu_seconds",
         "GPU time of the job by class; the classes sum to all time that pods were held",
         ["class"],
-        lambda job: [([name], value) for name, value in job.status.ledger.items()],
+        _ledger,
     ),
 )

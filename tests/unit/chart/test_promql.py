@@ -102,6 +102,12 @@ def test_the_fleets_goodput_counts_what_a_jobs_does(promtool: Promtool) -> None:
     shows(promtool, "fleet", "Goodput", TWO_JOBS | more, {"": 0.9})
 
 
+def test_a_trainer_that_never_made_a_step_lowers_the_fleets_goodput(promtool: Promtool) -> None:
+    never = 'lockstep_job_ledger_gpu_seconds{namespace="b",job_name="never",class='
+    more = {f'{never}"productive",pod="op"}}': "0x60", f'{never}"starting",pod="op"}}': "1400x60"}
+    shows(promtool, "fleet", "Goodput", TWO_JOBS | more, {"": 5400 / 7400})
+
+
 def test_what_was_added_in_the_range_is_whole_though_another_operator_took_over(promtool: Promtool) -> None:
     ledger = 'lockstep_job_ledger_gpu_seconds{namespace="a",job_name="x",class="productive",pod='
     series = {f'{ledger}"op"}}': "0+60x30 stale", f'{ledger}"next"}}': "_x31 1860+60x29"}
