@@ -12,6 +12,7 @@ from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_operator.plan.actions import NewPod
 from lockstep_operator.plan.children import config_map_name, labels, owner_reference, secret_name, service_name
+from lockstep_operator.plan.pool import annotations
 
 Manifest = dict[str, Any]
 
@@ -35,9 +36,13 @@ class PodDefaults:
 
 
 def render(job: TrainingJob, new: NewPod, defaults: PodDefaults) -> Manifest:
-    """The whole pod, as it is sent to the API server."""
+    """The whole pod, as it is sent to the API server. Raises AttributeError, KeyError, TypeError or ValueError where no
+    pod can be made from the template."""
     template = copy.deepcopy({"metadata": job.spec.template.metadata, "spec": job.spec.template.spec})
     metadata, spec = _given(template["metadata"]), _given(template["spec"])
+    for name in ("labels", "annotations"):
+        if not isinstance(metadata.get(name, {}), Mapping):
+            raise TypeError(f"metadata.{name}: {metadata[name]!r} is no mapping of names to texts")
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -136,8 +141,7 @@ def _given(fields: Mapping[str, Any]) -> Manifest:
 def agent_port(job: TrainingJob) -> int:
     """The agent's port: constants.AGENT_PORT, or the template's annotation where pods share their host's network.
     Raises ValueError for one that is no number."""
-    annotations = job.spec.template.metadata.get("annotations") or {}
-    port = str(annotations.get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT))
+    port = str(annotations(job).get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT))
     if not port.isdecimal():
         raise ValueError(f"metadata.annotations[{constants.ANNOTATION_AGENT_PORT}]: {port!r} is no port's number")
     return int(port)

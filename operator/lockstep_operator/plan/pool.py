@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob, TrainingJobStatus
@@ -53,7 +54,13 @@ def speaks_tls(job: TrainingJob, existing: Iterable[Pod], *, otherwise: bool) ->
     spoken = [pod.tls for pod in existing]
     if spoken:
         return all(spoken)
-    return otherwise and (job.spec.template.metadata.get("annotations") or {}).get(constants.ANNOTATION_TLS) != "off"
+    return otherwise and annotations(job).get(constants.ANNOTATION_TLS) != "off"
+
+
+def annotations(job: TrainingJob) -> Mapping[str, Any]:
+    """Those of the template. What is no mapping has none: it is refused when the first pod is made from it."""
+    given = job.spec.template.metadata.get("annotations")
+    return given if isinstance(given, Mapping) else {}
 
 
 def bump(incarnations: Mapping[str, int], ordinals: Iterable[int]) -> dict[str, int]:

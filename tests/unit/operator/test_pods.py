@@ -315,6 +315,8 @@ def test_a_job_that_has_trained_does_not_end_by_a_field_that_was_let_pass_before
     [
         ({"spec": {"volumes": [{"emptyDir": {}}]}}, "an entry lacks the field 'name'"),
         ({"metadata": {"annotations": {constants.ANNOTATION_AGENT_PORT: "x"}}}, "agent-port]: 'x' is no port's number"),
+        ({"metadata": {"annotations": ["a"]}}, "metadata.annotations: ['a'] is no mapping of names to texts"),
+        ({"metadata": {"labels": "a"}}, "metadata.labels: 'a' is no mapping of names to texts"),
         ({"spec": {"containers": ["trainer"]}}, "no pod can be made from spec.template"),
     ],
 )
@@ -323,3 +325,10 @@ def test_a_template_of_which_no_pod_can_be_made_is_refused(template: dict[str, A
         created(template)
     assert refused.value.code == 422
     assert words in refused.value.message
+
+
+def test_annotations_that_are_none_keep_nobody_from_planning_and_from_saying_so() -> None:
+    """A plan that can not be made would be tried every five seconds, and the job never told of it."""
+    job = make_job(template={"metadata": {"annotations": ["a"]}})
+    assert pool.speaks_tls(job, [], otherwise=True)
+    assert pods.agent_port(job) == constants.AGENT_PORT
