@@ -262,3 +262,42 @@ def test_a_clock_that_was_set_back_does_not_make_the_wait_longer(api: Api) -> No
     api.objects[f"{PODS}/run-1-0"] = other("run-1-0")
     passes(api, *[1] * int(15 + TAKEN_SECONDS + 3), between=set_back)
     assert api.pods() == ["run-0-0", "run-1-1"]
+
+
+# ------------------------------------------------------------------------------------------------ a quota that is full
+
+FULL = "is forbidden: exceeded quota: small, requested: services=1, used: services=1, limited: services=1"
+
+
+def fill(api: Api) -> None:
+    """Of everything but pods no more may be made, whether it is there or not: a server looks at the quota first."""
+    for path in (SERVICE, SECRET, CONFIG_MAP):
+        api.fails[f"POST {path}"] = RefusedError(403, "Forbidden", f"{path} {FULL}")
+
+
+def test_a_quota_that_the_jobs_own_objects_fill_keeps_no_pod_from_its_place(api: Api) -> None:
+    """A pod is lost, and another operator makes the next one."""
+    assert passes(api, 0) == []
+    secret = api.objects[SECRET]
+    del api.objects[f"{PODS}/run-1-0"]
+    fill(api)
+    assert passes(api, 0) == []
+    assert api.pods() == ["run-0-0", "run-1-0"]
+    assert api.objects[SECRET] is not secret, "it was replaced, and so it is the one that this operator knows"
+
+
+def test_a_quota_that_others_fill_is_told_of(api: Api) -> None:
+    fill(api)
+    api.objects = {SERVICE: {"metadata": {"name": "run"}}}
+    assert passes(api, 0) == ["RefusedError"]
+    assert api.pods() == []
+    assert any("Service run is there and was not made for this job" in one for one in api.said())
+
+
+def test_who_is_refused_and_may_not_look_believes_nothing(api: Api) -> None:
+    passes(api, 0)
+    del api.objects[f"{PODS}/run-1-0"]
+    fill(api)
+    api.fails[f"GET {CONFIG_MAP}"] = RefusedError(403, "Forbidden", "cannot get configmaps")
+    assert passes(api, 0) == ["RefusedError"]
+    assert api.pods() == ["run-0-0"]
