@@ -12,7 +12,7 @@ from lockstep_api import constants
 from lockstep_api.v1alpha1 import TrainingJob
 from lockstep_operator.plan.actions import NewPod
 from lockstep_operator.plan.children import config_map_name, labels, owner_reference, secret_name, service_name
-from lockstep_operator.plan.pool import annotations
+from lockstep_operator.plan.pool import template_annotations
 
 Manifest = dict[str, Any]
 
@@ -141,7 +141,7 @@ def _given(fields: Mapping[str, Any]) -> Manifest:
 def agent_port(job: TrainingJob) -> int:
     """The agent's port: constants.AGENT_PORT, or the template's annotation where pods share their host's network.
     Raises ValueError for one that is no number."""
-    port = str(annotations(job).get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT))
+    port = str(template_annotations(job).get(constants.ANNOTATION_AGENT_PORT, constants.AGENT_PORT))
     if not port.isdecimal():
         raise ValueError(f"metadata.annotations[{constants.ANNOTATION_AGENT_PORT}]: {port!r} is no port's number")
     return int(port)

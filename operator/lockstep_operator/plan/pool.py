@@ -54,10 +54,10 @@ def speaks_tls(job: TrainingJob, existing: Iterable[Pod], *, otherwise: bool) ->
     spoken = [pod.tls for pod in existing]
     if spoken:
         return all(spoken)
-    return otherwise and annotations(job).get(constants.ANNOTATION_TLS) != "off"
+    return otherwise and template_annotations(job).get(constants.ANNOTATION_TLS) != "off"
 
 
-def annotations(job: TrainingJob) -> Mapping[str, Any]:
+def template_annotations(job: TrainingJob) -> Mapping[str, Any]:
     """Those of the template. What is no mapping has none: it is refused when the first pod is made from it."""
     given = job.spec.template.metadata.get("annotations")
     return given if isinstance(given, Mapping) else {}
