@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from lockstep_api.v1alpha1 import TrainerSpec, TrainingJob, TrainingJobSpec
 from lockstep_api.v1alpha1.widths import obstacle
 from lockstep_cli.errors import ManifestError
+from lockstep_trainer.data import sources
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.model import presets
 from lockstep_trainer.model.config import DecoderConfig
 from lockstep_trainer.model.huggingface import family
 from lockstep_trainer.parallel.layout import Layout
+from lockstep_trainer.storage.store import check_path
 
 _ANYWHERE = "file://{stdlib}"
 """How a source begins that every machine has."""
@@ -41,6 +43,8 @@ def _uri_problems(spec: TrainingJobSpec) -> Iterator[str]:
             yield f"{field}: {uri!r} is no path from the root on; write file:///folder with three slashes"
         elif uri.startswith("s3:///"):
             yield f"{field}: {uri!r} names no bucket; write s3://bucket/prefix"
+        else:
+            yield from (f"{field}: {why}" for why in _refusal(check_path, _store_of(field, uri)))
     if spec.checkpoint and spec.checkpoint.resume_from:
         from lockstep_trainer.checkpoint.chain import parts_of  # takes a while: only for those who resume
 
@@ -51,7 +55,7 @@ def _uris(spec: TrainingJobSpec) -> Iterator[tuple[str, str]]:
     """All that the job reads and writes, with the fields that name it."""
     named: list[tuple[str, str | None]] = []
     if checkpoint := spec.checkpoint:
-        named += [("checkpoint.uri", checkpoint.uri)]
+        named += [("checkpoint.uri", checkpoint.uri), ("checkpoint.resumeFrom", checkpoint.resume_from)]
     if trainer := spec.trainer:
         evaluated = trainer.evaluate.sources if trainer.evaluate else []
         named += [
@@ -62,6 +66,14 @@ def _uris(spec: TrainingJobSpec) -> Iterator[tuple[str, str]]:
             ("trainer.export.uri", trainer.export.uri if trainer.export else None),
         ]
     return ((field, uri) for field, uri in named if uri is not None)
+
+
+def _store_of(field: str, uri: str) -> str:
+    """The part of it that the trainer opens as a store: behind that is a pattern, or a file's name as it is."""
+    if ".sources." in field:
+        return sources.split(uri)[0]
+    folder, _, name = uri.rstrip("/").rpartition("/")
+    return folder if field == "trainer.tokenizer.uri" and name.endswith(".json") else uri
 
 
 def _trainer_problems(spec: TrainingJobSpec, trainer: TrainerSpec) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from lockstep_api.v1alpha1 import RecipeSpec, TrainerSpec
+from lockstep_api.v1alpha1 import RecipeSpec, S3Spec, TrainerSpec
 from lockstep_trainer.config import Job
 from lockstep_trainer.errors import UserError
 from lockstep_trainer.loss import Loss
@@ -77,7 +77,7 @@ def assemble(
     checkpoint = read_config(_pretrained(job)) if job.trainer.model.init_from else None
     config = model_config(job.trainer.model, tokens, checkpoint=checkpoint)
     if job.trainer.export:  # refused now, not behind the last step
-        check_export_folder(job.trainer)
+        check_export_folder(job.trainer, job.checkpoint.s3)
         family(config)
     size = micro_batch_size(recipe, layout, length, batches)
     for samples in _sizes(batches):
@@ -184,9 +184,14 @@ def micro_batch_size(recipe: RecipeSpec, layout: Layout, length: int, batches: B
     return max(size for size in range(1, most + 1) if all(share % size == 0 for share in shares))
 
 
-def check_export_folder(spec: TrainerSpec) -> None:
-    """Raises UserError where the export would remove what the job reads whenever it starts again."""
+def check_export_folder(spec: TrainerSpec, s3: S3Spec | None = None) -> None:
+    """Raises UserError where the export has no store to go to, or would remove what the job reads whenever it starts
+    again. Nothing is contacted."""
     assert spec.export is not None
+    try:
+        open_store(spec.export.uri, s3)
+    except UserError as error:
+        raise UserError(f"trainer.export.uri: {error}") from None
     sources = {"trainer.model.initFrom": spec.model.init_from, "trainer.tokenizer.uri": spec.tokenizer.uri}
     for field, uri in sources.items():
         if uri and uri.removesuffix(f"/{TOKENIZER}").rstrip("/") == spec.export.uri.rstrip("/"):

@@ -44,6 +44,32 @@ def test_what_can_not_run_is_said(override: str, sentence: str) -> None:
     assert found.startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("checkpoint.uri='file:///ck?q'", "checkpoint.uri: 'file:///ck?q'"),
+        (
+            "checkpoint.resumeFrom='s3://b/a#1/step-1-e1-g1/manifest.json'",
+            "checkpoint.resumeFrom: 's3://b/a#1/step-1-e",
+        ),
+        ("trainer.export={uri: 's3://models/mine#2'}", "trainer.export.uri: 's3://models/mine#2'"),
+        (
+            "trainer.model={preset: llama-debug, initFrom: 's3://models/mine?v=2'}",
+            "trainer.model.initFrom: 's3://models/mine?v=2'",
+        ),
+        ("trainer.tokenizer={uri: 's3://models/mine?/tokenizer.json'}", "trainer.tokenizer.uri: 's3://models/mine?'"),
+        ("trainer.tokenizer={uri: 's3://models/mine?'}", "trainer.tokenizer.uri: 's3://models/mine?'"),
+        ("trainer.data.sources.0.uri='file:///a#1/*.txt'", "trainer.data.sources.0.uri: 'file:///a#1'"),
+        ("trainer.data.sources.0.uri='s3://te?t/*.txt'", "trainer.data.sources.0.uri: 's3://te?t'"),
+        ("trainer.evaluate={every: 5, sources: [{name: b, uri: 'file:///#/b'}]}", "trainer.evaluate.sources.0.uri: 'f"),
+    ],
+)
+def test_a_path_that_its_uri_would_cut_short_is_said(override: str, field: str) -> None:
+    (found,) = problems(override)
+    assert found.startswith(f"spec.{field}")
+    assert found.endswith(": what follows ? or # is no part of a URI's path; write %3F and %23, or another name")
+
+
 def test_what_could_not_be_exported_is_said() -> None:
     (found,) = problems("trainer.export.uri=s3://bucket/model", "trainer.model.overrides={norm: layer}")
     assert found.startswith("spec.trainer.export: Hugging Face's transformers has no architecture with norm layer")
@@ -60,6 +86,9 @@ def test_each_mistake_has_a_sentence() -> None:
     [
         (),
         ("trainer.data.sources.0.uri=file://{stdlib}/**/*.py",),
+        # A wildcard, and names that are compared as they are.
+        ("trainer.data.sources.0.uri='file:///text/part-?/#1.txt'",),
+        ("trainer.tokenizer={uri: 'file:///text/tokenizer#1.json'}",),
         ("checkpoint.resumeFrom=s3://bucket/a/b/uid/step-100-e1-g1/manifest.json",),
         ("trainer.model={module: 'mine:model', overrides: {depth: 3}}", "parallelism.expert=2"),
         # Of weights that are brought, only their config.json says how many positions they have learned.

@@ -149,6 +149,21 @@ def test_a_job_may_not_replace_what_it_reads(field: str, changes: dict[str, Any]
         check_export_folder(TrainerSpec.model_validate(least | export | changes))
 
 
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("s3://models/mine?v=2", "'s3://models/mine?v=2': what follows ? or # is no part of a URI's path; write %3F "),
+        ("file:///models/#2", "'file:///models/#2': what follows ? or # is no part of a URI's path; write %3F and"),
+        ("file://models", "'file://models' names no store: write s3://bucket/prefix, or file:///folder with three"),
+    ],
+)
+def test_an_export_that_has_nowhere_to_go_is_refused_before_training(uri: str, sentence: str) -> None:
+    least = {"model": {"preset": "llama-debug"}, "data": {"sources": [{"uri": "s3://text/*"}]}, "recipe": {"steps": 1}}
+    with pytest.raises(UserError) as caught:
+        check_export_folder(TrainerSpec.model_validate(least | {"export": {"uri": uri}}))
+    assert str(caught.value).startswith(f"trainer.export.uri: {sentence}")
+
+
 def test_bfloat16_rounds_each_weight_once(tmp_path: Path) -> None:
     def export(_rank: int) -> None:
         state = own_state(DENSE, Layout(shard=2))

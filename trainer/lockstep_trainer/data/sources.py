@@ -79,7 +79,7 @@ def _files_of(source: DataSource, s3: S3Spec) -> Iterator[SourceFile]:
     if STDLIB in uri:
         uri = uri.replace(STDLIB, sysconfig.get_paths()["stdlib"])
         excluded += _NEVER
-    root, pattern = _split(uri)
+    root, pattern = split(uri)
     wanted = glob_regex(pattern)
     unwanted = [glob_regex(each) for each in excluded]
     taken = 0
@@ -93,7 +93,7 @@ def _files_of(source: DataSource, s3: S3Spec) -> Iterator[SourceFile]:
         yield SourceFile(source.name, path, size, store, source.format, source.field)
 
 
-def _split(uri: str) -> tuple[str, str]:
+def split(uri: str) -> tuple[str, str]:
     """The folder in front of the first wildcard, and the pattern below it."""
     parts = uri.split("/")
     for index, part in enumerate(parts):

@@ -148,8 +148,7 @@ def open_store(uri: str, s3: S3Spec | None = None) -> ObjectStore:
 
     boto3 is imported only for s3://. Raises UserError for any other URI.
     """
-    if "?" in uri or "#" in uri:
-        raise UserError(f"{uri!r}: what follows ? or # is no part of a URI's path; write %3F and %23, or another name")
+    check_path(uri)
     parts = urlsplit(uri)
     path = unquote(parts.path)
     if parts.scheme == "s3" and parts.netloc:
@@ -161,6 +160,12 @@ def open_store(uri: str, s3: S3Spec | None = None) -> ObjectStore:
 
         return FolderStore(path)
     raise UserError(f"{uri!r} names no store: write s3://bucket/prefix, or file:///folder with three slashes")
+
+
+def check_path(uri: str) -> None:
+    """Raises UserError where what is meant as a part of the URI's path is none."""
+    if "?" in uri or "#" in uri:
+        raise UserError(f"{uri!r}: what follows ? or # is no part of a URI's path; write %3F and %23, or another name")
 
 
 def put_once(store: ObjectStore, key: str, data: bytes) -> None:
