@@ -99,17 +99,19 @@ def _reached(s3: S3Spec, arguments: argparse.Namespace) -> S3Spec:
 
 
 @contextmanager
-def sentences() -> Iterator[None]:
-    """The trainer's errors as those of this tool."""
+def sentences(uri: str) -> Iterator[None]:
+    """The trainer's errors as those of this tool, which speaks of the store at ``uri``."""
     from lockstep_trainer.errors import StoreError, TrainerError
 
     try:
         yield
     except StoreError as error:
-        raise CliError(
-            f"{error}; from here credentials come from the environment or ~/.aws, and --endpoint names a server of "
-            "your own"
-        ) from None
+        advice = (
+            "; from here credentials come from the environment or ~/.aws, and --endpoint names a server of your own"
+            if uri.startswith("s3://")
+            else ""
+        )
+        raise CliError(f"{error}{advice}") from None
     except TrainerError as error:
         raise CliError(str(error)) from None
 

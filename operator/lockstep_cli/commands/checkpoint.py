@@ -81,7 +81,7 @@ def handle_ls(arguments: argparse.Namespace, output: Output) -> int:
     from lockstep_trainer.checkpoint.catalogue import jobs, nothing, read_job
 
     where = checkpoints.find(arguments)
-    with sentences():
+    with sentences(where.uri):
         root = where.open()
         prefixes = jobs(root)
         if not prefixes:
@@ -295,7 +295,7 @@ def handle_rm(arguments: argparse.Namespace, output: Output) -> int:
     size = sum(each.size for each in chosen)
     if chosen and not arguments.yes:
         _confirm(f"Remove {_names(chosen)} ({size_text(size)}) of {job.chain.store.uri}?", output)
-    with sentences():
+    with sentences(job.chain.store.uri):
         for each in chosen:
             remove(job, each, force=arguments.force)
         uploads = abort_uploads(job.chain, job.known) if arguments.garbage else 0
@@ -325,7 +325,7 @@ def _one_job(arguments: argparse.Namespace) -> tuple[Where, Job]:
     from lockstep_trainer.checkpoint.catalogue import read_job, single
 
     where = checkpoints.find(arguments)
-    with sentences():
+    with sentences(where.uri):
         return where, read_job(single(where.open()))
 
 
@@ -342,7 +342,7 @@ def _named(arguments: argparse.Namespace, where: Where) -> str:
 
 
 def _chosen(job: Job, name: str | None) -> Checkpoint:
-    with sentences():
+    with sentences(job.chain.store.uri):
         if name:
             return job.find(name)
     if job.newest is None:

@@ -24,10 +24,12 @@ from lockstep_api.messages import StateId, Term
 from lockstep_api.v1alpha1 import S3Spec, TokenizerTraining
 from lockstep_cli.__main__ import main
 from lockstep_cli.checkpoints import sentences
+from lockstep_cli.errors import CliError
 from lockstep_trainer.checkpoint import tool
 from lockstep_trainer.checkpoint.chain import Chain
 from lockstep_trainer.checkpoint.manifest import FileEntry, Layout, Listing, Ranges, step_folder
 from lockstep_trainer.data.tokenizer import train_tokenizer
+from lockstep_trainer.errors import StoreError
 from lockstep_trainer.model.decoder import Decoder
 from lockstep_trainer.model.export import export_model
 from lockstep_trainer.model.presets import described
@@ -112,7 +114,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer's part in this process: another takes seconds to import torch."""
 
     def ask(request: dict[str, Any], *_: object) -> dict[str, Any]:
-        with sentences():
+        with sentences(request["uri"]):
             return tool.answer(tool.Request.model_validate(request), lambda **_: None)
 
     monkeypatch.setattr("lockstep_cli.checkpoints.ask", ask)
@@ -182,6 +184,14 @@ def test_what_is_not_there_is_said(root: Path, capsys: pytest.CaptureFixture[str
     ):
         assert run(*arguments) == 1
         assert sentence in capsys.readouterr().err
+
+
+def test_what_helps_with_s3_is_said_of_s3_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert run("ls", tmp_path / "file") == 1
+    assert capsys.readouterr().err.endswith(": Not a directory\n")
+    with pytest.raises(CliError, match="denied; from here credentials come from the environment"), sentences("s3://b"):
+        raise StoreError("list s3://b/: denied")
 
 
 def test_step_folders_without_latest_are_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
