@@ -29,25 +29,28 @@ class StoreSource:
 
     def get(self, key: str) -> tuple[bytes, str]:
         """Content and ETag of an object."""
-        with _sentences():
+        with _sentences(self._store.uri):
             return self._store.get(key)
 
     def list(self, prefix: str) -> Iterable[str]:
         """Keys that begin with ``prefix``, sorted. Folders below it that may not be read are passed over."""
-        with _sentences():
+        with _sentences(self._store.uri):
             return [entry.key for entry in self._store.list(prefix, readable=True)]
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _sentences(uri: str) -> Iterator[None]:
     from lockstep_trainer.errors import StoreError
 
     try:
         yield
     except StoreError as error:
-        raise CliError(
-            f"{error}; is AWS_ACCESS_KEY_ID set, and --endpoint given where the server is reached at another address?"
-        ) from None
+        advice = (
+            "; is AWS_ACCESS_KEY_ID set, and --endpoint given where the server is reached at another address?"
+            if uri.startswith("s3://")
+            else ""
+        )
+        raise CliError(f"{error}{advice}") from None
 
 
 def as_uri(place: str) -> str:

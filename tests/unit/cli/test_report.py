@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from lockstep_cli import journal, store
 from lockstep_cli.__main__ import main
-from lockstep_cli.errors import NotFoundError
+from lockstep_cli.errors import CliError, NotFoundError
 from lockstep_cli.report import charts, page, scale, series
 from unit.cli.test_journal import suspended_and_resumed
 from unit.storage.test_stores import refused_reading
@@ -191,6 +191,12 @@ def test_a_run_is_found_beside_folders_that_may_not_be_read(tmp_path: Path, monk
 def test_a_place_without_a_journal_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no journal below it"):
         store.find_runs(store.open_uri(str(tmp_path)), str(tmp_path))
+
+
+def test_what_a_folder_does_not_give_is_no_matter_of_credentials(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").mkdir()
+    with pytest.raises(CliError, match=": Is a directory$"):
+        store.open_uri(str(tmp_path)).get("journal.jsonl")
 
 
 def test_ticks_are_round_and_inside() -> None:
