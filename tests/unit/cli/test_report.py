@@ -195,7 +195,7 @@ def test_a_place_without_a_journal_is_named(tmp_path: Path) -> None:
 
 def test_what_a_folder_does_not_give_is_no_matter_of_credentials(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").mkdir()
-    with pytest.raises(CliError, match=": Is a directory$"):
+    with pytest.raises(CliError, match=r": Is a directory$"):
         store.open_uri(str(tmp_path)).get("journal.jsonl")
 
 
