@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lockstep_api.messages import (
     Abandon,
     FaultReport,
@@ -59,6 +61,20 @@ def test_a_member_is_quiet_once_all_its_workers_rest_or_have_ended() -> None:
     assert Leave(Term(1, 1)) in member.handle(events.Tick(), 1.2)  # said again while one is missing
     (said,) = quiesced(member.handle(events.WorkerEnded(Term(1, 1), 1, -9, 1.3), 1.3))
     assert said.resting == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "ours", "told"), [(-9, True, False), (-9, False, True), (-11, True, True), (0, True, False)]
+)
+def test_who_else_killed_a_worker_is_told_although_it_was_reaped_behind_the_order_to_leave(
+    code: int, ours: bool, told: bool
+) -> None:
+    """The kernel's OOM killer, say: others lose it, and the generation is over, before its memory is given back."""
+    member = working()
+    leave(member)
+    effects = member.handle(events.WorkerEnded(Term(1, 1), 1, code, 1.3, ours=ours), 1.3)
+    ends = [effect.message for effect in effects if isinstance(effect, SendLeader)]
+    assert [end.exit_code for end in ends if isinstance(end, WorkerExited)] == ([code] if told else [])
 
 
 def test_a_worker_that_left_unasked_is_a_fault_like_one_that_ended_by_it() -> None:

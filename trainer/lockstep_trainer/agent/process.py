@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ UNKNOWN_EXIT = -9
 """What a process counts as that left no exit code: it was killed together with whoever would have kept it."""
 _EXIT_FILE_SECONDS = 2.0
 _EXIT_POLL_SECONDS = 0.002
+
+
+_PF_EXITING = 0x4
+"""Of the kernel's include/linux/sched.h: it ends, which may take seconds where a GPU is to be let go of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ class Watched:
         self._descriptor = descriptor
         self._folder = folder
         self._exits = exits
+        self.killed = False
+        """Whether it was still alive when it was first killed here: another signal may have ended it before."""
         self._gone = asyncio.Event()
         asyncio.get_running_loop().add_reader(descriptor, self._on_gone)
 
@@ -63,15 +70,21 @@ class Watched:
     @property
     def stopped(self) -> bool:
         """It does nothing until it is sent SIGCONT, or is gone."""
+        return self._state()[0] in "TtZX"
+
+    def _state(self) -> tuple[str, int]:
+        """Its state and flags, as in proc_pid_stat(5)."""
         try:
-            return Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
+            fields = Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()
         except OSError:
-            return True
+            return "X", _PF_EXITING
+        return fields[0], int(fields[6])
 
     def kill(self) -> None:
         """Kill it and the processes of its group."""
         if self.gone:
             return
+        self.killed = self.killed or not self._state()[1] & _PF_EXITING
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
         with suppress(ProcessLookupError, PermissionError):
@@ -90,7 +103,9 @@ class Watched:
 
 
 async def read_exit(folder: Path, exits: Path, pid: int, since: float) -> Exit:
-    """The exit that was kept for this process, started at ``since`` (Unix seconds)."""
+    """The exit that was kept for this process, started at ``since`` (Unix seconds), which is gone by now. Where nobody
+    has kept any, how it ended is not known, and it was now."""
+    now = time.time()
     deadline = asyncio.get_running_loop().time() + _EXIT_FILE_SECONDS
     while True:
         for path in (folder / "exit.json", exits / f"{pid}.json"):
@@ -98,7 +113,7 @@ async def read_exit(folder: Path, exits: Path, pid: int, since: float) -> Exit:
             if found and found.at >= since - 1:
                 return found
         if asyncio.get_running_loop().time() > deadline:
-            return Exit(UNKNOWN_EXIT, since)
+            return Exit(UNKNOWN_EXIT, now)
         await asyncio.sleep(_EXIT_POLL_SECONDS)
 
 

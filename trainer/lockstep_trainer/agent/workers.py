@@ -265,6 +265,7 @@ class Workers:
                 error=message or problem,
                 user_error=user_error,
                 log_tail=tuple(last if self._job.searches_output else tail(last)),
+                ours=worker.process is None or worker.process.killed,
             )
         )
 

@@ -72,6 +72,8 @@ class WorkerEnded:
     error: str | None = None
     user_error: bool = False
     log_tail: tuple[str, ...] = ()
+    ours: bool = True
+    """Where a SIGKILL ended it: it was its agent's, as far as that knows."""
 
 
 @dataclass(frozen=True, slots=True)

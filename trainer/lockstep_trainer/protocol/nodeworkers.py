@@ -96,8 +96,10 @@ class NodeWorkers:
         if self.abandoning is None:
             self._exits[event.rank] = said
             return said
-        # What ended before we killed it may be the root of the fault: the leader wants to hear of it.
-        own_end = event.at < self._abandoned_at or event.exit_code not in (ABANDONED_EXIT, 0)
+        # What ended before we killed it may be the root of the fault: the leader wants to hear of it. Others may have
+        # lost it, and we may have been told to leave, before it was reaped.
+        killed = event.exit_code == ABANDONED_EXIT and event.ours
+        own_end = event.at < self._abandoned_at or not (killed or event.exit_code == 0)
         return said if own_end else None
 
     def idle(self, event: WorkerIdle, job_uid: str, slot: int) -> WorkerExited | None:
