@@ -15,7 +15,7 @@ pod, a rendezvous store connections of each rank, and container runtimes give 10
 
 SIGTERM is passed on to the agent, which ends its workers; what is still alive after LOCKSTEP_GRACE_SECONDS (25) is
 killed. Its own death ends everything: in a pod because it is PID 1, in a local run because agent and zygote ask the
-kernel for a signal when their parent dies (LOCKSTEP_DIE_WITH_PARENT=1, which also ties it to its own parent).
+kernel for a signal when their parent dies (LOCKSTEP_DIE_WITH_PARENT, the id of its own parent, ties it to that too).
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 _LONGEST_PAUSE = 10.0
+SUPERVISOR_VARIABLE = "LOCKSTEP_SUPERVISOR_PID"
+"""Its process id, in the environment of what it starts."""
 STANDBY_VARIABLE = "LOCKSTEP_STANDBY"
 """Descriptor that a standby waits at, in its environment."""
 OPEN_FILES_VARIABLE = "LOCKSTEP_OPEN_FILES"
@@ -71,11 +73,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return raw
 
 
-def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel for this signal when the parent dies. A parent that is gone already counts."""
-    parent = os.getppid()
+def die_with_parent(number: signal.Signals = signal.SIGTERM, parent: str | None = None) -> None:
+    """Ask the kernel for this signal when the parent dies. One that is gone already counts: ``parent`` is its process
+    id, as an environment has it, for who comes to this only behind its imports."""
+    before = os.getppid() if parent is None else int(parent)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() != before:
         os.kill(os.getpid(), number)
 
 
@@ -150,7 +153,7 @@ class Service:
         return os.posix_spawn(
             sys.executable,
             [sys.executable, "-m", self.module],
-            {**os.environ, "LOCKSTEP_SUPERVISOR_PID": str(os.getpid()), **environment},
+            {**os.environ, SUPERVISOR_VARIABLE: str(os.getpid()), **environment},
             setsigmask=[],
             setsigdef=[signal.SIGTERM, signal.SIGINT],
         )
@@ -244,8 +247,8 @@ class Supervisor:
 def main() -> None:
     """Entry point of the container."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    if os.environ.get("LOCKSTEP_DIE_WITH_PARENT") == "1":
-        die_with_parent()
+    if parent := os.environ.get("LOCKSTEP_DIE_WITH_PARENT"):
+        die_with_parent(parent=parent)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     run_dir = os.environ.get("LOCKSTEP_RUN_DIR")
     if not run_dir:

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lockstep_trainer.supervisor import OPEN_FILES_VARIABLE, die_with_parent, write_json
+from lockstep_trainer.supervisor import OPEN_FILES_VARIABLE, SUPERVISOR_VARIABLE, die_with_parent, write_json
 
 _WORKER_OOM_SCORE = 800  # when memory runs out, the kernel ends workers and neither agent nor supervisor
 
@@ -280,7 +280,7 @@ def _wants_torch(config_dir: str | None) -> bool:
 
 def main() -> None:
     """Entry point; the supervisor starts it."""
-    die_with_parent()
+    die_with_parent(parent=os.environ.get(SUPERVISOR_VARIABLE))
     zygote = Zygote(Path(os.environ["LOCKSTEP_RUN_DIR"]))
     zygote.listen()
     if _wants_torch(os.environ.get("LOCKSTEP_CONFIG_DIR")):

@@ -224,7 +224,7 @@ class LocalBackend:
             "LOCKSTEP_TOKEN_DIR": str(self._folder("token")),
             "LOCKSTEP_TLS": "on" if new.tls else "off",
             "LOCKSTEP_FAULT_INJECTION": "on" if self._fault_injection else "off",
-            "LOCKSTEP_DIE_WITH_PARENT": "1",
+            "LOCKSTEP_DIE_WITH_PARENT": str(os.getpid()),
             "LOCKSTEP_CHECKED_NODES": ",".join(new.checked_nodes),
             "LOCKSTEP_TERMINATION_LOG": str(run_dir / "termination-log"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or _threads(job),

@@ -144,7 +144,7 @@ class Cluster:
             "LOCKSTEP_RUN_DIR": str(run_dir),
             "LOCKSTEP_CONFIG_DIR": str(self.folder),
             "LOCKSTEP_TOKEN_DIR": str(self.folder),
-            "LOCKSTEP_DIE_WITH_PARENT": "1",
+            "LOCKSTEP_DIE_WITH_PARENT": str(os.getpid()),
             "LOCKSTEP_GRACE_SECONDS": "5",
             "OMP_NUM_THREADS": "1",
         }

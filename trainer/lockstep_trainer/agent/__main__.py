@@ -5,7 +5,14 @@ from __future__ import annotations
 import gc
 import os
 
-from lockstep_trainer.supervisor import AGENT_NAME, STANDBY_NAME, STANDBY_VARIABLE, die_with_parent, name_process
+from lockstep_trainer.supervisor import (
+    AGENT_NAME,
+    STANDBY_NAME,
+    STANDBY_VARIABLE,
+    SUPERVISOR_VARIABLE,
+    die_with_parent,
+    name_process,
+)
 
 gc.disable()  # until all is imported: collections would look through the same new modules again and again
 if STANDBY_VARIABLE in os.environ:
@@ -29,7 +36,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def main() -> None:
     """Run the agent; ends with a sentence where its environment is wrong."""
-    die_with_parent()
+    die_with_parent(parent=os.environ.get(SUPERVISOR_VARIABLE))
     gc.freeze()  # what the imports made stays; later collections are short
     gc.enable()
     _stand_by()
