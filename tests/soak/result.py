@@ -18,8 +18,8 @@ from soak.slopes import Growth, Slope, slope
 LIMITS = {"memory": 1.0, "descriptors": 1.0, "threads": 1.0}
 """What may be added in ten minutes: MB, and whole ones."""
 SHORT_LIMITS = {"memory": 1.0, "descriptors": 20.0, "threads": 20.0}
-"""Where there are minutes only, in which pools of threads and of connections fill: four connections more behind the last
-of three faults are 12 by this measure. One for each fault would be 40."""
+"""Where there are minutes only, in which pools of threads and of connections fill: four connections more behind the
+last of three faults are 12 by this measure. One for each fault would be 40."""
 SHORT = 10.0  # minutes
 
 
