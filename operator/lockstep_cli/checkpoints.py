@@ -101,17 +101,12 @@ def _reached(s3: S3Spec, arguments: argparse.Namespace) -> S3Spec:
 @contextmanager
 def sentences(uri: str) -> Iterator[None]:
     """The trainer's errors as those of this tool, which speaks of the store at ``uri``."""
-    from lockstep_trainer.errors import StoreError, TrainerError
+    from lockstep_trainer.errors import TrainerError
 
+    advice = "from here credentials come from the environment or ~/.aws, and --endpoint names a server of your own"
     try:
-        yield
-    except StoreError as error:
-        advice = (
-            "; from here credentials come from the environment or ~/.aws, and --endpoint names a server of your own"
-            if uri.startswith("s3://")
-            else ""
-        )
-        raise CliError(f"{error}{advice}") from None
+        with store.sentences(uri, advice):
+            yield
     except TrainerError as error:
         raise CliError(str(error)) from None
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _WILDCARDS = frozenset("*?[")
+_ADVICE = "is AWS_ACCESS_KEY_ID set, and --endpoint given where the server is reached at another address?"
 
 
 class StoreSource:
@@ -29,28 +30,24 @@ class StoreSource:
 
     def get(self, key: str) -> tuple[bytes, str]:
         """Content and ETag of an object."""
-        with _sentences(self._store.uri):
+        with sentences(self._store.uri, _ADVICE):
             return self._store.get(key)
 
     def list(self, prefix: str) -> Iterable[str]:
         """Keys that begin with ``prefix``, sorted. Folders below it that may not be read are passed over."""
-        with _sentences(self._store.uri):
+        with sentences(self._store.uri, _ADVICE):
             return [entry.key for entry in self._store.list(prefix, readable=True)]
 
 
 @contextmanager
-def _sentences(uri: str) -> Iterator[None]:
+def sentences(uri: str, advice: str) -> Iterator[None]:
+    """Errors of the store at ``uri`` as those of this tool; of one in S3 with ``advice`` on how to reach it."""
     from lockstep_trainer.errors import StoreError
 
     try:
         yield
     except StoreError as error:
-        advice = (
-            "; is AWS_ACCESS_KEY_ID set, and --endpoint given where the server is reached at another address?"
-            if uri.startswith("s3://")
-            else ""
-        )
-        raise CliError(f"{error}{advice}") from None
+        raise CliError(f"{error}; {advice}" if uri.startswith("s3://") else str(error)) from None
 
 
 def as_uri(place: str) -> str:

@@ -95,16 +95,21 @@ def raise_open_files() -> int:
     return soft
 
 
+def stat_of(pid: int) -> list[str]:
+    """State, parent and all that follows in proc_pid_stat(5), behind the name, which may hold anything. Raises OSError
+    where there is no such process."""
+    return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+
+
 def descendants(root: int) -> Iterator[int]:
     """Processes below ``root``, in no order."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                stat = Path("/proc", entry, "stat").read_text()
+                parent = int(stat_of(int(entry))[1])
             except OSError:
                 continue  # it has ended meanwhile
-            parent = int(stat.rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(entry))
     waiting = [root]
     while waiting:

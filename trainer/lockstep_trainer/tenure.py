@@ -27,7 +27,7 @@ from lockstep_trainer.outbox import Outbox
 from lockstep_trainer.position import is_communication
 from lockstep_trainer.protocol.policy import PEER_LOST_EXIT
 from lockstep_trainer.severing import Connections, Severing, ways
-from lockstep_trainer.supervisor import read_json, write_json
+from lockstep_trainer.supervisor import read_json, stat_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -138,5 +138,5 @@ def _collective_of(thread: threading.Thread) -> tuple[int, int] | None:
 
 def _parent_of(pid: int) -> int:
     with suppress(OSError, IndexError, ValueError):
-        return int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1])
+        return int(stat_of(pid)[1])
     return 0

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lockstep_trainer.supervisor import OPEN_FILES_VARIABLE, SUPERVISOR_VARIABLE, die_with_parent, write_json
+from lockstep_trainer.supervisor import OPEN_FILES_VARIABLE, SUPERVISOR_VARIABLE, die_with_parent, stat_of, write_json
 
 _WORKER_OOM_SCORE = 800  # when memory runs out, the kernel ends workers and neither agent nor supervisor
 
@@ -46,10 +46,9 @@ def socket_address(directory: int) -> str:
 def start_time(pid: int) -> int | None:
     """When the process started, in clock ticks since boot; with the pid it names a process for good."""
     try:
-        stat = Path("/proc", str(pid), "stat").read_text()
+        fields = stat_of(pid)
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()
     return None if fields[0] == "Z" else int(fields[19])
 
 

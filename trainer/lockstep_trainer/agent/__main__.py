@@ -68,9 +68,8 @@ def _stand_by() -> None:
 
 
 async def _run(settings: Settings, job: Job, trust: Trust, sockets: tuple[socket.socket, socket.socket]) -> None:
-    logging.basicConfig(
-        format=_FORMAT, handlers=[Records(STDERR)], force=True
-    )  # from here on others wait for this loop
+    # From here on others wait for this loop, which must not wait for whoever reads the log.
+    logging.basicConfig(format=_FORMAT, handlers=[Records(STDERR)], force=True)
     try:
         await Agent(settings, job, trust).run(*sockets)
     finally:

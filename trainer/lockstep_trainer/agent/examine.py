@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
 from lockstep_api.messages import GroupCalls, Position
 from lockstep_trainer.position import POSITION, POSITION_SIGNAL, STACKS_SIGNAL
-from lockstep_trainer.supervisor import read_json
+from lockstep_trainer.supervisor import read_json, stat_of
 
 if TYPE_CHECKING:
     from lockstep_trainer.agent.worker import Worker
@@ -49,6 +48,6 @@ def _process_state(worker: Worker) -> str:
     if worker.ended or worker.process is None or worker.process.gone:
         return ""
     try:
-        return Path("/proc", str(worker.process.pid), "stat").read_text().rpartition(")")[2].split()[0]
+        return stat_of(worker.process.pid)[0]
     except OSError:
         return ""

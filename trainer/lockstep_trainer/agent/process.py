@@ -11,14 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep_trainer.supervisor import stat_of
 from lockstep_trainer.zygote import start_time
 
 UNKNOWN_EXIT = -9
 """What a process counts as that left no exit code: it was killed together with whoever would have kept it."""
 _EXIT_FILE_SECONDS = 2.0
 _EXIT_POLL_SECONDS = 0.002
-
-
 _PF_EXITING = 0x4
 """Of the kernel's include/linux/sched.h: it ends, which may take seconds where a GPU is to be let go of."""
 
@@ -73,9 +72,9 @@ class Watched:
         return self._state()[0] in "TtZX"
 
     def _state(self) -> tuple[str, int]:
-        """Its state and flags, as in proc_pid_stat(5)."""
+        """Its state and flags."""
         try:
-            fields = Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()
+            fields = stat_of(self.pid)
         except OSError:
             return "X", _PF_EXITING
         return fields[0], int(fields[6])
